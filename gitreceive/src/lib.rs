@@ -1,0 +1,76 @@
+//! The git receiver: SSH in, stock `git` for the packs, one verdict per push from the gate.
+//!
+//! Must not: decide who may do what (the gate does), run any program but `git` with an argument vector made here, or
+//! start a shell.
+
+use async_trait::async_trait;
+use flex_model::{AppId, AppName, Email, UserId};
+use std::path::PathBuf;
+use tokio::sync::mpsc;
+
+/// Who signed in.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Caller {
+    pub user: UserId,
+    pub email: Email,
+}
+
+/// What a caller wants with a repository.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Access {
+    Fetch,
+    Push,
+}
+
+/// A refusal in words that tell the user what to do; shown as ` !     …` lines.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Refusal {
+    pub lines: Vec<String>,
+}
+
+/// One ref of a push, validated: `refs/heads/main`, old and new object ids (40 or 64 hex digits, zeros for none).
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct RefUpdate {
+    pub name: String,
+    pub old: String,
+    pub new: String,
+}
+
+/// A push whose objects are in quarantine, waiting for a verdict.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Push {
+    pub caller: Caller,
+    pub app: AppId,
+    pub app_name: AppName,
+    pub repository: PathBuf,
+    /// Object directory with the new objects; to be added as an alternate to read them.
+    pub quarantine: Option<PathBuf>,
+    pub updates: Vec<RefUpdate>,
+    /// `git push -o key=value`.
+    pub options: Vec<String>,
+    /// From the first byte of the command to the hook: the `receive` phase.
+    pub receive_millis: u64,
+}
+
+/// What the gate says while a push waits.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum PushEvent {
+    /// A line for the pusher's terminal, without `remote: ` and line end.
+    Line(String),
+    /// The end: whether git may move the refs.
+    Verdict(bool),
+}
+
+/// What the receiver asks of the control plane.
+#[async_trait]
+pub trait Gate: Send + Sync + 'static {
+    /// Whose key is this? `openssh` is `ssh-ed25519 AAAA…` without comment.
+    async fn authenticate(&self, openssh: &str) -> Option<Caller>;
+    /// May the caller do this to that app? The app must exist.
+    async fn authorize(&self, caller: &Caller, app: &str, access: Access) -> Result<(AppId, AppName), Refusal>;
+    /// Where the app's bare repository is (made if it is not there yet).
+    async fn repository(&self, app: AppId) -> Result<PathBuf, Refusal>;
+    /// Takes a push. Events end with one [`PushEvent::Verdict`]; a channel closed before that is a refusal. The push goes
+    /// on when the receiver drops the channel (the pusher's connection was lost).
+    async fn push(&self, push: Push) -> mpsc::Receiver<PushEvent>;
+}

@@ -1,0 +1,59 @@
+//! The words of Flex: every noun that more than one room speaks of, parsed once and legal ever after.
+//!
+//! Invariants: a value of a type here obeys the rules that the type documents (names match their grammar, versions
+//! start at 1, quantities are in range), because the only ways in are the parsing constructors and serde, which calls them.
+//!
+//! Must not: do I/O, read a clock, make random ids, or depend on another room. Time and ids come in as arguments.
+
+pub mod app;
+pub mod app_json;
+pub mod build;
+pub mod event;
+pub mod host;
+pub mod ids;
+pub mod log_line;
+pub mod names;
+pub mod placement;
+pub mod procfile;
+pub mod release;
+pub mod route;
+pub mod secret;
+pub mod size;
+pub mod time;
+pub mod user;
+
+pub use app::{App, ProcessScale};
+pub use build::{Build, BuildPhase, BuildStatus, BuildpackRef, PhaseTime, Slug};
+pub use event::Event;
+pub use host::{Host, HostState};
+pub use ids::*;
+pub use log_line::{LogLine, LogSource};
+pub use names::*;
+pub use placement::{
+    Assignment, Command, ExitInfo, InstanceReport, InstanceSpec, InstanceState, Placement, PlacementPhase, Report, WorkItem,
+};
+pub use release::{HealthCheck, HealthProbe, ImageRef, ProcessSpec, Release, ReleaseStatus};
+pub use route::{AppRoute, AppState, Backend, RouteTable, RouterStatus};
+pub use secret::Secret;
+pub use size::{Memory, ParseSizeError};
+pub use time::Timestamp;
+pub use user::{Collaborator, SshKey, Token, User};
+
+/// A value that a type's grammar refuses, with the rule it broke.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("{what} {value:?} is not valid: {rule}")]
+pub struct Invalid {
+    /// The noun, as a user knows it: "app name", "process type".
+    pub what: &'static str,
+    /// What was given, cut to 80 characters.
+    pub value: String,
+    /// The rule that it broke, as a full clause.
+    pub rule: String,
+}
+
+impl Invalid {
+    /// Makes the error, cutting an over-long `value` so that an attacker cannot fill a log with it.
+    pub fn new(what: &'static str, value: &str, rule: impl Into<String>) -> Self {
+        Self { what, value: value.chars().take(80).collect(), rule: rule.into() }
+    }
+}
