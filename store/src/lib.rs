@@ -7,8 +7,25 @@
 //!
 //! Must not: know what the values mean, or hold logs, metrics, slugs or repositories (those are blobs or files).
 
+mod backend;
+pub mod contract;
+mod digest;
+mod embedded;
+pub mod export;
+mod open;
+mod redb_backend;
+mod sled_backend;
+
+pub use embedded::EmbeddedStore;
+pub use open::{Engine, memory, open, snapshot_now, snapshots};
+
 use async_trait::async_trait;
 use std::sync::Arc;
+
+/// A text cut short for an error message.
+fn cut(s: &str) -> String {
+    s.chars().take(80).collect()
+}
 
 /// Largest value, in bytes (sled's own blobs above 128 KiB are never synced; etcd refuses 1.5 MiB).
 pub const MAX_VALUE: usize = 100 << 10;
