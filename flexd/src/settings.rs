@@ -1,0 +1,236 @@
+//! Every setting of the server, in one place: flag, then environment, then `flexd.toml`, then the default.
+//!
+//! Read once at the start; a wrong value stops the start with the setting's name. Must not: be read again later, or hold
+//! a secret that is not in a [`flex_model::Secret`].
+
+use clap::Args;
+use flex_model::{DomainName, Memory};
+use flex_store::Engine;
+use serde::Deserialize;
+use std::collections::BTreeMap;
+use std::net::SocketAddr;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+/// What can be set on the command line or in the environment.
+#[derive(Debug, Clone, Default, Args)]
+pub struct Flags {
+    /// Where everything is kept [default: /var/lib/flex as root, else $XDG_DATA_HOME/flex]
+    #[arg(long, env = "FLEXD_DATA_DIR", global = true, value_name = "DIR")]
+    pub data_dir: Option<PathBuf>,
+    /// Settings file [default: flexd.toml in the data directory, if it is there]
+    #[arg(long, env = "FLEXD_CONFIG", global = true, value_name = "FILE")]
+    pub config: Option<PathBuf>,
+    /// Where the HTTP API listens [default: 127.0.0.1:7070]
+    #[arg(long, env = "FLEXD_API", value_name = "ADDR")]
+    pub api: Option<SocketAddr>,
+    /// Where the apps' HTTP router listens [default: 0.0.0.0:8080]
+    #[arg(long, env = "FLEXD_HTTP", value_name = "ADDR")]
+    pub http: Option<SocketAddr>,
+    /// Where git over SSH listens [default: 0.0.0.0:2222]
+    #[arg(long, env = "FLEXD_SSH", value_name = "ADDR")]
+    pub ssh: Option<SocketAddr>,
+    /// Domain of the apps: an app is http://APP.DOMAIN [default: localhost]
+    #[arg(long, env = "FLEXD_DOMAIN", value_name = "NAME")]
+    pub domain: Option<String>,
+    /// URL that users reach the API at, where it is not the listening address (a proxy in front)
+    #[arg(long, env = "FLEXD_API_URL", value_name = "URL")]
+    pub api_url: Option<String>,
+    /// Disk format of the state store: sled or redb [default: sled]
+    #[arg(long, env = "FLEXD_STORE", global = true, value_name = "ENGINE")]
+    pub store: Option<Engine>,
+    /// Docker's socket [default: /var/run/docker.sock]
+    #[arg(long, env = "FLEXD_DOCKER", global = true, value_name = "PATH")]
+    pub docker: Option<PathBuf>,
+    /// Folder with the built-in buildpacks and stack recipes [default: found beside the executable]
+    #[arg(long, env = "FLEXD_BUILDPACKS", global = true, value_name = "DIR")]
+    pub buildpacks: Option<PathBuf>,
+    /// Stack of new apps [default: flex-13]
+    #[arg(long, env = "FLEXD_STACK", global = true, value_name = "NAME")]
+    pub stack: Option<String>,
+    /// Log lines as JSON objects
+    #[arg(long, env = "FLEXD_LOG_JSON", global = true)]
+    pub log_json: bool,
+}
+
+/// `flexd.toml`. Unknown names are errors: a misspelt setting must not be a silent default.
+#[derive(Debug, Clone, Default, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct File {
+    api: Option<SocketAddr>,
+    http: Option<SocketAddr>,
+    ssh: Option<SocketAddr>,
+    domain: Option<String>,
+    api_url: Option<String>,
+    store: Option<String>,
+    docker: Option<PathBuf>,
+    buildpacks: Option<PathBuf>,
+    stack: Option<String>,
+    #[serde(default)]
+    build: BuildFile,
+    #[serde(default)]
+    router: RouterFile,
+}
+
+#[derive(Debug, Clone, Default, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct BuildFile {
+    /// Set in every build: proxies, mirrors.
+    #[serde(default)]
+    env: BTreeMap<String, String>,
+    timeout_seconds: Option<u64>,
+    memory: Option<String>,
+    disk: Option<String>,
+    slug_limit: Option<String>,
+}
+
+#[derive(Debug, Clone, Default, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct RouterFile {
+    workers: Option<usize>,
+    #[serde(default)]
+    trusted_proxies: Vec<String>,
+}
+
+/// The settings in force.
+#[derive(Debug, Clone)]
+pub struct Settings {
+    pub data_dir: PathBuf,
+    pub api: SocketAddr,
+    pub http: SocketAddr,
+    pub ssh: SocketAddr,
+    pub domain: DomainName,
+    pub api_url: String,
+    pub store: Engine,
+    pub docker: PathBuf,
+    pub buildpacks: PathBuf,
+    pub stack: String,
+    pub build: Build,
+    pub router_workers: Option<usize>,
+    pub trusted_proxies: Vec<String>,
+}
+
+/// Limits and environment of builds.
+#[derive(Debug, Clone)]
+pub struct Build {
+    pub env: BTreeMap<String, String>,
+    pub timeout: Duration,
+    pub memory: Memory,
+    /// Bytes that a build may write outside its cache.
+    pub disk: Memory,
+    /// Largest accepted slug.
+    pub slug_limit: Memory,
+}
+
+impl Settings {
+    /// Merges the sources.
+    ///
+    /// # Errors
+    /// One line that names the setting and what is wrong with it.
+    pub fn load(flags: Flags) -> Result<Self, String> {
+        let data_dir = match flags.data_dir {
+            Some(dir) => std::path::absolute(dir).map_err(|e| format!("--data-dir: {e}"))?,
+            None => default_data_dir()?,
+        };
+        let file = read_file(flags.config.as_deref(), &data_dir)?;
+        let domain = flags.domain.or(file.domain).unwrap_or_else(|| "localhost".into());
+        let domain = domain.parse().map_err(|e| format!("domain: {e}"))?;
+        let api = flags.api.or(file.api).unwrap_or_else(|| SocketAddr::from(([127, 0, 0, 1], 7070)));
+        let store = match (flags.store, file.store) {
+            (Some(engine), _) => engine,
+            (None, Some(name)) => name.parse().map_err(|e| format!("store: {e}"))?,
+            (None, None) => Engine::Sled,
+        };
+        let buildpacks = match flags.buildpacks.or(file.buildpacks) {
+            Some(dir) => dir,
+            None => find_buildpacks()?,
+        };
+        let size = |name: &str, text: Option<String>, default: Memory| match text {
+            Some(t) => t.parse().map_err(|e| format!("build.{name}: {e}")),
+            None => Ok(default),
+        };
+        Ok(Self {
+            api,
+            http: flags.http.or(file.http).unwrap_or_else(|| SocketAddr::from(([0, 0, 0, 0], 8080))),
+            ssh: flags.ssh.or(file.ssh).unwrap_or_else(|| SocketAddr::from(([0, 0, 0, 0], 2222))),
+            domain,
+            api_url: flags.api_url.or(file.api_url).unwrap_or_else(|| format!("http://{api}")),
+            store,
+            docker: flags.docker.or(file.docker).unwrap_or_else(|| "/var/run/docker.sock".into()),
+            buildpacks: std::path::absolute(buildpacks).map_err(|e| format!("buildpacks: {e}"))?,
+            stack: flags.stack.or(file.stack).unwrap_or_else(|| "flex-13".into()),
+            build: Build {
+                env: file.build.env,
+                timeout: Duration::from_secs(file.build.timeout_seconds.unwrap_or(15 * 60)),
+                memory: size("memory", file.build.memory, Memory::from_mib(2048))?,
+                disk: size("disk", file.build.disk, Memory::from_mib(4096))?,
+                slug_limit: size("slug_limit", file.build.slug_limit, Memory::from_mib(500))?,
+            },
+            router_workers: file.router.workers,
+            trusted_proxies: file.router.trusted_proxies,
+            data_dir,
+        })
+    }
+}
+
+fn read_file(given: Option<&Path>, data_dir: &Path) -> Result<File, String> {
+    let beside = data_dir.join("flexd.toml");
+    let path = match given {
+        Some(path) => path,
+        None if beside.exists() => &beside,
+        None => return Ok(File::default()),
+    };
+    let text = std::fs::read_to_string(path).map_err(|e| format!("{}: {e}", path.display()))?;
+    toml::from_str(&text).map_err(|e| format!("{}: {e}", path.display()))
+}
+
+fn default_data_dir() -> Result<PathBuf, String> {
+    if nix::unistd::Uid::effective().is_root() {
+        return Ok("/var/lib/flex".into());
+    }
+    let home = std::env::var_os("XDG_DATA_HOME").map(PathBuf::from);
+    let home = home.or_else(|| std::env::var_os("HOME").map(|h| PathBuf::from(h).join(".local/share")));
+    home.map(|h| h.join("flex")).ok_or_else(|| "neither HOME nor XDG_DATA_HOME is set: give --data-dir".into())
+}
+
+/// `buildpacks/` above the executable (a checkout), or where a package puts it.
+fn find_buildpacks() -> Result<PathBuf, String> {
+    let exe = std::env::current_exe().map_err(|e| format!("cannot tell where this executable is: {e}"))?;
+    let above = exe.ancestors().skip(1).map(|d| d.join("buildpacks"));
+    let packaged = ["/usr/local/share/flex/buildpacks", "/usr/share/flex/buildpacks"].map(PathBuf::from);
+    above
+        .chain(packaged)
+        .find(|d| d.join("stacks").is_dir())
+        .ok_or_else(|| "the folder of buildpacks was not found: give --buildpacks DIR".into())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn load(toml: &str, flags: Flags) -> Result<Settings, String> {
+        let dir = tempfile::tempdir().unwrap();
+        std::fs::write(dir.path().join("flexd.toml"), toml).unwrap();
+        Settings::load(Flags { data_dir: Some(dir.path().into()), buildpacks: Some("/bp".into()), ..flags })
+    }
+
+    #[test]
+    fn a_flag_wins_over_the_file_and_the_file_over_the_default() {
+        let s = load("api = \"127.0.0.1:1\"\nhttp = \"127.0.0.1:2\"\n[build]\nmemory = \"3G\"", Flags {
+            api: Some(SocketAddr::from(([127, 0, 0, 1], 9))),
+            ..Flags::default()
+        })
+        .unwrap();
+        assert_eq!((s.api.port(), s.http.port(), s.ssh.port()), (9, 2, 2222));
+        assert_eq!(s.build.memory, Memory::from_mib(3072));
+        assert_eq!(s.api_url, "http://127.0.0.1:9");
+    }
+
+    #[test]
+    fn mistakes_stop_the_start_and_are_named() {
+        for (toml, word) in [("htpp = 1", "htpp"), ("domain = \"a b\"", "domain"), ("store = \"x\"", "sled or redb"), ("[build]\nmemory = \"1\"", "build.memory")] {
+            let e = load(toml, Flags::default()).unwrap_err();
+            assert!(e.contains(word), "{toml}: {e}");
+        }
+    }
+}
