@@ -1,0 +1,316 @@
+//! The store's face: apps by id, each a ring in memory and files behind it.
+
+use crate::{
+    LogQuery,
+    disk::{AppDisk, Limits, remove_dir},
+    follow::Follower,
+    limit::Bucket,
+    ring::{Keep, Ring},
+    text::split_lines,
+    writer::{Message, Writer},
+};
+use flex_model::{AppId, LogLine, LogSource, Timestamp};
+use futures_util::{Stream, stream};
+use std::{
+    collections::{HashMap, HashSet},
+    io,
+    path::{Path, PathBuf},
+    pin::Pin,
+    sync::{Arc, Mutex, MutexGuard, PoisonError, mpsc},
+    thread::JoinHandle,
+    time::{Duration, SystemTime},
+};
+use tokio::sync::{oneshot, watch};
+
+/// Tells the time; the system's clock outside of tests.
+pub type Clock = Arc<dyn Fn() -> Timestamp + Send + Sync>;
+
+/// What the store may use.
+#[derive(Debug, Clone)]
+pub struct LogSettings {
+    /// Bytes on disk for each app (compressed, the newest write-ahead file not counted).
+    pub max_bytes_per_app: u64,
+    /// Lines older than this go, whole files at a time.
+    pub max_age: Duration,
+    /// Size at which a segment file is finished; what retention removes at a time.
+    pub segment_bytes: u64,
+    /// Lines a second that an app may log in the long run; the platform's own lines are not counted.
+    pub lines_per_second: u64,
+    /// Lines that an app may log at once.
+    pub burst_lines: u64,
+}
+
+impl Default for LogSettings {
+    fn default() -> Self {
+        Self {
+            max_bytes_per_app: 512 << 20,
+            max_age: Duration::from_secs(7 * 24 * 3600),
+            segment_bytes: 64 << 20,
+            lines_per_second: 5_000,
+            burst_lines: 50_000,
+        }
+    }
+}
+
+/// Why the log store failed.
+#[derive(Debug, thiserror::Error)]
+#[error("cannot {doing} the logs in {}: {source}", path.display())]
+pub struct LogError {
+    doing: &'static str,
+    path: PathBuf,
+    #[source]
+    source: io::Error,
+}
+
+/// What readers and the writer thread share of one app.
+pub(crate) struct AppLog {
+    pub id: AppId,
+    pub state: Mutex<State>,
+    pub disk: Mutex<AppDisk>,
+    /// Changes with each line; readers wait on it.
+    pub news: watch::Sender<()>,
+}
+
+pub(crate) struct State {
+    pub ring: Ring,
+    bucket: Bucket,
+    /// Lines not taken since the last note about it, and since when.
+    pub dropped: u64,
+    pub dropped_since: Timestamp,
+    /// The writer knows that lines wait.
+    pub queued: bool,
+    /// The app is gone.
+    pub closed: bool,
+    pub followers: usize,
+    pub last_used: Timestamp,
+}
+
+impl State {
+    pub fn keep(&self) -> Keep {
+        if self.followers > 0 { Keep::FOLLOWED } else { Keep::TAIL }
+    }
+}
+
+#[derive(Default)]
+pub(crate) struct Apps {
+    pub open: HashMap<AppId, Arc<AppLog>>,
+    /// Ids are never used twice: late lines of a dropped app must not bring its directory back.
+    dropped: HashSet<AppId>,
+}
+
+pub(crate) struct Shared {
+    pub dir: PathBuf,
+    pub settings: LogSettings,
+    pub clock: Clock,
+    pub apps: Mutex<Apps>,
+    writer: mpsc::Sender<Message>,
+}
+
+/// Takes a lock; a panic elsewhere does not make log lines unreachable.
+pub(crate) fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// The logs of all apps. Dropping it writes what waits.
+pub struct LogStore {
+    shared: Arc<Shared>,
+    thread: Option<JoinHandle<()>>,
+}
+
+impl LogStore {
+    /// Opens (or makes) the store in a directory of its own and starts its writer thread. One process at a time.
+    pub fn open(dir: impl AsRef<Path>, settings: LogSettings) -> Result<Self, LogError> {
+        let clock = || {
+            let now = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
+            Timestamp::from_micros(i64::try_from(now.as_micros()).unwrap_or(i64::MAX))
+        };
+        Self::open_with_clock(dir, settings, Arc::new(clock))
+    }
+
+    /// [`LogStore::open`] with another clock.
+    pub fn open_with_clock(dir: impl AsRef<Path>, settings: LogSettings, clock: Clock) -> Result<Self, LogError> {
+        let dir = dir.as_ref().to_owned();
+        std::fs::create_dir_all(&dir).map_err(|source| LogError { doing: "open", path: dir.clone(), source })?;
+        let (writer, messages) = mpsc::channel();
+        let shared = Arc::new(Shared { dir, settings, clock, apps: Mutex::default(), writer });
+        let thread = std::thread::Builder::new()
+            .name("flex-logs".into())
+            .spawn({
+                let writer = Writer::new(shared.clone());
+                move || writer.run(&messages)
+            })
+            .map_err(|source| LogError { doing: "start the writer of", path: shared.dir.clone(), source })?;
+        Ok(Self { shared, thread: Some(thread) })
+    }
+
+    /// Adds a line (several, if it has line ends inside or is too long). Returns at once; the disk is the writer's work.
+    /// A line beyond the app's rate is dropped and counted, the count goes into the log once a second.
+    pub fn append(&self, app: AppId, line: LogLine) {
+        match self.shared.app(app) {
+            Ok(Some(log)) => self.shared.append(&log, line),
+            Ok(None) => {}
+            Err(e) => tracing::error!(%app, error = %e, "a log line is lost"),
+        }
+    }
+
+    /// The newest lines that the query asks for, oldest first.
+    pub async fn query(&self, app: AppId, query: LogQuery) -> Result<Vec<LogLine>, LogError> {
+        let Some(log) = self.shared.app(app)? else { return Ok(Vec::new()) };
+        Ok(history(&self.shared, &log, &query).await?.0)
+    }
+
+    /// The newest lines that the query asks for, and then each new one as it comes: none is left out or doubled between
+    /// the two. A reader too slow for the memory kept gets a line that says how many it missed. The stream ends when the app is dropped.
+    pub fn follow(&self, app: AppId, query: LogQuery) -> Pin<Box<dyn Stream<Item = LogLine> + Send + 'static>> {
+        match self.shared.app(app) {
+            Ok(Some(log)) => Box::pin(Follower::new(self.shared.clone(), log, query).into_stream()),
+            Ok(None) => Box::pin(stream::empty()),
+            Err(e) => {
+                tracing::error!(%app, error = %e, "cannot follow an app's log");
+                Box::pin(stream::empty())
+            }
+        }
+    }
+
+    /// Waits until all lines that this task added are written to their files (they then survive the end of this process).
+    /// False: some could not be written yet, and the store goes on trying.
+    pub async fn flush(&self) -> bool {
+        let (done, wait) = oneshot::channel();
+        self.shared.writer.send(Message::Flush(done)).is_ok() && wait.await.unwrap_or(false)
+    }
+
+    /// Removes an app's log for good; later lines of it are ignored, followers' streams end.
+    pub async fn drop_app(&self, app: AppId) -> Result<(), LogError> {
+        let open = {
+            let mut apps = lock(&self.shared.apps);
+            apps.dropped.insert(app);
+            apps.open.remove(&app)
+        };
+        if let Some(log) = &open {
+            lock(&log.state).closed = true;
+            log.news.send_replace(());
+        }
+        let path = self.shared.app_dir(app);
+        let dir = path.clone();
+        let remove = move || match open {
+            Some(log) => lock(&log.disk).remove(),
+            None => remove_dir(&dir),
+        };
+        on_blocking_thread("remove", path, remove).await
+    }
+}
+
+impl Drop for LogStore {
+    fn drop(&mut self) {
+        let _ = self.shared.writer.send(Message::Stop);
+        if let Some(thread) = self.thread.take() {
+            let _ = thread.join();
+        }
+    }
+}
+
+impl Shared {
+    pub fn app_dir(&self, app: AppId) -> PathBuf {
+        self.dir.join(app.to_string())
+    }
+
+    /// The app's log; its files are looked at when it is needed the first time.
+    /// None: it was dropped.
+    fn app(&self, id: AppId) -> Result<Option<Arc<AppLog>>, LogError> {
+        let mut apps = lock(&self.apps);
+        if let Some(log) = apps.open.get(&id) {
+            return Ok(Some(log.clone()));
+        }
+        if apps.dropped.contains(&id) {
+            return Ok(None);
+        }
+        let dir = self.app_dir(id);
+        let limits = Limits {
+            max_bytes: self.settings.max_bytes_per_app,
+            // Retention removes whole segments: an eighth at a time at most.
+            segment_bytes: self.settings.segment_bytes.min(self.settings.max_bytes_per_app / 8).max(1),
+        };
+        let disk = AppDisk::open(dir.clone(), limits).map_err(|source| LogError { doing: "read", path: dir, source })?;
+        let state = State {
+            ring: Ring::new(disk.next_seq()),
+            bucket: Bucket::new(self.settings.lines_per_second, self.settings.burst_lines),
+            dropped: 0,
+            dropped_since: Timestamp::default(),
+            queued: false,
+            closed: false,
+            followers: 0,
+            last_used: (self.clock)(),
+        };
+        let log = AppLog { id, state: Mutex::new(state), disk: Mutex::new(disk), news: watch::Sender::new(()) };
+        Ok(Some(apps.open.entry(id).or_insert(Arc::new(log)).clone()))
+    }
+
+    pub fn append(&self, log: &Arc<AppLog>, line: LogLine) {
+        let needs_cut = line.text.len() > crate::MAX_LINE_BYTES || line.text.contains('\n');
+        let wake = {
+            let mut state = lock(&log.state);
+            if state.closed {
+                return;
+            }
+            state.last_used = (self.clock)();
+            if needs_cut {
+                for text in split_lines(&line.text) {
+                    state.push(LogLine { text, ..line.clone() });
+                }
+            } else {
+                state.push(line);
+            }
+            state.ring.is_dirty() && !std::mem::replace(&mut state.queued, true)
+        };
+        if wake {
+            let _ = self.writer.send(Message::Dirty(log.clone()));
+        }
+        log.news.send_replace(());
+    }
+}
+
+impl State {
+    fn push(&mut self, line: LogLine) {
+        let at = line.at;
+        let allowed = line.source == LogSource::Flex || self.bucket.take(&line);
+        if !allowed || !self.ring.push(line) {
+            if self.dropped == 0 {
+                self.dropped_since = at;
+            }
+            self.dropped += 1;
+        }
+    }
+}
+
+async fn on_blocking_thread<T: Send + 'static>(
+    doing: &'static str,
+    path: PathBuf,
+    work: impl FnOnce() -> io::Result<T> + Send + 'static,
+) -> Result<T, LogError> {
+    let result = tokio::task::spawn_blocking(work).await.unwrap_or_else(|e| Err(io::Error::other(e)));
+    result.map_err(|source| LogError { doing, path, source })
+}
+
+/// The past, and the number of the first line after it.
+pub(crate) async fn history(shared: &Shared, log: &Arc<AppLog>, query: &LogQuery) -> Result<(Vec<LogLine>, u64), LogError> {
+    let (mut lines, below, next) = {
+        let state = lock(&log.state);
+        let mut lines: Vec<_> =
+            state.ring.from(0).rev().filter(|l| query.matches(l)).take(query.lines).map(|l| (**l).clone()).collect();
+        lines.reverse();
+        (lines, state.ring.first(), state.ring.next())
+    };
+    let wanted = query.lines.saturating_sub(lines.len());
+    if wanted > 0 && below > 0 {
+        let path = shared.app_dir(log.id);
+        let (log, query) = (log.clone(), query.clone());
+        let read = move || {
+            let snapshot = lock(&log.disk).snapshot();
+            snapshot.read_back(below, wanted, &query)
+        };
+        let mut older = on_blocking_thread("read", path, read).await?;
+        older.append(&mut lines);
+        lines = older;
+    }
+    Ok((lines, next))
+}

@@ -1,0 +1,256 @@
+//! The store as its users see it: what was added is read back, followed, kept within bounds, and survives.
+
+use flex_logs::{LogQuery, LogSettings, LogStore};
+use flex_model::{AppId, LogLine, LogSource, Timestamp, ids::Uuid};
+use futures_util::StreamExt;
+use std::{fs, path::Path, sync::Arc, time::Duration};
+use tempfile::TempDir;
+
+fn app(n: u128) -> AppId {
+    AppId(Uuid::from_u128(n))
+}
+
+fn line(n: u64) -> LogLine {
+    let at = Timestamp::from_micros(1_000_000_000 + n as i64);
+    LogLine { at, source: LogSource::App, process: format!("web.{}", n % 2), text: format!("line {n}") }
+}
+
+fn open(dir: &Path) -> LogStore {
+    LogStore::open(dir, unlimited()).unwrap()
+}
+
+fn unlimited() -> LogSettings {
+    LogSettings { burst_lines: u64::MAX / 1_000_000, ..LogSettings::default() }
+}
+
+fn numbers(lines: &[LogLine]) -> Vec<u64> {
+    lines.iter().map(|l| l.text.strip_prefix("line ").unwrap().parse().unwrap()).collect()
+}
+
+fn files(dir: &Path, extension: &str) -> Vec<std::path::PathBuf> {
+    let mut found: Vec<_> = fs::read_dir(dir)
+        .map(|d| d.map(|e| e.unwrap().path()).filter(|p| p.extension().is_some_and(|e| e == extension)).collect())
+        .unwrap_or_default();
+    found.sort();
+    found
+}
+
+#[tokio::test]
+async fn reads_back_from_memory_and_disk_as_one() {
+    let dir = TempDir::new().unwrap();
+    let store = open(dir.path());
+    for n in 0..20_000 {
+        store.append(app(1), line(n));
+    }
+    assert!(store.flush().await);
+    let all = store.query(app(1), LogQuery::newest(usize::MAX)).await.unwrap();
+    assert_eq!(numbers(&all), (0..20_000).collect::<Vec<_>>());
+    let some = store.query(app(1), LogQuery::newest(3)).await.unwrap();
+    assert_eq!(numbers(&some), [19_997, 19_998, 19_999]);
+    let odd = LogQuery { process: Some("web.1".into()), lines: 5_000, ..LogQuery::default() };
+    assert_eq!(numbers(&store.query(app(1), odd).await.unwrap()), (10_001..20_000).step_by(2).collect::<Vec<_>>());
+    let window = LogQuery { since: Some(line(100).at), until: Some(line(102).at), ..LogQuery::default() };
+    assert_eq!(numbers(&store.query(app(1), window).await.unwrap()), [100, 101, 102]);
+    assert!(store.query(app(2), LogQuery::default()).await.unwrap().is_empty());
+    assert!(!dir.path().join(app(2).to_string()).exists(), "asking makes no directory");
+}
+
+#[tokio::test]
+async fn lines_survive_a_restart_and_get_on() {
+    let dir = TempDir::new().unwrap();
+    for round in 0..4 {
+        let store = open(dir.path());
+        for n in round * 7_000..(round + 1) * 7_000 {
+            store.append(app(1), line(n));
+        }
+        drop(store);
+        let store = open(dir.path());
+        let all = store.query(app(1), LogQuery::newest(usize::MAX)).await.unwrap();
+        assert_eq!(numbers(&all), (0..(round + 1) * 7_000).collect::<Vec<_>>());
+    }
+}
+
+#[tokio::test]
+async fn torn_ends_are_cut() {
+    let dir = TempDir::new().unwrap();
+    let store = open(dir.path());
+    for n in 0..10_000 {
+        store.append(app(1), line(n));
+    }
+    drop(store);
+    let app_dir = dir.path().join(app(1).to_string());
+    for (extension, cut) in [("wal", 3), ("seg", 5)] {
+        let newest = files(&app_dir, extension).pop().unwrap();
+        let file = fs::OpenOptions::new().write(true).open(&newest).unwrap();
+        file.set_len(file.metadata().unwrap().len() - cut).unwrap();
+        let store = open(dir.path());
+        let before = store.query(app(1), LogQuery::newest(usize::MAX)).await.unwrap();
+        assert!(before.len() < 10_000);
+        store.append(app(1), LogLine { text: "line 77777".into(), ..line(0) });
+        drop(store);
+        let store = open(dir.path());
+        let after = numbers(&store.query(app(1), LogQuery::newest(usize::MAX)).await.unwrap());
+        assert_eq!(after[..after.len() - 1], numbers(&before));
+        assert_eq!(after.last(), Some(&77_777));
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_follower_sees_each_line_once() {
+    let dir = TempDir::new().unwrap();
+    let store = Arc::new(open(dir.path()));
+    for n in 0..5_000 {
+        store.append(app(1), line(n));
+    }
+    let writer = std::thread::spawn({
+        let store = store.clone();
+        move || (5_000..30_000).for_each(|n| store.append(app(1), line(n)))
+    });
+    let seen: Vec<_> = store.follow(app(1), LogQuery::newest(usize::MAX)).take(30_000).collect().await;
+    assert_eq!(numbers(&seen), (0..30_000).collect::<Vec<_>>());
+    writer.join().unwrap();
+}
+
+#[tokio::test]
+async fn a_slow_follower_is_told_what_it_missed() {
+    let dir = TempDir::new().unwrap();
+    let store = open(dir.path());
+    store.append(app(1), line(0));
+    let mut follower = store.follow(app(1), LogQuery::newest(1));
+    assert_eq!(follower.next().await.unwrap().text, "line 0");
+    let big = "x".repeat(9_000);
+    for _ in 0..10 {
+        for _ in 0..1_000 {
+            store.append(app(1), LogLine { text: big.clone(), ..line(1) });
+        }
+        assert!(store.flush().await);
+    }
+    store.append(app(1), line(2));
+    let (mut missed, mut got) = (0, 0);
+    loop {
+        let line = follower.next().await.unwrap();
+        if line.text == "line 2" {
+            break;
+        } else if line.source == LogSource::Flex {
+            missed += line.text.split(' ').rev().nth(1).unwrap().parse::<u64>().unwrap();
+        } else {
+            got += 1;
+        }
+    }
+    assert!(missed > 0);
+    assert_eq!(missed + got, 10_000);
+}
+
+#[tokio::test]
+async fn too_fast_an_app_is_cut_and_told_while_the_platform_is_not() {
+    let dir = TempDir::new().unwrap();
+    let settings = LogSettings { lines_per_second: 10, burst_lines: 100, ..LogSettings::default() };
+    let store = LogStore::open(dir.path(), settings).unwrap();
+    for _ in 0..1_000 {
+        store.append(app(1), line(0));
+        store.append(app(1), LogLine { source: LogSource::Flex, ..line(1) });
+    }
+    let note = LogQuery { process: Some("logs".into()), ..LogQuery::default() };
+    let note = tokio::time::timeout(Duration::from_secs(20), store.follow(app(1), note).next()).await.unwrap().unwrap();
+    assert!(note.text.contains("900 lines dropped"), "{}", note.text);
+    let platform = LogQuery { source: Some(LogSource::Flex), lines: 5_000, ..LogQuery::default() };
+    let lines = store.query(app(1), platform).await.unwrap();
+    assert_eq!(lines.iter().filter(|l| l.text == "line 1").count(), 1_000);
+}
+
+#[tokio::test]
+async fn size_is_bounded_and_the_newest_stay() {
+    let dir = TempDir::new().unwrap();
+    let settings = LogSettings { max_bytes_per_app: 200_000, ..unlimited() };
+    let store = LogStore::open(dir.path(), settings).unwrap();
+    for n in 0..200_000 {
+        // Digits of squares, so that lines do not shrink to nothing.
+        let text = format!("line {n}");
+        store.append(app(1), LogLine { text, process: format!("w{}", n * n * 7_919), ..line(n) });
+        if n % 10_000 == 0 {
+            assert!(store.flush().await);
+        }
+    }
+    assert!(store.flush().await);
+    let app_dir = dir.path().join(app(1).to_string());
+    let bytes: u64 = files(&app_dir, "seg").iter().map(|p| fs::metadata(p).unwrap().len()).sum();
+    assert!((50_000..=200_000).contains(&bytes), "{bytes}");
+    let left = numbers(&store.query(app(1), LogQuery::newest(usize::MAX)).await.unwrap());
+    assert!(left.len() < 200_000 && left.len() > 1_000, "{}", left.len());
+    assert_eq!(left, (200_000 - left.len() as u64..200_000).collect::<Vec<_>>());
+}
+
+#[tokio::test]
+async fn old_files_go() {
+    let dir = TempDir::new().unwrap();
+    let old = dir.path().join(app(1).to_string());
+    drop({
+        let store = open(dir.path());
+        (0..10_000).for_each(|n| store.append(app(1), line(n)));
+        store
+    });
+    let week_ago = std::time::SystemTime::now() - Duration::from_secs(8 * 24 * 3600);
+    for path in files(&old, "seg").into_iter().chain(files(&old, "wal")) {
+        fs::File::options().write(true).open(path).unwrap().set_modified(week_ago).unwrap();
+    }
+    let store = open(dir.path());
+    store.append(app(2), line(1));
+    let deadline = std::time::Instant::now() + Duration::from_secs(20);
+    while !files(&old, "seg").is_empty() || !files(&old, "wal").is_empty() {
+        assert!(std::time::Instant::now() < deadline, "old files are still there");
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
+    assert_eq!(store.query(app(2), LogQuery::default()).await.unwrap().len(), 1);
+}
+
+#[tokio::test]
+async fn a_dropped_app_stays_away_and_its_followers_end() {
+    let dir = TempDir::new().unwrap();
+    let store = open(dir.path());
+    store.append(app(1), line(0));
+    let mut follower = store.follow(app(1), LogQuery::newest(1));
+    assert!(follower.next().await.is_some());
+    store.drop_app(app(1)).await.unwrap();
+    assert!(follower.next().await.is_none());
+    store.append(app(1), line(1));
+    assert!(store.flush().await);
+    assert!(store.query(app(1), LogQuery::default()).await.unwrap().is_empty());
+    assert!(!dir.path().join(app(1).to_string()).exists());
+    store.drop_app(app(3)).await.unwrap();
+}
+
+#[tokio::test]
+async fn text_with_line_ends_and_long_text_become_lines() {
+    let dir = TempDir::new().unwrap();
+    let store = open(dir.path());
+    store.append(app(1), LogLine { text: "a\r\nb\n".into(), ..line(0) });
+    store.append(app(1), LogLine { text: "x".repeat(25_000), ..line(0) });
+    let lines = store.query(app(1), LogQuery::default()).await.unwrap();
+    let lengths: Vec<_> = lines.iter().map(|l| l.text.len()).collect();
+    assert_eq!(lengths, [1, 1, 10_240, 10_240, 25_000 - 10_240 - (10_240 - 12) + 12]);
+    assert!(lines[3].text.starts_with("[continued] "));
+}
+
+#[tokio::test]
+async fn a_disk_that_fails_loses_nothing_once_it_works_again() {
+    let dir = TempDir::new().unwrap();
+    let store = open(dir.path());
+    let blocked = dir.path().join(app(1).to_string());
+    assert!(store.query(app(1), LogQuery::default()).await.unwrap().is_empty());
+    fs::write(&blocked, "in the way").unwrap();
+    for n in 0..20_000 {
+        store.append(app(1), line(n));
+    }
+    let deadline = std::time::Instant::now() + Duration::from_secs(20);
+    while store.flush().await {
+        assert!(std::time::Instant::now() < deadline, "the failure was never noticed");
+    }
+    fs::remove_file(&blocked).unwrap();
+    while !store.flush().await {
+        assert!(std::time::Instant::now() < deadline, "never written");
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
+    drop(store);
+    let all = numbers(&open(dir.path()).query(app(1), LogQuery::newest(usize::MAX)).await.unwrap());
+    assert_eq!(all, (0..20_000).collect::<Vec<_>>());
+}
