@@ -1,0 +1,67 @@
+# Sourced by the scripts: where things are, what to say, and what a machine must have.
+# shellcheck shell=bash
+
+ROOT=$(cd -- "$(dirname -- "${BASH_SOURCE[0]}")/../.." && pwd)
+export ROOT
+
+say() { printf -- '-----> %s\n' "$*"; }
+note() { printf '       %s\n' "$*"; }
+die() {
+  printf ' !     %s\n' "$@" >&2
+  exit 1
+}
+
+have() { command -v "$1" >/dev/null 2>&1; }
+
+# apt_install PACKAGE...: installs what is missing, once the package lists are there. Needs root.
+apt_install() {
+  local missing=() p
+  for p in "$@"; do
+    dpkg-query -W -f='${db:Status-Status}' "$p" 2>/dev/null | grep -qx installed || missing+=("$p")
+  done
+  [ ${#missing[@]} -gt 0 ] || return 0
+  [ "$(id -u)" = 0 ] || die "These packages are missing: ${missing[*]}" "Run as root: apt-get install ${missing[*]}"
+  say "Installing ${missing[*]}"
+  local opts=(-o DPkg::Lock::Timeout=300 -qq -y --no-install-recommends)
+  if ! DEBIAN_FRONTEND=noninteractive apt-get install "${opts[@]}" "${missing[@]}" >"$(log_of apt)" 2>&1; then
+    apt-get update -o DPkg::Lock::Timeout=300 -qq >>"$(log_of apt)" 2>&1 || true
+    DEBIAN_FRONTEND=noninteractive apt-get install "${opts[@]}" "${missing[@]}" >>"$(log_of apt)" 2>&1 ||
+      die "apt-get could not install: ${missing[*]}" "Its output is in $(log_of apt)"
+  fi
+}
+
+# log_of NAME: a file for the output of a step that is only read when it fails.
+log_of() {
+  local dir=${TMPDIR:-/tmp}/flex-setup-$(id -u)
+  mkdir -p "$dir"
+  printf '%s/%s.log' "$dir" "$1"
+}
+
+# ensure_rust: a toolchain that is new enough for rust-version in Cargo.toml.
+ensure_rust() {
+  [ -d "$HOME/.cargo/bin" ] && PATH=$HOME/.cargo/bin:$PATH
+  local want have_version
+  want=$(sed -n 's/^rust-version = "\(.*\)"/\1/p' "$ROOT/Cargo.toml" | head -1)
+  have_version=$(rustc --version 2>/dev/null | awk '{print $2}')
+  if [ -n "$have_version" ] && [ "$(printf '%s\n%s\n' "$want" "$have_version" | sort -V | head -1)" = "$want" ]; then
+    return 0
+  fi
+  if ! have rustup && apt-cache show rustup >/dev/null 2>&1; then apt_install rustup; fi
+  if have rustup; then
+    say "Installing Rust $want or newer"
+    rustup default stable >"$(log_of rustup)" 2>&1 && return 0
+  fi
+  die "Rust $want or newer is needed to build Flex; this machine has ${have_version:-none}." \
+    "Install it with rustup (https://rustup.rs), then run this again."
+}
+
+# What a server needs besides the engine; what building it needs.
+SERVER_PACKAGES=(git openssh-client curl ca-certificates mmdebstrap debian-archive-keyring iptables)
+BUILD_PACKAGES=(gcc libc6-dev make pkg-config)
+
+# build_release PACKAGE...: release binaries, with progress only when there is something to do.
+build_release() {
+  local args=() p
+  for p in "$@"; do args+=(-p "$p"); done
+  (cd "$ROOT" && cargo build --release --locked "${args[@]}") || die "The build failed; cargo's message is above."
+}

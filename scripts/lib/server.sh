@@ -1,0 +1,88 @@
+# Sourced by scripts/up and scripts/down: how flexd is started, found and stopped, with and without systemd.
+# shellcheck shell=bash
+
+FLEXD=$ROOT/target/release/flexd
+FLEX=$ROOT/target/release/flex
+
+if [ -n "${FLEXD_DATA_DIR:-}" ]; then
+  DATA_DIR=$FLEXD_DATA_DIR
+elif [ "$(id -u)" = 0 ]; then
+  DATA_DIR=/var/lib/flex
+else
+  DATA_DIR=${XDG_DATA_HOME:-$HOME/.local/share}/flex
+fi
+PID_FILE=$DATA_DIR/flexd.pid
+LOG_FILE=$DATA_DIR/flexd.log
+API_ADDR=${FLEXD_API:-127.0.0.1:7070}
+UNIT=/etc/systemd/system/flexd.service
+
+# Under systemd the standard installation is a unit, so that it comes back after a reboot.
+uses_systemd() { [ -d /run/systemd/system ] && [ "$(id -u)" = 0 ] && [ "$DATA_DIR" = /var/lib/flex ]; }
+
+# server_pid: prints the pid of the running flexd of this data directory, if there is one.
+server_pid() {
+  local pid
+  pid=$(cat "$PID_FILE" 2>/dev/null) || return 1
+  [ -n "$pid" ] && [ "$(readlink "/proc/$pid/exe" 2>/dev/null | sed 's/ (deleted)$//')" = "$FLEXD" ] && printf '%s' "$pid"
+}
+
+healthy() { curl -fsS -o /dev/null --max-time 2 "http://$API_ADDR/health" 2>/dev/null; }
+
+start_server() {
+  mkdir -p "$DATA_DIR"
+  if uses_systemd; then
+    cat >"$UNIT" <<TEXT
+[Unit]
+Description=Flex
+After=network-online.target docker.service
+Wants=network-online.target docker.service
+
+[Service]
+ExecStart=$FLEXD
+Restart=always
+RestartSec=1
+# Apps are the engine's children, not flexd's: stopping flexd leaves them running.
+KillMode=process
+LimitNOFILE=1048576
+
+[Install]
+WantedBy=multi-user.target
+TEXT
+    systemctl daemon-reload
+    systemctl enable --quiet flexd
+    systemctl restart flexd
+  else
+    # A new session of its own, so that it outlives this terminal.
+    FLEXD_DATA_DIR=$DATA_DIR setsid "$FLEXD" </dev/null >>"$LOG_FILE" 2>&1 &
+    printf '%s\n' "$!" >"$PID_FILE"
+  fi
+  local i
+  for i in $(seq 1 300); do
+    healthy && return 0
+    if ! uses_systemd && ! server_pid >/dev/null; then break; fi
+    sleep 0.1
+  done
+  if uses_systemd; then journalctl -u flexd -n 20 --no-pager >&2; else tail -n 20 "$LOG_FILE" >&2; fi
+  die "flexd did not start; its last lines are above."
+}
+
+stop_server() {
+  if uses_systemd && [ -e "$UNIT" ]; then
+    systemctl disable --now --quiet flexd || true
+    rm -f "$UNIT"
+    systemctl daemon-reload
+    return 0
+  fi
+  local pid i
+  pid=$(server_pid) || return 0
+  kill -TERM "$pid"
+  for i in $(seq 1 400); do
+    kill -0 "$pid" 2>/dev/null || break
+    sleep 0.1
+  done
+  if kill -0 "$pid" 2>/dev/null; then
+    note "flexd did not stop within $((i / 10)) s; killing it"
+    kill -KILL "$pid"
+  fi
+  rm -f "$PID_FILE"
+}
