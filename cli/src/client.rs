@@ -1,0 +1,156 @@
+//! The HTTP client: one request, one answer, and errors in the user's words.
+//!
+//! Must not: retry what may have changed something, or show a token.
+
+use crate::error::{CliError, EXIT_USAGE, Result};
+use crate::settings::Settings;
+use futures_util::StreamExt;
+use reqwest::{Method, Response, StatusCode};
+use serde::Serialize;
+use serde::de::DeserializeOwned;
+use std::time::Duration;
+
+/// Long enough for a slow disk, short enough that a dead server is not waited for.
+const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
+/// An answer that is not a stream.
+const ANSWER_TIMEOUT: Duration = Duration::from_secs(60);
+
+#[derive(serde::Deserialize)]
+struct ErrorBody {
+    #[serde(default)]
+    id: String,
+    #[serde(default)]
+    message: String,
+}
+
+/// A signed-in connection to one server.
+#[derive(Debug, Clone)]
+pub struct Client {
+    http: reqwest::Client,
+    pub api: String,
+    settings: Settings,
+}
+
+impl Client {
+    /// Needs no server yet.
+    pub fn new(settings: Settings) -> Result<Self> {
+        let http = reqwest::Client::builder()
+            .connect_timeout(CONNECT_TIMEOUT)
+            .user_agent(concat!("flex/", env!("CARGO_PKG_VERSION")))
+            .build()
+            .map_err(|e| CliError::failed(format!("Cannot set up the HTTP client: {e}")))?;
+        Ok(Self { http, api: settings.api(), settings })
+    }
+
+    fn request(&self, method: Method, path: &str) -> reqwest::RequestBuilder {
+        // Links that the server hands out are absolute.
+        let url = if path.starts_with("http") { path.to_owned() } else { format!("{}{path}", self.api) };
+        let same_server = url.starts_with(&self.api);
+        let mut request = self.http.request(method, url).header("Accept", "application/vnd.heroku+json; version=3");
+        if same_server && let Some(token) = &self.settings.token {
+            request = request.bearer_auth(token.expose());
+        }
+        request
+    }
+
+    /// Sends it; an error status is an error.
+    pub async fn send(&self, request: reqwest::RequestBuilder) -> Result<Response> {
+        let response = request.send().await.map_err(|e| self.unreachable(&e))?;
+        if response.status().is_success() { Ok(response) } else { Err(refusal(response).await) }
+    }
+
+    fn unreachable(&self, e: &reqwest::Error) -> CliError {
+        if e.is_connect() {
+            CliError::failed(format!("Nothing answers at {}.", self.api))
+                .hint("Is flexd running there? On the server: scripts/up")
+                .hint("Another server: flex login --api URL, or set FLEX_API")
+        } else if e.is_timeout() {
+            CliError::failed(format!("{} did not answer in time.", self.api))
+        } else {
+            CliError::failed(format!("The request to {} failed: {e}", self.api))
+        }
+    }
+
+    async fn json<T: DeserializeOwned>(&self, request: reqwest::RequestBuilder) -> Result<T> {
+        let response = self.send(request.timeout(ANSWER_TIMEOUT)).await?;
+        let url = response.url().path().to_owned();
+        let bytes = response.bytes().await.map_err(|e| self.unreachable(&e))?;
+        serde_json::from_slice(&bytes).map_err(|e| {
+            CliError::failed(format!("The server's answer to {url} cannot be read: {e}"))
+                .hint("Are flex and flexd of one version? flex version")
+        })
+    }
+
+    pub async fn get<T: DeserializeOwned>(&self, path: &str) -> Result<T> {
+        self.json(self.request(Method::GET, path)).await
+    }
+    /// Newest first, at most `max`.
+    pub async fn get_newest<T: DeserializeOwned>(&self, path: &str, by: &str, max: usize) -> Result<T> {
+        self.json(self.request(Method::GET, path).header("Range", format!("{by} ..; order=desc,max={max}"))).await
+    }
+    pub async fn post<T: DeserializeOwned>(&self, path: &str, body: &impl Serialize) -> Result<T> {
+        self.json(self.request(Method::POST, path).json(body)).await
+    }
+    pub async fn patch<T: DeserializeOwned>(&self, path: &str, body: &impl Serialize) -> Result<T> {
+        self.json(self.request(Method::PATCH, path).json(body)).await
+    }
+    pub async fn put<T: DeserializeOwned>(&self, path: &str, body: &impl Serialize) -> Result<T> {
+        self.json(self.request(Method::PUT, path).json(body)).await
+    }
+    pub async fn delete(&self, path: &str) -> Result<()> {
+        self.send(self.request(Method::DELETE, path).timeout(ANSWER_TIMEOUT)).await.map(drop)
+    }
+    /// With name and password in place of a token.
+    pub async fn post_basic<T: DeserializeOwned>(
+        &self,
+        path: &str,
+        user: &str,
+        password: &str,
+        body: &impl Serialize,
+    ) -> Result<T> {
+        let url = format!("{}{path}", self.api);
+        self.json(self.http.post(url).basic_auth(user, Some(password)).json(body)).await
+    }
+    /// Uploads a body of unknown length.
+    pub async fn upload(&self, url: &str, body: reqwest::Body) -> Result<()> {
+        self.send(self.request(Method::PUT, url).body(body)).await.map(drop)
+    }
+
+    /// Reads a text stream and hands on each line as it comes. `Ok(false)` from `each` ends it.
+    pub async fn lines(&self, url: &str, accept: &str, mut each: impl FnMut(&str) -> Result<bool>) -> Result<()> {
+        let response = self.send(self.request(Method::GET, url).header("Accept", accept)).await?;
+        let mut stream = response.bytes_stream();
+        let mut rest = Vec::<u8>::new();
+        while let Some(chunk) = stream.next().await {
+            let chunk = chunk.map_err(|e| CliError::failed(format!("The stream broke off: {e}")))?;
+            rest.extend_from_slice(&chunk);
+            while let Some(end) = rest.iter().position(|b| *b == b'\n') {
+                let line: Vec<u8> = rest.drain(..=end).collect();
+                if !each(String::from_utf8_lossy(&line).trim_end_matches(['\r', '\n']))? {
+                    return Ok(());
+                }
+            }
+        }
+        if !rest.is_empty() {
+            each(&String::from_utf8_lossy(&rest))?;
+        }
+        Ok(())
+    }
+}
+
+async fn refusal(response: Response) -> CliError {
+    let status = response.status();
+    let path = response.url().path().to_owned();
+    let text = response.text().await.unwrap_or_default();
+    let body: Option<ErrorBody> = serde_json::from_str(&text).ok();
+    let (id, message) = body.map_or_else(
+        || (String::new(), format!("The server answered {status} to {path}: {}", text.chars().take(200).collect::<String>())),
+        |b| (b.id, b.message),
+    );
+    let exit = if matches!(status, StatusCode::NOT_FOUND | StatusCode::BAD_REQUEST) { EXIT_USAGE } else { 1 };
+    let mut error = CliError { message, hints: Vec::new(), id: (!id.is_empty()).then_some(id), exit };
+    if status == StatusCode::UNAUTHORIZED {
+        error = error.hint("Sign in with: flex login");
+    }
+    error
+}

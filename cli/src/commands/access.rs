@@ -1,0 +1,89 @@
+//! Who else may work on an app, users, and the history of changes.
+
+use crate::args::{Access, Users};
+use crate::context::Context;
+use crate::error::{CliError, Result};
+use crate::output::{self, Progress};
+use crate::views::{Account, Collaborator, Event};
+use flex_model::Email;
+use serde_json::{Value, json};
+use std::io::IsTerminal;
+
+fn email(text: &str) -> Result<Email> {
+    text.parse().map_err(|e: flex_model::Invalid| CliError::usage(e.to_string()))
+}
+
+pub async fn run(cx: &Context, verb: Option<Access>) -> Result<()> {
+    let path = cx.path("/collaborators")?;
+    match verb {
+        None => {
+            let Some(all) = cx.fetch::<Vec<Collaborator>>(&path).await? else { return Ok(()) };
+            let rows: Vec<_> =
+                all.into_iter().map(|c| vec![c.user.email, c.role.unwrap_or_else(|| "collaborator".into())]).collect();
+            output::table(&["user", "role"], &rows);
+        }
+        Some(Access::Add { email: who }) => {
+            let who = email(&who)?;
+            let progress = Progress::start(format!("Adding {who} to {} as a collaborator", cx.app()?));
+            cx.client.post::<Value>(&path, &json!({ "user": who })).await?;
+            progress.done();
+        }
+        Some(Access::Remove { email: who }) => {
+            let who = email(&who)?;
+            let progress = Progress::start(format!("Removing {who} from {}", cx.app()?));
+            cx.client.delete(&format!("{path}/{who}")).await?;
+            progress.done();
+        }
+    }
+    Ok(())
+}
+
+pub async fn users(cx: &Context, verb: Option<Users>) -> Result<()> {
+    match verb {
+        None => {
+            let Some(users) = cx.fetch::<Vec<Account>>("/users").await? else { return Ok(()) };
+            let rows: Vec<_> = users
+                .into_iter()
+                .map(|u| {
+                    vec![u.email, if u.admin { "administrator".into() } else { String::new() }, u.created_at.unwrap_or_default()]
+                })
+                .collect();
+            output::table(&["user", "role", "created_at"], &rows);
+        }
+        Some(Users::Add { email: who, admin }) => {
+            let who = email(&who)?;
+            let password = new_password()?;
+            let progress = Progress::start(format!("Adding {who}"));
+            cx.client.post::<Value>("/users", &json!({ "email": who, "password": password, "admin": admin })).await?;
+            progress.done();
+            output::say(format!("They sign in with: flex login --api {}", cx.client.api));
+        }
+    }
+    Ok(())
+}
+
+fn new_password() -> Result<String> {
+    let password = if std::io::stdin().is_terminal() {
+        let first = super::session::ask_hidden("Password for the new user: ")?;
+        if first != super::session::ask_hidden("Once more: ")? {
+            return Err(CliError::failed("The passwords differ."));
+        }
+        first
+    } else {
+        super::session::read_line()?
+    };
+    if password.is_empty() { Err(CliError::usage("The password is empty.")) } else { Ok(password) }
+}
+
+pub async fn events(cx: &Context, num: usize) -> Result<()> {
+    let path = match cx.app() {
+        Ok(app) => format!("/apps/{app}/events"),
+        Err(_) => "/events".to_owned(),
+    };
+    let value: Value = cx.client.get_newest(&path, "at", num.clamp(1, 1000)).await?;
+    let Some(events) = cx.show_or::<Vec<Event>>(value)? else { return Ok(()) };
+    let now = jiff::Timestamp::now();
+    let rows: Vec<_> = events.into_iter().map(|e| vec![output::moment(&e.at, now), e.actor_name, e.kind, e.message]).collect();
+    output::table(&["when", "who", "kind", "what"], &rows);
+    Ok(())
+}

@@ -1,0 +1,133 @@
+//! Config vars.
+
+use crate::args::Config;
+use crate::context::Context;
+use crate::error::{CliError, EXIT_USAGE, Result, while_doing};
+use crate::output::{self, Progress};
+use crate::views::Release;
+use flex_model::ConfigKey;
+use serde_json::{Map, Value};
+use std::collections::BTreeMap;
+use std::path::Path;
+
+pub async fn run(cx: &Context, verb: Option<Config>) -> Result<()> {
+    let path = cx.path("/config-vars")?;
+    match verb {
+        None => show(cx, &path).await,
+        Some(Config::Set { pairs, file }) => set(cx, &path, &pairs, file.as_deref()).await,
+        Some(Config::Get { key, shell }) => get(cx, &path, &key, shell).await,
+        Some(Config::Unset { keys }) => unset(cx, &path, &keys).await,
+    }
+}
+
+async fn show(cx: &Context, path: &str) -> Result<()> {
+    let Some(vars) = cx.fetch::<BTreeMap<String, String>>(path).await? else { return Ok(()) };
+    output::heading(&format!("{} Config Vars", cx.app()?));
+    print_vars(&vars);
+    Ok(())
+}
+
+fn print_vars<'a>(vars: impl IntoIterator<Item = (&'a String, &'a String)>) {
+    let vars: Vec<_> = vars.into_iter().collect();
+    let width = vars.iter().map(|(k, _)| k.len() + 1).max().unwrap_or(0);
+    for (k, v) in vars {
+        output::line(format!("{:<width$} {v}", format!("{k}:")));
+    }
+}
+
+async fn get(cx: &Context, path: &str, key: &str, shell: bool) -> Result<()> {
+    let vars: BTreeMap<String, String> = cx.client.get(path).await?;
+    let Some(value) = vars.get(key) else {
+        return Err(CliError { exit: EXIT_USAGE, ..CliError::failed(format!("{key} is not set for {}.", cx.app()?)) });
+    };
+    output::line(if shell { format!("{key}='{}'", value.replace('\'', r"'\''")) } else { value.clone() });
+    Ok(())
+}
+
+async fn set(cx: &Context, path: &str, pairs: &[String], file: Option<&Path>) -> Result<()> {
+    let mut vars = match file {
+        Some(file) => parse_env(&read(file)?).map_err(|e| CliError::usage(format!("{}: {e}", file.display())))?,
+        None => Vec::new(),
+    };
+    for pair in pairs {
+        vars.push(parse_pair(pair)?);
+    }
+    if vars.is_empty() {
+        return Err(CliError::usage("Nothing to set.").hint("Example: flex config:set KEY=VALUE"));
+    }
+    let keys: Vec<_> = vars.iter().map(|(k, _)| k.to_string()).collect();
+    let progress = Progress::start(format!("Setting {} and restarting {}", keys.join(", "), cx.app()?));
+    let body: Map<String, Value> = vars.iter().map(|(k, v)| (k.to_string(), Value::String(v.clone()))).collect();
+    let all: Value = cx.client.patch(path, &body).await?;
+    progress.done_with(&format!("v{}", newest_version(cx).await?));
+    let Some(all) = cx.show_or::<BTreeMap<String, String>>(all)? else { return Ok(()) };
+    print_vars(all.iter().filter(|(k, _)| keys.contains(k)));
+    Ok(())
+}
+
+async fn unset(cx: &Context, path: &str, keys: &[String]) -> Result<()> {
+    let mut body = Map::new();
+    for key in keys {
+        let key: ConfigKey = key.parse().map_err(|e: flex_model::Invalid| CliError::usage(e.to_string()))?;
+        body.insert(key.to_string(), Value::Null);
+    }
+    let progress = Progress::start(format!("Unsetting {} and restarting {}", keys.join(", "), cx.app()?));
+    cx.client.patch::<Value>(path, &body).await?;
+    progress.done_with(&format!("v{}", newest_version(cx).await?));
+    Ok(())
+}
+
+async fn newest_version(cx: &Context) -> Result<u64> {
+    let releases: Vec<Release> = cx.client.get_newest(&cx.path("/releases")?, "version", 1).await?;
+    Ok(releases.first().map_or(0, |r| r.version))
+}
+
+/// `KEY=VALUE`.
+pub fn parse_pair(text: &str) -> Result<(ConfigKey, String)> {
+    let (key, value) =
+        text.split_once('=').ok_or_else(|| CliError::usage(format!("{text} is invalid. Must be in the format KEY=VALUE.")))?;
+    Ok((key.parse().map_err(|e: flex_model::Invalid| CliError::usage(e.to_string()))?, value.to_owned()))
+}
+
+/// Reads a file whole, `-` being stdin.
+fn read(file: &Path) -> Result<String> {
+    let doing = || while_doing(format!("read {}", file.display()));
+    if file == Path::new("-") {
+        std::io::read_to_string(std::io::stdin()).map_err(doing())
+    } else {
+        std::fs::read_to_string(file).map_err(doing())
+    }
+}
+
+/// The lines of a `.env` file: blank lines and comments passed over, `export` allowed, one pair of quotes taken off. No
+/// expansion of any kind.
+fn parse_env(text: &str) -> std::result::Result<Vec<(ConfigKey, String)>, String> {
+    let mut out = Vec::new();
+    for (i, line) in text.lines().enumerate() {
+        let line = line.trim();
+        if line.is_empty() || line.starts_with('#') {
+            continue;
+        }
+        let line = line.strip_prefix("export ").unwrap_or(line);
+        let (key, value) = line.split_once('=').ok_or_else(|| format!("line {}: expected KEY=VALUE", i + 1))?;
+        let key = key.trim().parse().map_err(|e| format!("line {}: {e}", i + 1))?;
+        let value = value.trim();
+        let unquoted = ['"', '\''].iter().find_map(|q| value.strip_prefix(*q)?.strip_suffix(*q));
+        out.push((key, unquoted.unwrap_or(value).to_owned()));
+    }
+    Ok(out)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn env_files() {
+        let text = "# c\n\nA=1\nexport B='two words'\nC=\"x=y\"\nD=\n";
+        let vars: Vec<_> = parse_env(text).unwrap().into_iter().map(|(k, v)| format!("{k}:{v}")).collect();
+        assert_eq!(vars, ["A:1", "B:two words", "C:x=y", "D:"]);
+        assert!(parse_env("A=1\nnonsense").unwrap_err().contains("line 2"));
+        assert!(parse_env("1A=1").unwrap_err().contains("line 1"));
+    }
+}

@@ -1,0 +1,16 @@
+//! One file a topic. Each function is one command: read what is needed, ask the API, show the answer.
+
+pub mod access;
+pub mod apps;
+pub mod buildpacks;
+pub mod builds;
+pub mod config;
+pub mod deploy;
+pub mod doctor;
+pub mod domains;
+pub mod keys;
+pub mod logs;
+pub mod ps;
+pub mod releases;
+pub mod run;
+pub mod session;

@@ -1,0 +1,148 @@
+//! Instances and the formation.
+
+use crate::args::{Ps, Scale};
+use crate::context::Context;
+use crate::error::{CliError, Result};
+use crate::output::{self, Colour, Progress, paint};
+use crate::views::{Dyno, Formation};
+use serde_json::{Value, json};
+use std::collections::BTreeMap;
+
+pub async fn run(cx: &Context, verb: Option<Ps>) -> Result<()> {
+    match verb {
+        None => list(cx).await,
+        Some(Ps::Scale(args)) => scale(cx, args).await,
+        Some(Ps::Restart { process }) => restart(cx, process.as_deref()).await,
+        Some(Ps::Stop { process }) => stop(cx, &process).await,
+        Some(Ps::Why { process }) => why(cx, &process).await,
+    }
+}
+
+async fn list(cx: &Context) -> Result<()> {
+    let Some(dynos) = cx.fetch::<Vec<Dyno>>(&cx.path("/dynos")?).await? else { return Ok(()) };
+    if dynos.is_empty() {
+        output::say(format!("No instances of {} are running. Scale it up: flex ps:scale web=1", cx.app()?));
+        return Ok(());
+    }
+    let mut groups = BTreeMap::<(String, String, String), Vec<&Dyno>>::new();
+    for d in &dynos {
+        let key = (d.kind.clone(), d.size.clone().unwrap_or_default(), d.command.clone().unwrap_or_default());
+        groups.entry(key).or_default().push(d);
+    }
+    let now = jiff::Timestamp::now();
+    for ((kind, size, command), mut members) in groups {
+        members.sort_by_key(|d| (index(&d.name), d.release.as_ref().map(|r| r.version)));
+        output::line(paint(&format!("=== {kind} ({size}): {command} ({})", members.len()), Colour::Blue));
+        output::line("");
+        for d in members {
+            let colour = match d.state.as_str() {
+                "up" | "complete" => Colour::Green,
+                "crashed" | "down" => Colour::Red,
+                _ => Colour::Yellow,
+            };
+            output::line(format!("{}: {} {}", d.name, paint(&d.state, colour), output::moment(&d.updated_at, now)));
+        }
+        output::line("");
+    }
+    Ok(())
+}
+
+fn index(name: &str) -> u64 {
+    name.rsplit('.').next().and_then(|n| n.parse().ok()).unwrap_or(0)
+}
+
+pub async fn scale(cx: &Context, args: Scale) -> Result<()> {
+    let path = cx.path("/formation")?;
+    if args.changes.is_empty() {
+        let Some(formation) = cx.fetch::<Vec<Formation>>(&path).await? else { return Ok(()) };
+        let all: Vec<_> =
+            formation.iter().map(|f| format!("{}={}:{}", f.kind, f.quantity, f.size.as_deref().unwrap_or("?"))).collect();
+        if all.is_empty() {
+            return Err(CliError::failed(format!("{} has no process types yet. Deploy it first: git push flex main", cx.app()?)));
+        }
+        output::line(all.join(" "));
+        return Ok(());
+    }
+    let updates: Vec<Value> = args.changes.iter().map(|c| change(c)).collect::<Result<_>>()?;
+    let progress = Progress::start("Scaling dynos");
+    let answer: Value = cx.client.patch(&path, &json!({ "updates": updates })).await?;
+    let typed: Vec<Formation> = serde_json::from_value(answer.clone()).unwrap_or_default();
+    let now: Vec<_> = typed
+        .iter()
+        .filter(|f| updates.iter().any(|u| u["type"] == f.kind.as_str()))
+        .map(|f| format!("{} at {}:{}", f.kind, f.quantity, f.size.as_deref().unwrap_or("?")))
+        .collect();
+    progress.done_with(&format!("now running {}", now.join(", ")));
+    if cx.common.json { output::json(&answer) } else { Ok(()) }
+}
+
+/// `web=2`, `worker+1`, `web-1`, `web=2:512M`.
+fn change(text: &str) -> Result<Value> {
+    let bad = || CliError::usage(format!("{text} is invalid.")).hint("Examples: web=2 worker+1 worker-1 web=1:512M");
+    // A process type may hold a dash itself, so the last sign that leaves a number behind it counts.
+    let at = text.rfind(['=', '+', '-']).ok_or_else(bad)?;
+    let (kind, rest) = text.split_at(at);
+    let (sign, rest) = rest.split_at(1);
+    let (quantity, size) = rest.split_once(':').map_or((rest, None), |(q, s)| (q, Some(s)));
+    let kind: flex_model::ProcessType = kind.parse().map_err(|_| bad())?;
+    quantity.parse::<u32>().map_err(|_| bad())?;
+    let quantity = if sign == "=" { quantity.to_owned() } else { format!("{sign}{quantity}") };
+    let mut update = json!({ "type": kind, "quantity": quantity });
+    if let Some(size) = size {
+        update["size"] = json!(size);
+    }
+    Ok(update)
+}
+
+/// `/dynos/web.1`, `/formations/web` or `/dynos`.
+pub async fn restart(cx: &Context, process: Option<&str>) -> Result<()> {
+    let (what, rest) = match process {
+        None => ("all dynos".to_owned(), "/dynos".to_owned()),
+        Some(p) => (p.to_owned(), format!("/dynos/{}", checked(p)?)),
+    };
+    let progress = Progress::start(format!("Restarting {what} on {}", cx.app()?));
+    cx.client.delete(&cx.path(&rest)?).await?;
+    progress.done();
+    Ok(())
+}
+
+/// A process type or an instance's name, and nothing that means something else in a path.
+fn checked(name: &str) -> Result<&str> {
+    let (kind, number) = name.split_once('.').map_or((name, None), |(k, n)| (k, Some(n)));
+    let ok = kind.parse::<flex_model::ProcessType>().is_ok() && number.is_none_or(|n| n.parse::<u32>().is_ok());
+    if ok { Ok(name) } else { Err(CliError::usage(format!("{name} is no process.")).hint("Examples: web, web.1")) }
+}
+
+async fn stop(cx: &Context, process: &str) -> Result<()> {
+    let progress = Progress::start(format!("Stopping {process} on {}", cx.app()?));
+    cx.client.post::<Value>(&cx.path(&format!("/dynos/{}/actions/stop", checked(process)?))?, &json!({})).await?;
+    progress.done();
+    Ok(())
+}
+
+async fn why(cx: &Context, process: &str) -> Result<()> {
+    let answer: Value = cx.client.get(&cx.path(&format!("/dynos/{}/why", checked(process)?))?).await?;
+    if cx.common.json {
+        return output::json(&answer);
+    }
+    for line in answer["lines"].as_array().map(Vec::as_slice).unwrap_or_default() {
+        output::line(line.as_str().unwrap_or_default());
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn changes() {
+        assert_eq!(change("web=2").unwrap(), json!({"type": "web", "quantity": "2"}));
+        assert_eq!(change("my-worker+1").unwrap(), json!({"type": "my-worker", "quantity": "+1"}));
+        assert_eq!(change("web=1:512M").unwrap(), json!({"type": "web", "quantity": "1", "size": "512M"}));
+        for bad in ["web", "web=", "=2", "web=x", "web=-1x", "we b=1"] {
+            assert!(change(bad).is_err(), "{bad}");
+        }
+        assert!(checked("../x").is_err() && checked("web.1").is_ok());
+    }
+}
