@@ -1,0 +1,322 @@
+//! Makes the engine's instances be the desired ones.
+//!
+//! One task an instance at a time, each a loop: look, decide the one next step, do it, look again. So a newer wish, an
+//! answer that got lost or an engine that was away in between all lead to the same place. Starts are bounded; stops are
+//! not, so that a slow stop delays nobody.
+
+use super::{
+    Inner,
+    engine::{self, QUICK, SLOW},
+    observe::Listed,
+    spec,
+};
+use crate::{Desired, RuntimeError};
+use bollard::{
+    models::ContainerSummaryStateEnum as State,
+    query_parameters::{CreateContainerOptionsBuilder, RemoveContainerOptionsBuilder, StopContainerOptionsBuilder},
+};
+use flex_model::InstanceId;
+use std::{
+    collections::{HashMap, HashSet},
+    sync::Arc,
+    time::Duration,
+};
+
+/// Failed steps in a row after which a task gives up until the next converge.
+const PATIENCE: u32 = 5;
+
+/// Pause before a step that was just taken, with success, and is still the next one.
+const SAME_AGAIN: Duration = Duration::from_millis(50);
+
+/// The next thing to do for one instance.
+#[derive(Debug, Clone, PartialEq, Eq)]
+enum Step {
+    Nothing,
+    Create,
+    Start { id: String },
+    Retire { id: String, grace: u32, running: bool },
+}
+
+/// What to do next, given the wanted attempt (none: not wanted), the highest attempt known to fail, and what exists.
+fn step(want: Option<u32>, failed: Option<u32>, have: &[Listed]) -> Step {
+    if let Some(old) = have.iter().find(|c| want.is_none_or(|w| c.tag.attempt < w)) {
+        let running = matches!(old.state, State::RUNNING | State::PAUSED | State::RESTARTING | State::STOPPING);
+        return Step::Retire { id: old.id.clone(), grace: old.tag.grace, running };
+    }
+    let Some(want) = want else { return Step::Nothing };
+    match have.iter().max_by_key(|c| c.tag.attempt) {
+        None if failed.is_some_and(|f| f >= want) => Step::Nothing,
+        None => Step::Create,
+        // Made, and the process or the engine ended before it was started.
+        Some(c) if c.state == State::CREATED => Step::Start { id: c.id.clone() },
+        Some(_) => Step::Nothing,
+    }
+}
+
+impl Inner {
+    pub(super) async fn converge(self: &Arc<Self>, desired: Vec<Desired>) -> Result<(), RuntimeError> {
+        let desired: HashMap<_, _> = desired.into_iter().map(|d| (d.instance, Arc::new(d))).collect();
+        {
+            let mut state = self.state();
+            state.failed.retain(|i, (attempt, _)| desired.get(i).is_some_and(|d| d.attempt <= *attempt));
+            state.desired = Some(desired);
+        }
+        self.reconcile().await
+    }
+
+    /// Sets tasks to work where what exists is not what was last wanted. Nothing before the first converge.
+    pub(super) async fn reconcile(self: &Arc<Self>) -> Result<(), RuntimeError> {
+        if self.state().desired.is_none() {
+            return Ok(());
+        }
+        let mut have: HashMap<InstanceId, Vec<Listed>> = HashMap::new();
+        for c in self.list(None).await? {
+            have.entry(c.tag.instance).or_default().push(c);
+        }
+        let mut work = Vec::new();
+        {
+            let mut state = self.state();
+            let state = &mut *state;
+            let Some(desired) = &state.desired else { return Ok(()) };
+            let instances: HashSet<InstanceId> = desired.keys().chain(have.keys()).copied().collect();
+            for instance in instances {
+                let found = have.remove(&instance).unwrap_or_default();
+                let want = desired.get(&instance).map(|d| d.attempt);
+                let failed = state.failed.get(&instance).map(|f| f.0);
+                if step(want, failed, &found) != Step::Nothing && state.busy.insert(instance) {
+                    work.push((instance, found));
+                }
+            }
+        }
+        for (instance, found) in work {
+            let inner = self.clone();
+            self.spawn(async move { inner.settle(instance, Some(found)).await });
+        }
+        self.wake();
+        Ok(())
+    }
+
+    /// Takes steps for one instance until there is none left. `have`: what exists, when the caller has just looked.
+    async fn settle(&self, instance: InstanceId, mut have: Option<Vec<Listed>>) {
+        let mut failures = 0;
+        let mut last = None;
+        loop {
+            let found = match have.take() {
+                Some(found) => Ok(found),
+                None => self.list(Some(instance)).await,
+            };
+            let done = match found {
+                Ok(found) => {
+                    let (want, next) = {
+                        let mut state = self.state();
+                        let want = state.desired.as_ref().and_then(|d| d.get(&instance)).cloned();
+                        let failed = state.failed.get(&instance).map(|f| f.0);
+                        let next = step(want.as_ref().map(|w| w.attempt), failed, &found);
+                        if next == Step::Nothing {
+                            // Under the same lock: a converge after this sees it idle, one before it was just obeyed.
+                            state.busy.remove(&instance);
+                        }
+                        (want, next)
+                    };
+                    match next {
+                        Step::Nothing => {
+                            self.wake();
+                            return;
+                        }
+                        next => {
+                            // The engine's list may be a moment behind what it has just done.
+                            if last.as_ref() == Some(&next) {
+                                tokio::time::sleep(SAME_AGAIN).await;
+                            }
+                            last = Some(next.clone());
+                            self.take(next, want.as_deref()).await
+                        }
+                    }
+                }
+                Err(e) => Err(e),
+            };
+            self.wake();
+            match done {
+                Ok(()) => failures = 0,
+                Err(e) => {
+                    failures += 1;
+                    tracing::warn!(%instance, error = %e, failures, "a step for an instance failed");
+                    if failures >= PATIENCE {
+                        self.state().busy.remove(&instance);
+                        self.wake();
+                        return;
+                    }
+                    tokio::time::sleep(Duration::from_millis(200 * u64::from(failures))).await;
+                }
+            }
+        }
+    }
+
+    async fn take(&self, next: Step, want: Option<&Desired>) -> Result<(), RuntimeError> {
+        match next {
+            Step::Nothing => Ok(()),
+            Step::Retire { id, grace, running } => {
+                if running {
+                    self.stop_container(&id, grace).await;
+                }
+                self.remove_container_checked(&id).await
+            }
+            Step::Create | Step::Start { .. } => {
+                let Ok(_permit) = self.starts.acquire().await else { return Ok(()) };
+                let Some(want) = want.filter(|w| self.still_wanted(w)) else { return Ok(()) };
+                let made = match next {
+                    Step::Start { id } => self.start(&id).await.map_err(|e| (Some(id), e)),
+                    _ => self.create_and_start(want).await,
+                };
+                match made {
+                    Ok(()) => Ok(()),
+                    Err((_, e @ RuntimeError::Unavailable(_))) => Err(e),
+                    Err((_, RuntimeError::NotFound(why))) if why.contains("network") => {
+                        self.forget_network(&self.names.network).await;
+                        Err(RuntimeError::NotFound(why))
+                    }
+                    Err((id, RuntimeError::NotFound(why) | RuntimeError::Refused(why))) => {
+                        tracing::warn!(instance = %want.instance, app = %want.app_name, name = %want.name, why, "an instance cannot be made");
+                        self.state().failed.insert(want.instance, (want.attempt, why));
+                        if let Some(id) = id {
+                            self.remove_container(&id).await;
+                        }
+                        Ok(())
+                    }
+                }
+            }
+        }
+    }
+
+    /// A wish may have been taken back, or raised, while this one waited for its turn.
+    fn still_wanted(&self, want: &Desired) -> bool {
+        let state = self.state();
+        state.desired.as_ref().and_then(|d| d.get(&want.instance)).is_some_and(|d| d.attempt == want.attempt)
+    }
+
+    async fn create_and_start(&self, want: &Desired) -> Result<(), (Option<String>, RuntimeError)> {
+        self.ensure_network(&self.names.network).await.map_err(|e| (None, e))?;
+        let name = super::labels::Tag::of(want).container_name(&self.names.cluster);
+        let id = self.create(&name, spec::instance(want, &self.names)).await.map_err(|e| (None, e))?;
+        let Some(id) = id else { return self.name_taken(&name, want.instance).await.map_err(|e| (None, e)) };
+        self.start(&id).await.map_err(|e| (Some(id), e))
+    }
+
+    /// The name is taken: by this instance's own container, made by a call whose answer was lost, or by a stranger's.
+    async fn name_taken(&self, name: &str, instance: InstanceId) -> Result<(), RuntimeError> {
+        if !self.list(Some(instance)).await?.is_empty() {
+            return Ok(());
+        }
+        let doing = format!("looking for container {name}");
+        match self.engine.call(&doing, QUICK, async |d| d.inspect_container(name, None).await).await {
+            Ok(_) => Err(RuntimeError::Refused(format!("container name {name} is taken by one that is not this instance's"))),
+            Err(RuntimeError::NotFound(_)) => Err(RuntimeError::Unavailable(format!("container {name} is just being removed"))),
+            Err(e) => Err(e),
+        }
+    }
+
+    /// Makes a container. None: one of that name exists; the caller looks again.
+    pub(super) async fn create(
+        &self,
+        name: &str,
+        body: bollard::models::ContainerCreateBody,
+    ) -> Result<Option<String>, RuntimeError> {
+        let doing = format!("making container {name}");
+        let options = CreateContainerOptionsBuilder::default().name(name).build();
+        let made = self
+            .engine
+            .call(&doing, SLOW, async |d| match d.create_container(Some(options), body).await {
+                Ok(made) => Ok(Some(made.id)),
+                Err(e) if engine::is_conflict(&e) => Ok(None),
+                Err(e) => Err(e),
+            })
+            .await?;
+        Ok(made)
+    }
+
+    pub(super) async fn start(&self, id: &str) -> Result<(), RuntimeError> {
+        self.engine.call("starting a container", SLOW, async |d| d.start_container(id, None).await).await
+    }
+
+    /// SIGTERM, the grace, SIGKILL. Returns when it has stopped, or when the engine does not manage to.
+    pub(super) async fn stop_container(&self, id: &str, grace: u32) {
+        self.state().stopping.insert(id.to_owned());
+        self.wake();
+        let options = StopContainerOptionsBuilder::default().t(i32::try_from(grace).unwrap_or(i32::MAX)).build();
+        let limit = Duration::from_secs(u64::from(grace)) + SLOW;
+        let stopped = self.engine.call("stopping a container", limit, async |d| d.stop_container(id, Some(options)).await).await;
+        match stopped {
+            Ok(()) | Err(RuntimeError::NotFound(_)) => {}
+            Err(e) => tracing::warn!(container = id, error = %e, "a container did not stop"),
+        }
+    }
+
+    /// Kills and removes; absent is fine, and so is a removal under way.
+    pub(super) async fn remove_container_checked(&self, id: &str) -> Result<(), RuntimeError> {
+        let options = RemoveContainerOptionsBuilder::default().force(true).v(true).build();
+        let removed = self
+            .engine
+            .call("removing a container", SLOW, async |d| match d.remove_container(id, Some(options)).await {
+                Err(e) if engine::is_conflict(&e) => Ok(false),
+                other => other.map(|()| true),
+            })
+            .await;
+        match removed {
+            Ok(true) | Err(RuntimeError::NotFound(_)) => {
+                let mut state = self.state();
+                state.stopping.remove(id);
+                state.details.remove(id);
+                Ok(())
+            }
+            Ok(false) => {
+                tokio::time::sleep(Duration::from_millis(100)).await;
+                Ok(())
+            }
+            Err(e) => Err(e),
+        }
+    }
+
+    /// The same for callers that can only go on; the reaper gets what stays.
+    pub(super) async fn remove_container(&self, id: &str) {
+        if let Err(e) = self.remove_container_checked(id).await {
+            tracing::warn!(container = id, error = %e, "a container was not removed");
+        }
+    }
+
+    /// The container of a running instance.
+    pub(super) async fn running(&self, instance: InstanceId) -> Result<String, RuntimeError> {
+        let list = self.list(Some(instance)).await?;
+        let newest = list.into_iter().filter(|c| c.state == State::RUNNING).max_by_key(|c| c.tag.attempt);
+        newest.map(|c| c.id).ok_or_else(|| RuntimeError::NotFound(format!("instance {instance} is not running on this host")))
+    }
+
+    /// Containers, networks and volumes of this installation, whatever their kind.
+    pub(super) async fn purge(&self) -> Result<(), RuntimeError> {
+        use bollard::query_parameters::{
+            ListContainersOptionsBuilder, ListNetworksOptionsBuilder, ListVolumesOptions, ListVolumesOptionsBuilder,
+            RemoveVolumeOptions,
+        };
+        self.state().desired = Some(HashMap::new());
+        let owner = format!("{}={}", super::labels::CLUSTER, self.names.cluster);
+        let filter = HashMap::from([("label".to_owned(), vec![owner])]);
+        let options = ListContainersOptionsBuilder::default().all(true).filters(&filter).build();
+        let list = self.engine.call("listing containers", QUICK, async |d| d.list_containers(Some(options)).await).await?;
+        for id in list.into_iter().filter_map(|c| c.id) {
+            self.remove_container_checked(&id).await?;
+        }
+        let options = ListNetworksOptionsBuilder::default().filters(&filter).build();
+        let networks = self.engine.call("listing networks", QUICK, async |d| d.list_networks(Some(options)).await).await?;
+        for id in networks.into_iter().filter_map(|n| n.id) {
+            self.engine.call("removing a network", SLOW, async |d| d.remove_network(&id).await).await?;
+        }
+        self.networks.lock().await.clear();
+        let options: ListVolumesOptions = ListVolumesOptionsBuilder::default().filters(&filter).build();
+        let volumes = self.engine.call("listing volumes", QUICK, async |d| d.list_volumes(Some(options)).await).await?;
+        for volume in volumes.volumes.unwrap_or_default() {
+            let name = volume.name;
+            let none = None::<RemoveVolumeOptions>;
+            self.engine.call("removing a volume", SLOW, async |d| d.remove_volume(&name, none).await).await?;
+        }
+        Ok(())
+    }
+}

@@ -1,0 +1,193 @@
+//! Images: asking for them, pulling, building from a Dockerfile, removing.
+
+use super::{
+    Inner,
+    engine::{Engine, QUICK, SLOW},
+    labels,
+};
+use crate::RuntimeError;
+use bollard::query_parameters::{BuildImageOptionsBuilder, CreateImageOptionsBuilder, RemoveImageOptionsBuilder};
+use bytes::Bytes;
+use flex_model::ImageRef;
+use futures_util::stream::BoxStream;
+use std::collections::HashMap;
+use tokio::sync::mpsc;
+
+impl Inner {
+    pub(super) async fn has_image(&self, reference: &str) -> Result<bool, RuntimeError> {
+        Ok(self.image_id(reference).await?.is_some())
+    }
+
+    /// The engine's id of an image, if it has it.
+    pub(super) async fn image_id(&self, reference: &str) -> Result<Option<String>, RuntimeError> {
+        check_reference(reference)?;
+        let doing = format!("looking for image {reference}");
+        match self.engine.call(&doing, QUICK, async |d| d.inspect_image(reference).await).await {
+            Ok(image) => Ok(image.id),
+            Err(RuntimeError::NotFound(_)) => Ok(None),
+            Err(e) => Err(e),
+        }
+    }
+
+    pub(super) async fn pull(&self, reference: &str) -> Result<ImageRef, RuntimeError> {
+        check_reference(reference)?;
+        let (name, tag) = split_tag(reference);
+        if !reference.starts_with("sha256:") && self.image_id(reference).await?.is_none() {
+            let doing = format!("pulling {reference}");
+            let options = CreateImageOptionsBuilder::default().from_image(name).tag(tag).build();
+            let docker = self.engine.docker()?.clone();
+            let mut progress = std::pin::pin!(docker.create_image(Some(options), None, None));
+            while let Some(line) = Engine::next(&doing, &mut progress).await? {
+                if let Some(message) = line.error_detail.and_then(|e| e.message) {
+                    return Err(super::engine::by_status(&doing, 500, &message));
+                }
+            }
+        }
+        let doing = format!("looking for image {reference}");
+        let image = self.engine.call(&doing, QUICK, async |d| d.inspect_image(reference).await).await?;
+        let repository = repository(name);
+        let digest = image.repo_digests.unwrap_or_default().into_iter().find(|d| d.split('@').next() == Some(repository));
+        // Without a digest it was made on this host, and its id names it as well.
+        let reference = digest.or(image.id).ok_or_else(|| RuntimeError::NotFound(format!("image {reference} has no id")))?;
+        Ok(ImageRef { reference, manifest: None })
+    }
+
+    pub(super) async fn build_dockerfile(
+        &self,
+        tag: &str,
+        dockerfile: &str,
+        context: BoxStream<'static, std::io::Result<Bytes>>,
+        log: mpsc::Sender<String>,
+    ) -> Result<ImageRef, RuntimeError> {
+        check_reference(tag)?;
+        self.ensure_network(&self.names.build_network).await?;
+        let args: HashMap<String, String> = self.settings.build_args.clone().into_iter().collect();
+        let options = BuildImageOptionsBuilder::default()
+            .t(tag)
+            .dockerfile(dockerfile)
+            .rm(true)
+            .forcerm(true)
+            .buildargs(&args)
+            .labels(&labels::owned(&self.names.cluster))
+            .networkmode(&self.names.build_network)
+            .build();
+        let doing = "building the Dockerfile";
+        let docker = self.engine.docker()?.clone();
+        let mut output = std::pin::pin!(docker.build_image(options, None, Some(bollard::body_try_stream(context))));
+        let (mut id, mut last) = (None, String::new());
+        loop {
+            // Nobody reads any more: leaving drops the request, at which the engine ends the build.
+            let line = tokio::select! {
+                line = Engine::next(doing, &mut output) => line,
+                () = log.closed() => return Err(RuntimeError::Refused(format!("{doing}: cancelled"))),
+            };
+            let line = match line {
+                Ok(Some(line)) => line,
+                Ok(None) => break,
+                Err(RuntimeError::Refused(why)) => return Err(refused(doing, &last, &why)),
+                Err(e) => return Err(e),
+            };
+            if let Some(error) = line.error_detail {
+                return Err(refused(doing, &last, &error.message.unwrap_or_default()));
+            }
+            for text in line.stream.iter().chain(line.status.iter()).flat_map(|t| t.lines()).filter(|t| !t.is_empty()) {
+                text.clone_into(&mut last);
+                let _ = log.send(text.to_owned()).await;
+            }
+            id = line.aux.and_then(|a| a.id).or(id);
+        }
+        let id = match id {
+            Some(id) => id,
+            None => self.image_id(tag).await?.ok_or_else(|| refused(doing, &last, "the engine made no image"))?,
+        };
+        Ok(ImageRef { reference: id, manifest: None })
+    }
+
+    /// Removes an image if nothing uses it; absent is fine.
+    pub(super) async fn remove_image(&self, reference: &str) -> Result<(), RuntimeError> {
+        check_reference(reference)?;
+        let doing = format!("removing image {reference}");
+        let options = || RemoveImageOptionsBuilder::default().force(false).noprune(false).build();
+        let mut names = vec![reference.to_owned()];
+        // An id that still has names cannot be removed by it.
+        if reference.starts_with("sha256:") {
+            match self.engine.call(&doing, QUICK, async |d| d.inspect_image(reference).await).await {
+                Ok(image) => names = image.repo_tags.filter(|t| !t.is_empty()).unwrap_or(names),
+                Err(RuntimeError::NotFound(_)) => return Ok(()),
+                Err(e) => return Err(e),
+            }
+        }
+        for name in names {
+            match self.engine.call(&doing, SLOW, async |d| d.remove_image(&name, Some(options()), None).await).await {
+                Ok(_) | Err(RuntimeError::NotFound(_)) => {}
+                Err(e) => return Err(e),
+            }
+        }
+        self.state().chains.clear();
+        Ok(())
+    }
+}
+
+fn refused(doing: &str, last: &str, why: &str) -> RuntimeError {
+    let why = why.trim().trim_start_matches(&format!("{doing}: ")).to_owned();
+    if last.is_empty() || why.contains(last) {
+        RuntimeError::Refused(format!("{doing}: {why}"))
+    } else {
+        RuntimeError::Refused(format!("{doing}: {why} (after: {last})"))
+    }
+}
+
+/// A reference goes into a request's path: only what the grammar of references has.
+fn check_reference(reference: &str) -> Result<(), RuntimeError> {
+    let good = |c: char| c.is_ascii_alphanumeric() || matches!(c, '-' | '_' | '.' | '/' | ':' | '@' | '+');
+    let parts = reference.split('/').all(|p| !p.is_empty() && p != "." && p != "..");
+    if reference.len() <= 512 && parts && reference.chars().all(good) {
+        Ok(())
+    } else {
+        let shown: String = reference.chars().take(80).collect();
+        Err(RuntimeError::Refused(format!("{shown:?} is no image: write name:tag, name@sha256:… or sha256:…")))
+    }
+}
+
+/// The name, and the tag or digest after it; `latest` where there is none, since none would pull every tag.
+fn split_tag(reference: &str) -> (&str, &str) {
+    if let Some((name, digest)) = reference.split_once('@') {
+        return (name, digest);
+    }
+    match reference.rsplit_once(':') {
+        Some((name, tag)) if !tag.contains('/') => (name, tag),
+        _ => (reference, "latest"),
+    }
+}
+
+/// The name as the engine lists it: without the default registry.
+fn repository(name: &str) -> &str {
+    let name = split_tag(name).0;
+    let name = name.strip_prefix("docker.io/").unwrap_or(name);
+    name.strip_prefix("library/").unwrap_or(name)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn references_are_taken_apart() {
+        assert_eq!(split_tag("nginx"), ("nginx", "latest"));
+        assert_eq!(split_tag("nginx:1.2"), ("nginx", "1.2"));
+        assert_eq!(split_tag("localhost:5000/a/b"), ("localhost:5000/a/b", "latest"));
+        assert_eq!(split_tag("localhost:5000/a/b:t"), ("localhost:5000/a/b", "t"));
+        assert_eq!(split_tag("a/b@sha256:00"), ("a/b", "sha256:00"));
+        assert_eq!(repository("docker.io/library/nginx"), "nginx");
+    }
+
+    #[test]
+    fn odd_references_are_refused() {
+        for bad in ["", "a b", "../containers/x", "a//b", "a?x=1", "a/..", "ä"] {
+            assert!(check_reference(bad).is_err(), "{bad}");
+        }
+        for good in ["a", "a:1", "h:5/a/b:1", "a@sha256:00ff", "sha256:00ff"] {
+            assert!(check_reference(good).is_ok(), "{good}");
+        }
+    }
+}

@@ -1,0 +1,277 @@
+//! Docker, through its socket. API 1.41 (Docker 20.10) and later.
+//!
+//! Invariants: everything made here is named `flex-CLUSTER-…` and carries `flex.cluster=CLUSTER`, and nothing else is
+//! ever touched; labels are the only memory, so a new process finds what an earlier one started; every call has a time
+//! limit; an engine that goes away and comes back needs no help.
+//!
+//! Must not: hold anything open that would block a container when this process is stuck (no log attach), or set an OOM
+//! score below the engine's own.
+
+mod converge;
+mod engine;
+mod events;
+mod exec;
+mod hijack;
+mod images;
+mod import;
+mod labels;
+mod observe;
+mod sandbox;
+mod session;
+mod spec;
+
+use crate::{
+    Desired, EngineFacts, ExecSpec, ImageFiles, JobSpec, Observed, Runtime, RuntimeError, Sandbox, SandboxSpec, Session,
+};
+use async_trait::async_trait;
+use bollard::models::{NetworkCreateRequest, SystemInfoCgroupVersionEnum};
+use bytes::Bytes;
+use engine::{Engine, QUICK};
+use flex_model::{ImageRef, InstanceId, Memory};
+use futures_util::stream::BoxStream;
+use std::{
+    collections::{BTreeMap, HashMap, HashSet},
+    path::PathBuf,
+    sync::{Arc, Mutex, MutexGuard},
+};
+use tokio::sync::{Semaphore, mpsc, watch};
+use tokio_util::sync::{CancellationToken, DropGuard};
+
+/// How to use an engine.
+#[derive(Debug, Clone)]
+pub struct DockerSettings {
+    /// The engine's socket.
+    pub socket: PathBuf,
+    /// Short id of the installation (letters, digits, `-`, `_`, `.`): several share one engine by it.
+    pub cluster: String,
+    /// Name of the instances' network; none: `flex-CLUSTER`.
+    pub network: Option<String>,
+    /// Containers made and started at the same time. Two to a core: more only makes each of them slower.
+    pub parallel_starts: usize,
+    /// Build arguments of every Dockerfile build: the machine's proxies and mirrors.
+    pub build_args: BTreeMap<String, String>,
+}
+
+impl DockerSettings {
+    /// The local engine with the defaults, for one installation.
+    pub fn local(cluster: impl Into<String>) -> Self {
+        Self {
+            socket: PathBuf::from("/var/run/docker.sock"),
+            cluster: cluster.into(),
+            network: None,
+            parallel_starts: 4,
+            build_args: BTreeMap::new(),
+        }
+    }
+}
+
+/// The Docker engine as a [`Runtime`].
+pub struct DockerRuntime {
+    inner: Arc<Inner>,
+    /// Ends the event watcher and the work under way with the runtime; containers stay as they are.
+    _end: DropGuard,
+}
+
+pub(crate) struct Inner {
+    engine: Engine,
+    names: spec::Names,
+    settings: DockerSettings,
+    starts: Semaphore,
+    changes: watch::Sender<u64>,
+    state: Mutex<State>,
+    /// Networks known to exist; the lock is held while one is made.
+    networks: tokio::sync::Mutex<HashSet<String>>,
+    end: CancellationToken,
+}
+
+#[derive(Default)]
+struct State {
+    /// Until the first converge nothing is known, and nothing is done.
+    desired: Option<HashMap<InstanceId, Arc<Desired>>>,
+    /// Instances with a task at work; one each.
+    busy: HashSet<InstanceId>,
+    /// Containers that were sent SIGTERM.
+    stopping: HashSet<String>,
+    /// What could not be made: attempt and reason.
+    failed: HashMap<InstanceId, (u32, String)>,
+    /// What inspection told, by container id.
+    details: HashMap<String, observe::Detail>,
+    /// Jobs and sandboxes of this process, by the id to reap by: (reap id, container id).
+    live: Vec<(String, String)>,
+    /// Layer chains known to be in the engine.
+    chains: HashSet<String>,
+}
+
+impl DockerRuntime {
+    /// Prepares to use an engine; it need not run yet. Must be called within a tokio runtime.
+    pub fn connect(settings: DockerSettings) -> Result<Self, RuntimeError> {
+        labels::name_part("the installation's id", &settings.cluster)?;
+        let cluster = settings.cluster.clone();
+        let network = settings.network.clone().unwrap_or_else(|| format!("flex-{cluster}"));
+        labels::name_part("the network's name", &network)?;
+        let build_network = format!("{network}-build");
+        let end = CancellationToken::new();
+        let inner = Arc::new(Inner {
+            engine: Engine::new(settings.socket.clone()),
+            names: spec::Names { cluster, network, build_network },
+            starts: Semaphore::new(settings.parallel_starts.max(1)),
+            settings,
+            changes: watch::channel(0).0,
+            state: Mutex::new(State::default()),
+            networks: tokio::sync::Mutex::new(HashSet::new()),
+            end: end.clone(),
+        });
+        inner.spawn(events::watch(inner.clone()));
+        Ok(Self { inner, _end: end.drop_guard() })
+    }
+
+    /// Removes everything of this installation from the engine: containers, networks and volumes. Images stay: they may
+    /// be another's too.
+    pub async fn purge(&self) -> Result<(), RuntimeError> {
+        self.inner.purge().await
+    }
+}
+
+impl Inner {
+    fn state(&self) -> MutexGuard<'_, State> {
+        // A panic while it was held cannot leave a map half changed in a way that matters: the loops look again.
+        self.state.lock().unwrap_or_else(std::sync::PoisonError::into_inner)
+    }
+
+    fn wake(&self) {
+        self.changes.send_modify(|n| *n += 1);
+    }
+
+    /// Runs until done or until the runtime is dropped.
+    fn spawn(&self, work: impl Future<Output = ()> + Send + 'static) {
+        let end = self.end.clone();
+        tokio::spawn(async move {
+            tokio::select! {
+                () = end.cancelled() => {}
+                () = work => {}
+            }
+        });
+    }
+
+    fn forget_live(&self, container: &str) {
+        self.state().live.retain(|(_, c)| c != container);
+    }
+
+    /// Makes a bridge on which containers do not reach one another, unless it is there.
+    async fn ensure_network(&self, name: &str) -> Result<(), RuntimeError> {
+        let mut known = self.networks.lock().await;
+        if known.contains(name) {
+            return Ok(());
+        }
+        let doing = format!("looking for network {name}");
+        match self.engine.call(&doing, QUICK, async |d| d.inspect_network(name, None).await).await {
+            Ok(network) => {
+                if network.labels.unwrap_or_default().get(labels::CLUSTER) != Some(&self.names.cluster) {
+                    return Err(RuntimeError::Refused(format!(
+                        "network {name} exists and does not belong to this installation; remove it or set another name"
+                    )));
+                }
+            }
+            Err(RuntimeError::NotFound(_)) => {
+                let request = NetworkCreateRequest {
+                    name: name.to_owned(),
+                    driver: Some("bridge".into()),
+                    options: Some(HashMap::from([("com.docker.network.bridge.enable_icc".to_owned(), "false".to_owned())])),
+                    labels: Some(labels::owned(&self.names.cluster)),
+                    ..NetworkCreateRequest::default()
+                };
+                self.engine
+                    .call(&format!("making network {name}"), engine::SLOW, async |d| d.create_network(request).await)
+                    .await?;
+            }
+            Err(e) => return Err(e),
+        }
+        known.insert(name.to_owned());
+        Ok(())
+    }
+
+    /// Called when the engine said that a network is missing: somebody removed it.
+    async fn forget_network(&self, name: &str) {
+        self.networks.lock().await.remove(name);
+    }
+}
+
+#[async_trait]
+impl Runtime for DockerRuntime {
+    async fn facts(&self) -> Result<EngineFacts, RuntimeError> {
+        let info = self.inner.engine.call("asking for its facts", QUICK, async |d| d.info().await).await?;
+        Ok(EngineFacts {
+            engine: "docker".into(),
+            version: info.server_version.unwrap_or_default(),
+            memory: bytes_of_memory(info.mem_total.unwrap_or(0)),
+            cpus: u32::try_from(info.ncpu.unwrap_or(0)).unwrap_or(0),
+            cgroup_version: if info.cgroup_version == Some(SystemInfoCgroupVersionEnum::_2) { 2 } else { 1 },
+            live_restore: info.live_restore_enabled.unwrap_or(false),
+            storage_driver: info.driver.unwrap_or_default(),
+            kernel: info.kernel_version.unwrap_or_default(),
+        })
+    }
+
+    async fn converge(&self, desired: Vec<Desired>) -> Result<(), RuntimeError> {
+        self.inner.converge(desired).await
+    }
+
+    async fn observe(&self) -> Result<Vec<Observed>, RuntimeError> {
+        self.inner.observe().await
+    }
+
+    fn changes(&self) -> watch::Receiver<u64> {
+        self.inner.changes.subscribe()
+    }
+
+    async fn exec(&self, instance: InstanceId, exec: ExecSpec) -> Result<Session, RuntimeError> {
+        let container = self.inner.running(instance).await?;
+        self.inner.clone().exec(&container, exec).await
+    }
+
+    async fn run_once(&self, job: JobSpec) -> Result<Session, RuntimeError> {
+        self.inner.clone().run_once(job).await
+    }
+
+    async fn sandbox(&self, spec: SandboxSpec) -> Result<Box<dyn Sandbox>, RuntimeError> {
+        self.inner.clone().sandbox(spec).await
+    }
+
+    async fn reap(&self, keep: &[String]) -> Result<Vec<String>, RuntimeError> {
+        self.inner.reap(keep).await
+    }
+
+    async fn has_image(&self, reference: &str) -> Result<bool, RuntimeError> {
+        self.inner.has_image(reference).await
+    }
+
+    async fn import(&self, image: ImageFiles) -> Result<ImageRef, RuntimeError> {
+        self.inner.import(image).await
+    }
+
+    async fn pull(&self, reference: &str) -> Result<ImageRef, RuntimeError> {
+        self.inner.pull(reference).await
+    }
+
+    async fn build_dockerfile(
+        &self,
+        tag: &str,
+        dockerfile: &str,
+        context: BoxStream<'static, std::io::Result<Bytes>>,
+        log: mpsc::Sender<String>,
+    ) -> Result<ImageRef, RuntimeError> {
+        self.inner.build_dockerfile(tag, dockerfile, context, log).await
+    }
+
+    async fn remove_image(&self, reference: &str) -> Result<(), RuntimeError> {
+        self.inner.remove_image(reference).await
+    }
+
+    async fn remove_volume(&self, name: &str) -> Result<(), RuntimeError> {
+        self.inner.remove_volume(name).await
+    }
+}
+
+fn bytes_of_memory(bytes: i64) -> Memory {
+    Memory::from_mib(u64::try_from(bytes).unwrap_or(0) >> 20)
+}

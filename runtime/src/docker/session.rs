@@ -1,0 +1,256 @@
+//! A running command's streams: moves bytes both ways between the engine and a [`Session`], then fetches the exit status.
+//!
+//! Invariants: a client that reads slowly slows the command and costs no memory; a client that stops reading for good
+//! does not end an exec, but ends a job; the exit status comes after the last output was taken.
+
+use super::{
+    Inner,
+    engine::QUICK,
+    hijack::{Frames, Hijacked},
+};
+use crate::{Input, Output, RuntimeError, Session, TtySize};
+use bollard::query_parameters::{KillContainerOptionsBuilder, ResizeContainerTTYOptionsBuilder, ResizeExecOptionsBuilder};
+use bytes::{Bytes, BytesMut};
+use futures_util::{Stream, StreamExt};
+use std::{collections::VecDeque, pin::Pin, sync::Arc, task::Poll, time::Duration};
+use tokio::{
+    io::{AsyncReadExt, AsyncWriteExt},
+    net::unix::{OwnedReadHalf, OwnedWriteHalf},
+    sync::{mpsc, oneshot},
+};
+
+/// Pieces of output or input under way; each at most [`READ`] bytes.
+const PIECES: usize = 32;
+const READ: usize = 32 * 1024;
+/// For so long an engine that went away may come back and still tell how the command ended.
+const LOST: Duration = Duration::from_secs(60);
+
+/// What runs.
+#[derive(Debug, Clone)]
+pub(crate) enum Process {
+    /// An exec's id.
+    Exec(String),
+    /// A job's container id and stop grace in seconds.
+    Job(String, u32),
+}
+
+/// Starts moving the streams of a process that was started with them attached.
+pub(crate) fn run(inner: Arc<Inner>, process: Process, conn: Hijacked, tty: bool, stdin: bool) -> Session {
+    let (input, from_client) = mpsc::channel(PIECES);
+    let (to_client, output) = mpsc::channel(PIECES);
+    let (drained_tx, drained) = oneshot::channel();
+    let (exit_tx, exit) = oneshot::channel();
+    let (read, write) = conn.stream.into_split();
+    let early = conn.early;
+    tokio::spawn(async move {
+        let feeder = tokio::spawn(feed(inner.clone(), process.clone(), write, from_client, to_client.clone(), stdin));
+        let broken = pump(read, early, tty, to_client).await;
+        feeder.abort();
+        let status = ended(&inner, &process).await;
+        if let Process::Job(id, _) = &process {
+            inner.remove_container(id).await;
+            inner.forget_live(id);
+        }
+        // Resolves also when the output was dropped unread.
+        let _ = drained.await;
+        let _ = exit_tx.send(match (status, broken) {
+            (Ok(status), _) => Ok(status),
+            (Err(e), None) => Err(e),
+            (Err(e), Some(io)) => Err(RuntimeError::Unavailable(format!("{e}; its streams broke: {io}"))),
+        });
+    });
+    let output = Drained { output, drained: Some(drained_tx) };
+    Session { input, output: output.boxed(), exit }
+}
+
+/// The client's end of the output; tells when all of it was taken, or the client went.
+struct Drained {
+    output: mpsc::Receiver<Result<Output, RuntimeError>>,
+    drained: Option<oneshot::Sender<()>>,
+}
+
+impl Stream for Drained {
+    type Item = Result<Output, RuntimeError>;
+
+    fn poll_next(mut self: Pin<&mut Self>, cx: &mut std::task::Context<'_>) -> Poll<Option<Self::Item>> {
+        let next = self.output.poll_recv(cx);
+        if let Poll::Ready(None) = next
+            && let Some(drained) = self.drained.take()
+        {
+            let _ = drained.send(());
+        }
+        next
+    }
+}
+
+/// Engine to client, until the engine closes. Without a client it reads on, so that the command is not blocked.
+async fn pump(
+    mut read: OwnedReadHalf,
+    mut buffer: BytesMut,
+    tty: bool,
+    to_client: mpsc::Sender<Result<Output, RuntimeError>>,
+) -> Option<std::io::Error> {
+    let mut frames = Frames::default();
+    loop {
+        if tty {
+            if !buffer.is_empty() {
+                let _ = to_client.send(Ok(Output::Stdout(buffer.split().freeze()))).await;
+            }
+        } else {
+            while let Some((is_err, piece)) = frames.next(&mut buffer) {
+                let piece = if is_err { Output::Stderr(piece) } else { Output::Stdout(piece) };
+                let _ = to_client.send(Ok(piece)).await;
+            }
+        }
+        buffer.reserve(READ);
+        match read.read_buf(&mut buffer).await {
+            Ok(0) => return None,
+            Ok(_) => {}
+            Err(e) => return Some(e),
+        }
+    }
+}
+
+/// Client to engine. Signals and sizes overtake data that the command does not read.
+async fn feed(
+    inner: Arc<Inner>,
+    process: Process,
+    mut write: OwnedWriteHalf,
+    mut from_client: mpsc::Receiver<Input>,
+    to_client: mpsc::Sender<Result<Output, RuntimeError>>,
+    stdin: bool,
+) {
+    let mut pending: VecDeque<Bytes> = VecDeque::new();
+    let mut open = stdin;
+    let mut ending = false;
+    loop {
+        if ending && open && pending.is_empty() {
+            // Half a close: the command sees the end of its input, its output still flows.
+            let _ = write.shutdown().await;
+            open = false;
+        }
+        tokio::select! {
+            message = from_client.recv(), if pending.len() < PIECES => match message {
+                Some(Input::Data(bytes)) if open && !ending && !bytes.is_empty() => pending.push_back(bytes),
+                Some(Input::Data(_)) => {}
+                Some(Input::Eof) => ending = true,
+                Some(Input::Resize(size)) => resize(&inner, &process, size).await,
+                Some(Input::Signal(signal)) => signal_to(&inner, &process, signal).await,
+                None => break,
+            },
+            written = write.write(pending.front().map_or(&[][..], |b| &b[..])), if !pending.is_empty() => match written {
+                Ok(n) => {
+                    let front = pending.front_mut().map_or(0, |b| { bytes::Buf::advance(b, n); b.len() });
+                    if front == 0 {
+                        pending.pop_front();
+                    }
+                }
+                // The command closed its input; what else is meant for it has nowhere to go.
+                Err(_) => {
+                    pending.clear();
+                    open = false;
+                }
+            },
+        }
+    }
+    while let (true, Some(bytes)) = (open, pending.pop_front()) {
+        tokio::select! {
+            written = write.write_all(&bytes) => open = written.is_ok(),
+            () = to_client.closed() => break,
+        }
+    }
+    if open {
+        let _ = write.shutdown().await;
+    }
+    if let Process::Job(id, grace) = &process {
+        to_client.closed().await;
+        inner.stop_container(id, *grace).await;
+    }
+    // The write half stays until the end: dropping it would be a shutdown, which a command without stdin must not get.
+    std::future::pending::<()>().await;
+}
+
+/// Tells a process its terminal's size. Best effort: it may just have ended.
+pub(crate) async fn resize(inner: &Inner, process: &Process, size: TtySize) {
+    let doing = "resizing a terminal";
+    let (rows, cols) = (i32::from(size.rows), i32::from(size.cols));
+    let done = match process {
+        Process::Exec(id) => {
+            let options = ResizeExecOptionsBuilder::default().h(rows).w(cols).build();
+            inner.engine.call(doing, QUICK, async |d| d.resize_exec(id, options).await).await
+        }
+        Process::Job(id, _) => {
+            let options = ResizeContainerTTYOptionsBuilder::default().h(rows).w(cols).build();
+            inner.engine.call(doing, QUICK, async |d| d.resize_container_tty(id, options).await).await
+        }
+    };
+    if let Err(e) = done {
+        tracing::debug!(error = %e, "a terminal was not resized");
+    }
+}
+
+async fn signal_to(inner: &Inner, process: &Process, signal: i32) {
+    let result = match process {
+        Process::Exec(id) => signal_exec(inner, id, signal).await,
+        Process::Job(id, _) => {
+            let options = KillContainerOptionsBuilder::default().signal(&signal.to_string()).build();
+            inner.engine.call("sending a signal", QUICK, async |d| d.kill_container(id, Some(options)).await).await
+        }
+    };
+    if let Err(e) = result {
+        tracing::debug!(error = %e, signal, "a signal was not delivered");
+    }
+}
+
+/// The engine cannot signal an exec's process, but tells its number on this host.
+async fn signal_exec(inner: &Inner, id: &str, signal: i32) -> Result<(), RuntimeError> {
+    let exec = inner.engine.call("looking for the process to signal", QUICK, async |d| d.inspect_exec(id).await).await?;
+    let pid = exec.pid.and_then(|p| i32::try_from(p).ok()).filter(|p| *p > 1 && exec.running == Some(true));
+    let signal =
+        nix::sys::signal::Signal::try_from(signal).map_err(|e| RuntimeError::Refused(format!("signal {signal}: {e}")))?;
+    match pid {
+        Some(pid) => nix::sys::signal::kill(nix::unistd::Pid::from_raw(pid), signal)
+            .map_err(|e| RuntimeError::Refused(format!("sending {signal} to process {pid}: {e}"))),
+        None => Ok(()),
+    }
+}
+
+/// Waits until it has ended. The streams close a moment before the engine knows the status.
+async fn ended(inner: &Inner, process: &Process) -> Result<i64, RuntimeError> {
+    let mut pause = Duration::from_millis(2);
+    let mut silent_since = None;
+    loop {
+        let status = match process {
+            Process::Exec(id) => {
+                let exec = inner.engine.call("asking how a command ended", QUICK, async |d| d.inspect_exec(id).await).await;
+                exec.map(|e| if e.running == Some(true) { None } else { Some(e.exit_code.unwrap_or(-1)) })
+            }
+            Process::Job(id, _) => {
+                let doing = "asking how a job ended";
+                let c = inner.engine.call(doing, QUICK, async |d| d.inspect_container(id, None).await).await;
+                c.map(|c| {
+                    let state = c.state.unwrap_or_default();
+                    if state.running == Some(true) { None } else { Some(state.exit_code.unwrap_or(-1)) }
+                })
+            }
+        };
+        match status {
+            Ok(Some(status)) => return Ok(status),
+            Ok(None) => {
+                if let (Some(_), Process::Job(id, grace)) = (silent_since, process) {
+                    // It outlived the engine that its streams went through; nobody can follow it any more.
+                    inner.stop_container(id, *grace).await;
+                }
+            }
+            Err(e @ RuntimeError::Unavailable(_)) => {
+                let since = *silent_since.get_or_insert_with(tokio::time::Instant::now);
+                if since.elapsed() > LOST {
+                    return Err(e);
+                }
+            }
+            Err(e) => return Err(e),
+        }
+        tokio::time::sleep(pause).await;
+        pause = (pause * 2).min(Duration::from_millis(250));
+    }
+}

@@ -1,0 +1,169 @@
+//! The words that go over the seam between an engine and its users.
+
+use bytes::Bytes;
+use flex_model::{AppId, ExitInfo, InstanceId, InstanceSpec, Memory, Secret, Timestamp};
+use futures_util::stream::BoxStream;
+use std::{collections::BTreeMap, net::IpAddr, path::PathBuf};
+
+/// Why an engine call failed.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum RuntimeError {
+    /// The engine cannot be reached or does not answer in time: retry later.
+    #[error("the container engine does not answer: {0}")]
+    Unavailable(String),
+    /// The thing named does not exist (image, instance).
+    #[error("{0}")]
+    NotFound(String),
+    /// The engine refused the request; the same request will be refused again.
+    #[error("the container engine refused: {0}")]
+    Refused(String),
+}
+
+/// What is known of the machine.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct EngineFacts {
+    pub engine: String,
+    pub version: String,
+    pub memory: Memory,
+    pub cpus: u32,
+    pub cgroup_version: u32,
+    pub live_restore: bool,
+    pub storage_driver: String,
+    pub kernel: String,
+}
+
+/// One instance to run, in its n-th incarnation: the agent raises `attempt` to have a crashed one made anew.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Desired {
+    pub instance: InstanceId,
+    pub app: AppId,
+    pub app_name: String,
+    /// `web.1`.
+    pub name: String,
+    pub version: u64,
+    pub attempt: u32,
+    pub spec: InstanceSpec,
+}
+
+/// What the engine knows of a container of ours.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Observed {
+    pub instance: InstanceId,
+    pub app: AppId,
+    pub app_name: String,
+    pub name: String,
+    pub version: u64,
+    pub attempt: u32,
+    pub phase: ObservedPhase,
+    /// Reachable from this host while it runs.
+    pub ip: Option<IpAddr>,
+    /// Its first process, in this host's numbering, while it runs.
+    pub pid: Option<u32>,
+    pub started_at: Option<Timestamp>,
+    /// Where the engine writes its output, in Docker's `json-file` form; tail it, never attach.
+    pub log_file: Option<PathBuf>,
+}
+
+/// Where a container is in its life.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum ObservedPhase {
+    /// Being made or started.
+    Creating,
+    Running,
+    /// Was sent SIGTERM; will be killed at the end of its grace period, then removed.
+    Stopping,
+    Exited(ExitInfo),
+    /// Could not be made; the text says why. Tried again at the next higher attempt.
+    Failed(String),
+}
+
+/// How to run a command beside or in a container.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct ExecSpec {
+    /// An argument vector; no shell is added.
+    pub argv: Vec<String>,
+    pub env: BTreeMap<String, Secret>,
+    pub tty: Option<TtySize>,
+    pub workdir: Option<String>,
+    /// `uid:gid` inside the container; none: the container's own.
+    pub user: Option<String>,
+    /// Whether stdin is wanted.
+    pub stdin: bool,
+}
+
+/// A terminal's size.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct TtySize {
+    pub rows: u16,
+    pub cols: u16,
+}
+
+/// A piece of output.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Output {
+    /// Standard output, or both streams of a TTY.
+    Stdout(Bytes),
+    Stderr(Bytes),
+}
+
+/// What can be sent to a running session.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Input {
+    Data(Bytes),
+    /// End of standard input.
+    Eof,
+    Resize(TtySize),
+    /// A signal's number, to the session's first process.
+    Signal(i32),
+}
+
+/// A running command with its streams. Dropping `input` is an end of file; dropping `output` does not end the command.
+pub struct Session {
+    pub input: tokio::sync::mpsc::Sender<Input>,
+    pub output: BoxStream<'static, Result<Output, RuntimeError>>,
+    /// Resolves with the exit status (128+n for a signal) after the last output was yielded.
+    pub exit: tokio::sync::oneshot::Receiver<Result<i64, RuntimeError>>,
+}
+
+/// A one-off container: `flex run`, the release phase, `postdeploy`.
+#[derive(Debug, Clone)]
+pub struct JobSpec {
+    pub instance: InstanceId,
+    pub app: AppId,
+    pub app_name: String,
+    /// `run.4711`, `release.1`.
+    pub name: String,
+    pub version: u64,
+    pub spec: InstanceSpec,
+    pub tty: Option<TtySize>,
+    pub stdin: bool,
+}
+
+/// A container to build in: kept alive while commands are run in it one after another, then destroyed.
+#[derive(Debug, Clone)]
+pub struct SandboxSpec {
+    /// Unique; the container is found by it again and reaped after a crash.
+    pub id: String,
+    pub image: String,
+    pub env: BTreeMap<String, Secret>,
+    /// Name of a persistent volume and where it is mounted (the app's cache).
+    pub cache: Option<(String, String)>,
+    /// Read-only host files or directories: (host path, path inside). The machine's CA bundle, the built-in buildpacks.
+    pub read_only_mounts: Vec<(PathBuf, String)>,
+    pub memory: Memory,
+    pub pids: u32,
+    /// Hard limit in thousandths of a core; none: no limit.
+    pub cpu_millis: Option<u32>,
+    pub user: Option<String>,
+}
+
+/// An image as files: what [`Runtime::import`] needs to bring it into the engine.
+#[derive(Debug, Clone)]
+pub struct ImageFiles {
+    /// `name:tag` to give it in the engine, so that people can tell images apart.
+    pub tag: String,
+    /// The OCI image configuration, exact bytes; its SHA-256 is the image's id.
+    pub config: Bytes,
+    /// From the bottom up: diff id `sha256:…` of each layer, and the file with its (maybe compressed) tar.
+    pub layers: Vec<(String, PathBuf)>,
+}

@@ -1,0 +1,17 @@
+//! The contract of every runtime, kept by Docker, and what only the real engine can show.
+
+mod engine_support;
+
+use engine_support::with_docker;
+use flex_runtime::contract;
+
+macro_rules! contract {
+    ($($case:ident),* $(,)?) => {$(
+        #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+        async fn $case() {
+            with_docker(stringify!($case), async |d| contract::$case(d).await).await;
+        }
+    )*};
+}
+
+flex_runtime::contract_cases!(contract);
