@@ -1,1 +1,27 @@
-//! placeholder
+//! Pure decisions: what runs where ([`plan`]), what is routed ([`routes`]), and what must never be ([`check`]).
+//!
+//! Seven rules: commit before acting; ids are chosen in the plan; an order to a host is its whole assignment; silence is
+//! not evidence; reports to an earlier controller do not count; the unhealthy go first and the healthy stay until covered;
+//! a route is placed ∩ reported healthy.
+//!
+//! Must not: read a clock, make an id by itself, depend on the order of a hash map, or do any I/O.
+
+mod check;
+mod hosts;
+mod plan;
+mod rollout;
+mod routes;
+mod view;
+
+pub use check::check;
+pub use plan::{Change, ChangeKind, Pending, Plan, plan};
+pub use routes::routes;
+pub use view::{AppView, ReportView, Settings, World};
+
+use flex_model::InstanceId;
+
+/// Where the ids of new instances come from.
+pub trait IdSource {
+    /// An id that was never used.
+    fn instance(&mut self) -> InstanceId;
+}

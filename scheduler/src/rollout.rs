@@ -1,0 +1,237 @@
+//! One app's part of the plan: has its release made it, what is missing, what is too much, what may go.
+
+use crate::IdSource;
+use crate::hosts::Room;
+use crate::plan::{ChangeKind, Pending, Plan};
+use crate::view::{AppView, World};
+use flex_model::{InstanceReport, InstanceState, Placement, PlacementPhase, ProcessScale, ProcessType, Release, ReleaseStatus};
+use std::collections::{BTreeMap, BTreeSet};
+use std::time::Duration;
+
+pub(crate) struct AppPlan<'a> {
+    pub world: &'a World,
+    pub view: &'a AppView,
+    /// Of this app, on hosts that are there.
+    pub placements: Vec<&'a Placement>,
+}
+
+impl<'a> AppPlan<'a> {
+    pub(crate) fn decide(self, room: &mut Room<'_>, ids: &mut dyn IdSource, plan: &mut Plan) {
+        if let Some(target) = self.pending_target() {
+            if let Some((instance, why)) = self.failure(target, plan) {
+                let kind = ChangeKind::ReleaseFailed { app: self.view.app.id, version: target.version, instance };
+                plan.push(kind, why);
+                // The failure is committed first; the next plan sees what is wanted then.
+                return;
+            }
+            if self.is_covered(target) {
+                let kind = ChangeKind::ReleaseSucceeded { app: self.view.app.id, version: target.version };
+                plan.push(kind, format!("v{} is up", target.version));
+            }
+        }
+        let wanted = self.view.wanted_release();
+        self.remove_useless(wanted.map(|r| r.version), plan);
+        let processes: BTreeSet<&ProcessType> = self.placements.iter().map(|p| &p.process).collect();
+        let scales: BTreeMap<ProcessType, ProcessScale> =
+            wanted.map(|r| self.view.wanted(r).into_iter().collect()).unwrap_or_default();
+        for process in processes.into_iter().filter(|p| !scales.contains_key(*p)) {
+            for p in self.active(process) {
+                self.retire(p, "not wanted any more", plan);
+            }
+        }
+        for (process, scale) in &scales {
+            if let Some(release) = wanted {
+                self.decide_process(release, process, *scale, room, ids, plan);
+            }
+        }
+    }
+
+    fn pending_target(&self) -> Option<&'a Release> {
+        let target = self.view.releases.get(&self.view.app.target?)?;
+        (target.status == ReleaseStatus::Pending && target.released).then_some(target)
+    }
+
+    fn active(&self, process: &ProcessType) -> impl Iterator<Item = &'a Placement> {
+        self.placements.iter().copied().filter(move |p| p.process == *process && p.phase == PlacementPhase::Active)
+    }
+
+    fn of_release(&self, version: u64) -> impl Iterator<Item = &'a Placement> {
+        self.placements.iter().copied().filter(move |p| p.version == version && p.phase == PlacementPhase::Active)
+    }
+
+    /// Why a release that is being rolled out has no chance any more.
+    fn failure(&self, target: &Release, plan: &mut Plan) -> Option<(Option<flex_model::InstanceId>, String)> {
+        for p in self.of_release(target.version) {
+            if let Some(r) = self.world.evidence(p)
+                && let Some(why) = hopeless(r, self.world.settings.start_attempts)
+            {
+                return Some((Some(p.instance), format!("{} {why}", p.name())));
+            }
+        }
+        target.image.as_ref()?;
+        let patience = self.view.wanted(target).iter().map(|(p, _)| target.processes[p].check.start_seconds).max()?;
+        let deadline =
+            target.updated_at.plus(Duration::from_secs(u64::from(patience) + u64::from(self.world.settings.rollout_seconds)));
+        if deadline > self.world.now {
+            plan.wake(deadline);
+            return None;
+        }
+        // Hosts that have not spoken since this controller started prove nothing, in either direction.
+        let silent = self.of_release(target.version).any(|p| self.world.reports.get(&p.host).is_none_or(|v| !v.counts));
+        (!silent && !self.is_covered(target)).then(|| (None, "it was not up in time".to_owned()))
+    }
+
+    /// Every instance that the formation wants of it is up.
+    fn is_covered(&self, release: &Release) -> bool {
+        if release.image.is_none() {
+            return true;
+        }
+        self.view.wanted(release).iter().all(|(process, scale)| {
+            let up = self.of_release(release.version).filter(|p| p.process == *process && self.world.is_up(p)).count();
+            up >= scale.quantity as usize
+        })
+    }
+
+    /// Instances of a release that is neither wanted nor was ever good have nothing to offer.
+    fn remove_useless(&self, wanted: Option<u64>, plan: &mut Plan) {
+        for p in self.placements.iter().filter(|p| Some(p.version) != wanted && Some(p.version) != self.view.app.good) {
+            let was_good = self.view.releases.get(&p.version).is_some_and(|r| r.status == ReleaseStatus::Succeeded);
+            if p.phase == PlacementPhase::Active && !was_good && !self.world.is_up(p) {
+                plan.push(ChangeKind::Remove { instance: p.instance }, format!("{}: v{} was given up", p.name(), p.version));
+            }
+        }
+    }
+
+    fn decide_process(
+        &self,
+        release: &Release,
+        process: &ProcessType,
+        scale: ProcessScale,
+        room: &mut Room<'_>,
+        ids: &mut dyn IdSource,
+        plan: &mut Plan,
+    ) {
+        let gone: BTreeSet<_> = removed(plan);
+        let active: Vec<&Placement> = self.active(process).filter(|p| !gone.contains(&p.instance)).collect();
+        let is_current = |p: &Placement| {
+            p.version == release.version
+                && p.memory == scale.memory
+                && self.view.app.restart_before(process, p.index).is_none_or(|moment| p.created_at >= moment)
+        };
+        let (current, old): (Vec<&Placement>, Vec<&Placement>) = active.into_iter().partition(|p| is_current(p));
+
+        let surplus: Vec<&&Placement> = current.iter().filter(|p| p.index > scale.quantity).collect();
+        for p in surplus {
+            self.retire(p, &format!("{process} is scaled to {}", scale.quantity), plan);
+        }
+        let have: BTreeSet<u32> = current.iter().map(|p| p.index).collect();
+        let missing: Vec<u32> = (1..=scale.quantity).filter(|i| !have.contains(i)).collect();
+        let (hosts, why) = room.choose(self.view.app.id, scale.memory, missing.len());
+        let mut indexes = missing.into_iter();
+        for host in hosts {
+            let Some(index) = indexes.next() else { break };
+            let reason = match old.iter().find(|p| p.index == index) {
+                Some(p) if p.version != release.version => format!("replaces v{} with v{}", p.version, release.version),
+                Some(p) if p.memory != scale.memory => format!("resized from {} to {}", p.memory, scale.memory),
+                Some(_) => "restarted".to_owned(),
+                None => format!("{process} is scaled to {}", scale.quantity),
+            };
+            let placement = Placement {
+                instance: ids.instance(),
+                app: self.view.app.id,
+                process: process.clone(),
+                index,
+                release: release.id,
+                version: release.version,
+                host,
+                memory: scale.memory,
+                phase: PlacementPhase::Active,
+                created_at: self.world.now,
+                reason: reason.clone(),
+            };
+            let line = format!("{}: {reason}", placement.name());
+            plan.push(ChangeKind::Place(placement), line);
+        }
+        if let Some(why) = why {
+            plan.pending.extend(indexes.map(|index| Pending {
+                app: self.view.app.id,
+                process: process.clone(),
+                index,
+                why: why.clone(),
+            }));
+        }
+        self.retire_covered(&current, old, scale, release.version, plan);
+    }
+
+    /// Lets go of as many old instances as new ones cover: those known to be bad first, then those whose index is covered.
+    fn retire_covered(
+        &self,
+        current: &[&Placement],
+        mut old: Vec<&Placement>,
+        scale: ProcessScale,
+        version: u64,
+        plan: &mut Plan,
+    ) {
+        let up: BTreeSet<u32> =
+            current.iter().filter(|p| p.index <= scale.quantity && self.world.is_up(p)).map(|p| p.index).collect();
+        // Old ones beyond the wanted number need no cover, once as many as are wanted are up without them.
+        old.sort_by_key(|p| (!self.world.is_known_bad(p), !up.contains(&p.index), std::cmp::Reverse(p.index), p.instance));
+        let serving_old = old.iter().filter(|p| !self.world.is_known_bad(p)).count();
+        let mut may_go = (up.len() + serving_old).saturating_sub(scale.quantity as usize);
+        for p in old {
+            if self.world.is_known_bad(p) {
+                // It serves nobody: nothing is lost, unless it is all that there is and may come back.
+                if !up.is_empty() || !self.is_hopeful(p) {
+                    self.retire(p, &format!("replaced by v{version}"), plan);
+                }
+            } else if may_go > 0 {
+                may_go -= 1;
+                self.retire(p, &format!("replaced by v{version}"), plan);
+            }
+        }
+    }
+
+    /// A bad instance that served before may do so again.
+    fn is_hopeful(&self, p: &Placement) -> bool {
+        self.world.evidence(p).is_some_and(|r| r.was_up || r.state == InstanceState::Starting)
+    }
+
+    /// Drains what may have requests; removes what cannot.
+    fn retire(&self, p: &Placement, why: &str, plan: &mut Plan) {
+        let line = format!("{}: {why}", p.name());
+        // Silence is not evidence: what was last heard of as serving may have requests still.
+        let may_serve = p.process.is_web() && self.world.last_heard(p).is_some_and(|r| r.address.is_some());
+        if may_serve && !self.world.is_known_bad(p) {
+            let deadline = self.world.now.plus(Duration::from_secs(u64::from(self.world.settings.drain_seconds)));
+            plan.wake(deadline);
+            plan.push(ChangeKind::Drain { instance: p.instance, deadline }, line);
+        } else {
+            plan.push(ChangeKind::Remove { instance: p.instance }, line);
+        }
+    }
+}
+
+fn removed(plan: &Plan) -> BTreeSet<flex_model::InstanceId> {
+    plan.changes
+        .iter()
+        .filter_map(|c| match c.kind {
+            ChangeKind::Remove { instance } => Some(instance),
+            _ => None,
+        })
+        .collect()
+}
+
+fn hopeless(r: &InstanceReport, attempts: u32) -> Option<String> {
+    let told = |r: &InstanceReport| r.message.clone().or(r.exit.as_ref().map(exit_text));
+    match r.state {
+        InstanceState::Crashed if !r.was_up && r.restarts + 1 >= attempts => {
+            Some(told(r).map_or_else(|| "crashed".to_owned(), |t| format!("crashed: {t}")))
+        }
+        InstanceState::Down => Some(format!("cannot start: {}", told(r).unwrap_or_else(|| "its host gave no reason".into()))),
+        _ => None,
+    }
+}
+
+fn exit_text(e: &flex_model::ExitInfo) -> String {
+    if e.oom { "it ran out of memory".to_owned() } else { format!("exited with status {}", e.status) }
+}
