@@ -2,6 +2,30 @@
 //!
 //! Must not: decide who may do what (the gate does), run any program but `git` with an argument vector made here, or
 //! start a shell.
+//!
+//! A push, walked: [`server`] accepts and keeps the door, [`ssh`] asks the gate whose key it is, [`exec`] reads the command,
+//! [`git`] starts `git receive-pack`, [`relay`] moves the bytes; git puts the objects in quarantine and runs the
+//! pre-receive [`hook`], which asks [`verdicts`] in the daemon, which asks the gate and carries its lines and its verdict
+//! back the same way.
+
+mod exec;
+mod git;
+mod hook;
+mod host_key;
+mod limits;
+mod relay;
+mod repository;
+mod server;
+mod ssh;
+mod text;
+mod verdicts;
+
+pub use git::GitLimits;
+pub use hook::run_hook;
+pub use host_key::HostKeyError;
+pub use limits::ConnectionLimits;
+pub use repository::{RepositoryError, init_repository};
+pub use server::{BindError, GitServer, GitSettings};
 
 use async_trait::async_trait;
 use flex_model::{AppId, AppName, Email, UserId};

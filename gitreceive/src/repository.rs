@@ -1,0 +1,146 @@
+//! Bare repositories on the disk: made whole or not at all, readable by the daemon's user alone, swept of what
+//! interrupted pushes left.
+
+use std::{
+    fs, io,
+    os::unix::fs::PermissionsExt,
+    path::{Path, PathBuf},
+    time::SystemTime,
+};
+
+/// Why a repository could not be made or changed.
+#[derive(Debug, thiserror::Error)]
+pub enum RepositoryError {
+    #[error("cannot {doing} the repository {path}")]
+    Io { doing: &'static str, path: PathBuf, source: io::Error },
+    #[error("cannot {doing} the repository {path}")]
+    Git { doing: &'static str, path: PathBuf, source: git2::Error },
+}
+
+/// Makes an empty bare repository at `path` (mode 0700, `HEAD` on `main`, no hooks), or leaves the one that is there.
+pub fn init_repository(path: &Path) -> Result<(), RepositoryError> {
+    if path.join("HEAD").is_file() {
+        return Ok(());
+    }
+    let fail = |doing| move |source| RepositoryError::Io { doing, path: path.to_owned(), source };
+    let parent = path.parent().unwrap_or(Path::new("/"));
+    fs::create_dir_all(parent).map_err(fail("make a folder for"))?;
+    let name = path.file_name().unwrap_or_default().to_string_lossy();
+    // Unique, so that two callers at a time never share a draft.
+    let draft = parent.join(format!(".{name}.new-{:016x}", rand::random::<u64>()));
+    let made = (|| {
+        fs::create_dir(&draft).map_err(fail("make"))?;
+        fs::set_permissions(&draft, fs::Permissions::from_mode(0o700)).map_err(fail("protect"))?;
+        let mut options = git2::RepositoryInitOptions::new();
+        options.bare(true).external_template(false).initial_head("main");
+        git2::Repository::init_opts(&draft, &options).map_err(|source| RepositoryError::Git {
+            doing: "make",
+            path: path.to_owned(),
+            source,
+        })?;
+        fs::remove_dir_all(draft.join("hooks")).or_else(ignore_missing).map_err(fail("clear the hooks of"))?;
+        match fs::rename(&draft, path) {
+            // Another caller was first.
+            Err(_) if path.join("HEAD").is_file() => Ok(()),
+            other => other.map_err(fail("put in place")),
+        }
+    })();
+    let _ = fs::remove_dir_all(&draft);
+    made
+}
+
+fn ignore_missing(e: io::Error) -> io::Result<()> {
+    if e.kind() == io::ErrorKind::NotFound { Ok(()) } else { Err(e) }
+}
+
+/// Points `HEAD` at a branch that exists, when its own does not: who pushed only `master` can clone it. Nothing changes
+/// in a repository whose `HEAD` is good or that has no branch at all.
+pub fn adopt_head(path: &Path) -> Result<(), RepositoryError> {
+    let fail = |source| RepositoryError::Git { doing: "set HEAD of", path: path.to_owned(), source };
+    let repository = git2::Repository::open_bare(path).map_err(fail)?;
+    if repository.head().is_ok() {
+        return Ok(());
+    }
+    let exists = |name: &str| repository.find_reference(name).is_ok();
+    if let Some(name) = ["refs/heads/main", "refs/heads/master"].into_iter().find(|n| exists(n)) {
+        repository.set_head(name).map_err(fail)?;
+    }
+    Ok(())
+}
+
+/// Removes the quarantines (`objects/tmp_objdir-incoming-*`) that were last touched before `before` in every repository
+/// directly under `root`, and the drafts of repositories. Returns how many went.
+pub fn sweep(root: &Path, before: SystemTime) -> io::Result<usize> {
+    let mut swept = 0;
+    let old = |entry: &fs::DirEntry| entry.metadata().and_then(|m| m.modified()).is_ok_and(|t| t < before);
+    let entries = match fs::read_dir(root) {
+        Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(0),
+        other => other?,
+    };
+    for entry in entries {
+        let entry = entry?;
+        let name = entry.file_name();
+        if name.to_string_lossy().starts_with('.') && name.to_string_lossy().contains(".new-") && old(&entry) {
+            fs::remove_dir_all(entry.path()).or_else(ignore_missing)?;
+            swept += 1;
+            continue;
+        }
+        let Ok(objects) = fs::read_dir(entry.path().join("objects")) else { continue };
+        for object in objects {
+            let object = object?;
+            if object.file_name().to_string_lossy().starts_with("tmp_objdir-incoming-") && old(&object) {
+                fs::remove_dir_all(object.path()).or_else(ignore_missing)?;
+                swept += 1;
+            }
+        }
+    }
+    Ok(swept)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::time::Duration;
+
+    #[test]
+    fn made_once_and_private() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("a/b.git");
+        init_repository(&path).unwrap();
+        fs::write(path.join("description"), "kept").unwrap();
+        init_repository(&path).unwrap();
+        assert_eq!(fs::read_to_string(path.join("description")).unwrap(), "kept");
+        assert_eq!(fs::metadata(&path).unwrap().permissions().mode() & 0o777, 0o700);
+        assert_eq!(fs::read_to_string(path.join("HEAD")).unwrap().trim(), "ref: refs/heads/main");
+        assert!(!path.join("hooks").exists());
+        assert_eq!(fs::read_dir(dir.path().join("a")).unwrap().count(), 1, "no drafts stay");
+    }
+
+    #[test]
+    fn many_makers_one_repository() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("x.git");
+        std::thread::scope(|s| {
+            let all: Vec<_> = (0..8).map(|_| s.spawn(|| init_repository(&path).unwrap())).collect();
+            all.into_iter().for_each(|t| t.join().unwrap());
+        });
+        assert!(git2::Repository::open_bare(&path).is_ok());
+        assert_eq!(fs::read_dir(dir.path()).unwrap().count(), 1);
+    }
+
+    #[test]
+    fn sweeps_what_is_old_and_nothing_else() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("x.git");
+        init_repository(&path).unwrap();
+        let stale = path.join("objects/tmp_objdir-incoming-abc123");
+        fs::create_dir(&stale).unwrap();
+        fs::write(stale.join("tmp_pack_1"), "x").unwrap();
+        let now = SystemTime::now();
+        assert_eq!(sweep(dir.path(), now - Duration::from_secs(60)).unwrap(), 0);
+        assert!(stale.exists());
+        assert_eq!(sweep(dir.path(), now + Duration::from_secs(60)).unwrap(), 1);
+        assert!(!stale.exists() && path.join("objects/pack").exists());
+        assert_eq!(sweep(&dir.path().join("none"), now).unwrap(), 0);
+    }
+}
