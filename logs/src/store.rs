@@ -172,11 +172,18 @@ impl LogStore {
         }
     }
 
-    /// Waits until all lines that this task added are written to their files (they then survive the end of this process).
+    /// Waits until all lines that this task added are written to their files, where they survive the end of this
+    /// process.
     /// False: some could not be written yet, and the store goes on trying.
     pub async fn flush(&self) -> bool {
         let (done, wait) = oneshot::channel();
         self.shared.writer.send(Message::Flush(done)).is_ok() && wait.await.unwrap_or(false)
+    }
+
+    /// [`LogStore::flush`] for threads. Must not be called from an async task.
+    pub fn flush_blocking(&self) -> bool {
+        let (done, wait) = oneshot::channel();
+        self.shared.writer.send(Message::Flush(done)).is_ok() && wait.blocking_recv().unwrap_or(false)
     }
 
     /// Removes an app's log for good; later lines of it are ignored, followers' streams end.

@@ -1,0 +1,201 @@
+//! What the agent keeps on disk: the last assignment, behind its fence, and what it remembers of its instances.
+//!
+//! Files are written whole beside the old ones, synced, and renamed over them, readable by their owner only: config vars are
+//! in them. A file that cannot be read is said loudly and set aside, never taken for an empty one in silence.
+
+use crate::core::Memory;
+use flex_model::{Assignment, HostId};
+use serde::{Serialize, de::DeserializeOwned};
+use std::{
+    fs::{self, File, OpenOptions},
+    io::{self, Write},
+    os::unix::fs::OpenOptionsExt,
+    path::{Path, PathBuf},
+    sync::Arc,
+};
+
+/// Why the agent cannot keep its state.
+#[derive(Debug, thiserror::Error)]
+#[error("cannot {doing} {}: {source}", path.display())]
+pub struct LedgerError {
+    doing: &'static str,
+    path: PathBuf,
+    #[source]
+    source: io::Error,
+}
+
+/// Why an assignment was refused.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum Refusal {
+    #[error("it is for host {0}")]
+    OtherHost(HostId),
+    #[error("its revision {given} is lower than {seen}, which was seen already")]
+    Stale { given: u64, seen: u64 },
+    #[error("it says something else than was seen at the same revision {0}")]
+    Changed(u64),
+}
+
+/// What an offered assignment is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Offer {
+    /// To be applied.
+    New,
+    /// Applied already.
+    Known,
+}
+
+/// Decides about an assignment: only this host's, never an older one, never two different ones of one revision.
+pub fn fence(host: HostId, known: Option<&Assignment>, offered: &Assignment) -> Result<Offer, Refusal> {
+    if offered.host != host {
+        return Err(Refusal::OtherHost(offered.host));
+    }
+    let Some(known) = known else { return Ok(Offer::New) };
+    if offered.revision < known.revision {
+        return Err(Refusal::Stale { given: offered.revision, seen: known.revision });
+    }
+    if offered.revision > known.revision {
+        return Ok(Offer::New);
+    }
+    if offered.items != known.items {
+        return Err(Refusal::Changed(offered.revision));
+    }
+    // A controller that has just started sends what the one before it sent, under its own epoch.
+    Ok(if offered.epoch == known.epoch { Offer::Known } else { Offer::New })
+}
+
+/// The directory, and the assignment that counts.
+#[derive(Debug)]
+pub struct Ledger {
+    host: HostId,
+    dir: PathBuf,
+    current: Option<Arc<Assignment>>,
+}
+
+impl Ledger {
+    /// Opens the directory, made if need be.
+    pub fn open(dir: &Path, host: HostId) -> Result<Self, LedgerError> {
+        fs::create_dir_all(dir).map_err(|source| LedgerError { doing: "make", path: dir.into(), source })?;
+        let mut ledger = Self { host, dir: dir.to_owned(), current: None };
+        let stored: Option<Assignment> = ledger.read(ASSIGNMENT)?;
+        ledger.current = stored
+            .filter(|a| match fence(host, None, a) {
+                Ok(_) => true,
+                Err(why) => {
+                    tracing::error!(%why, "the assignment on disk is not used");
+                    false
+                }
+            })
+            .map(Arc::new);
+        Ok(ledger)
+    }
+
+    /// The assignment that counts.
+    pub fn current(&self) -> Option<&Arc<Assignment>> {
+        self.current.as_ref()
+    }
+
+    /// Puts an assignment through the fence and, when it is new, onto the disk. Returns it if it is to be applied.
+    pub fn offer(&mut self, offered: &Arc<Assignment>) -> Result<Option<Arc<Assignment>>, LedgerError> {
+        match fence(self.host, self.current.as_deref(), offered) {
+            Ok(Offer::Known) => Ok(None),
+            Ok(Offer::New) => {
+                self.write(ASSIGNMENT, &**offered)?;
+                self.current = Some(offered.clone());
+                Ok(Some(offered.clone()))
+            }
+            Err(why) => {
+                tracing::error!(%why, revision = offered.revision, epoch = offered.epoch, "refused an assignment");
+                Ok(None)
+            }
+        }
+    }
+
+    /// What an earlier run remembered.
+    pub fn memory(&self) -> Result<Memory, LedgerError> {
+        Ok(self.read(MEMORY)?.unwrap_or_default())
+    }
+
+    /// Keeps it for the next run.
+    pub fn remember(&self, memory: &Memory) -> Result<(), LedgerError> {
+        self.write(MEMORY, memory)
+    }
+
+    fn read<T: DeserializeOwned>(&self, name: &str) -> Result<Option<T>, LedgerError> {
+        let path = self.dir.join(name);
+        let bytes = match fs::read(&path) {
+            Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(None),
+            other => other.map_err(|source| LedgerError { doing: "read", path: path.clone(), source })?,
+        };
+        match serde_json::from_slice(&bytes) {
+            Ok(value) => Ok(Some(value)),
+            Err(e) => {
+                let aside = path.with_extension("damaged");
+                tracing::error!(path = %path.display(), aside = %aside.display(), error = %e, "a state file is damaged: set aside");
+                fs::rename(&path, &aside).map_err(|source| LedgerError { doing: "set aside", path, source })?;
+                Ok(None)
+            }
+        }
+    }
+
+    fn write<T: Serialize + ?Sized>(&self, name: &str, value: &T) -> Result<(), LedgerError> {
+        let path = self.dir.join(name);
+        write_atomically(&self.dir, name, value).map_err(|source| LedgerError { doing: "write", path, source })
+    }
+}
+
+const ASSIGNMENT: &str = "assignment.json";
+const MEMORY: &str = "instances.json";
+
+fn write_atomically<T: Serialize + ?Sized>(dir: &Path, name: &str, value: &T) -> io::Result<()> {
+    let new = dir.join(format!("{name}.new"));
+    let mut file = OpenOptions::new().write(true).create(true).truncate(true).mode(0o600).open(&new)?;
+    file.write_all(&serde_json::to_vec(value)?)?;
+    file.sync_all()?;
+    fs::rename(&new, dir.join(name))?;
+    File::open(dir)?.sync_all()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::core::tests::{assignment, host, item};
+    use std::os::unix::fs::PermissionsExt;
+
+    #[test]
+    fn the_fence() {
+        let known = assignment(5, 1, vec![item(1)]);
+        assert_eq!(fence(host(), None, &known), Ok(Offer::New));
+        assert_eq!(fence(host(), Some(&known), &known), Ok(Offer::Known));
+        assert_eq!(fence(host(), Some(&known), &assignment(6, 1, vec![])), Ok(Offer::New));
+        assert_eq!(fence(host(), Some(&known), &assignment(5, 2, vec![item(1)])), Ok(Offer::New));
+        assert_eq!(fence(host(), Some(&known), &assignment(4, 2, vec![])), Err(Refusal::Stale { given: 4, seen: 5 }));
+        assert_eq!(fence(host(), Some(&known), &assignment(5, 1, vec![])), Err(Refusal::Changed(5)));
+        let other = HostId(flex_model::Uuid::from_u128(99));
+        assert_eq!(fence(other, None, &known), Err(Refusal::OtherHost(host())));
+    }
+
+    #[test]
+    fn an_assignment_outlives_the_process_and_only_its_owner_reads_it() {
+        let dir = tempfile::tempdir().unwrap();
+        let first = Arc::new(assignment(5, 1, vec![item(1)]));
+        let mut ledger = Ledger::open(dir.path(), host()).unwrap();
+        assert!(ledger.current().is_none());
+        assert_eq!(ledger.offer(&first).unwrap(), Some(first.clone()));
+        assert_eq!(ledger.offer(&first).unwrap(), None);
+        let mut ledger = Ledger::open(dir.path(), host()).unwrap();
+        assert_eq!(ledger.current(), Some(&first));
+        assert_eq!(ledger.offer(&Arc::new(assignment(4, 9, vec![]))).unwrap(), None, "older");
+        assert_eq!(ledger.current(), Some(&first));
+        let mode = fs::metadata(dir.path().join(ASSIGNMENT)).unwrap().permissions().mode();
+        assert_eq!(mode & 0o777, 0o600);
+    }
+
+    #[test]
+    fn a_damaged_file_is_set_aside() {
+        let dir = tempfile::tempdir().unwrap();
+        fs::write(dir.path().join(ASSIGNMENT), "{\"host\":").unwrap();
+        let ledger = Ledger::open(dir.path(), host()).unwrap();
+        assert!(ledger.current().is_none());
+        assert!(dir.path().join("assignment.damaged").exists());
+    }
+}

@@ -1,0 +1,262 @@
+//! Carries the instances' output from the engine's files to the log store.
+//!
+//! One thread reads all files (reading blocks, and waking by short polling costs two system calls a file). Places read up to are
+//! kept on disk every second, after the store has the lines: a restart loses none and doubles at most the last second's.
+
+mod file;
+mod json;
+
+use file::{Follow, Position, Progress};
+use flex_logs::LogStore;
+use flex_model::{AppId, InstanceId, LogLine, LogSource};
+use json::Joiner;
+use std::{
+    collections::BTreeMap,
+    fs, io,
+    path::{Path, PathBuf},
+    sync::{Arc, mpsc},
+    thread::JoinHandle,
+    time::{Duration, Instant},
+};
+use tokio::sync::oneshot;
+
+/// Pause after a read that found something.
+const ACTIVE: Duration = Duration::from_millis(50);
+/// Longest pause: what a line may be late after a silence.
+const QUIET: Duration = Duration::from_millis(250);
+/// Bytes read of one file before the next one's turn.
+const TURN: usize = 1 << 20;
+/// Pause between two writes of the places.
+const SAVE: Duration = Duration::from_secs(1);
+/// Longest time spent on the last output of instances that ended: they are reported afterwards.
+const LAST_WORDS: Duration = Duration::from_secs(2);
+const PLACES: &str = "log-places.json";
+
+/// An instance's file.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Source {
+    pub instance: InstanceId,
+    pub attempt: u32,
+    pub app: AppId,
+    pub name: String,
+    pub path: PathBuf,
+    /// Nothing more will be written.
+    pub ended: bool,
+}
+
+enum Message {
+    /// All files there are; answered when those that ended are read to their ends.
+    Sources(Vec<Source>, oneshot::Sender<()>),
+    Stop,
+}
+
+/// The thread's handle. Dropping it saves the places and ends the thread.
+pub struct Tailer {
+    messages: mpsc::Sender<Message>,
+    thread: Option<JoinHandle<()>>,
+}
+
+impl Tailer {
+    /// Starts the thread; places are kept in `dir`.
+    pub fn start(dir: &Path, logs: Arc<LogStore>) -> io::Result<Self> {
+        let (messages, receiver) = mpsc::channel();
+        let places_file = dir.join(PLACES);
+        let places = load(&places_file);
+        let work = Work { logs, places_file, places, tails: BTreeMap::new(), saved: Instant::now(), changed: false };
+        let thread = std::thread::Builder::new().name("flex-tail".into()).spawn(move || work.run(&receiver))?;
+        Ok(Self { messages, thread: Some(thread) })
+    }
+
+    /// Tells all the files there are. Returns when the last output of instances that ended, or are gone, is in the log.
+    pub async fn sources(&self, sources: Vec<Source>) {
+        let (done, wait) = oneshot::channel();
+        if self.messages.send(Message::Sources(sources, done)).is_ok() {
+            let _ = wait.await;
+        }
+    }
+}
+
+impl Drop for Tailer {
+    fn drop(&mut self) {
+        let _ = self.messages.send(Message::Stop);
+        if let Some(thread) = self.thread.take() {
+            let _ = thread.join();
+        }
+    }
+}
+
+type Places = BTreeMap<String, Position>;
+
+fn load(path: &Path) -> Places {
+    match fs::read(path) {
+        Ok(bytes) => serde_json::from_slice(&bytes).unwrap_or_else(|e| {
+            tracing::error!(path = %path.display(), error = %e, "cannot read how far logs were read; some lines will come twice");
+            Places::new()
+        }),
+        Err(_) => Places::new(),
+    }
+}
+
+type Key = (InstanceId, u32);
+
+fn place_name(key: Key) -> String {
+    format!("{}/{}", key.0, key.1)
+}
+
+struct Tail {
+    source: Source,
+    follow: Follow,
+    joiner: Joiner,
+    pause: Duration,
+    due: Instant,
+    finished: bool,
+}
+
+struct Work {
+    logs: Arc<LogStore>,
+    places_file: PathBuf,
+    places: Places,
+    tails: BTreeMap<Key, Tail>,
+    saved: Instant,
+    changed: bool,
+}
+
+impl Work {
+    fn run(mut self, messages: &mpsc::Receiver<Message>) {
+        loop {
+            let now = Instant::now();
+            let mut next = self.tails.values().filter(|t| !t.finished).map(|t| t.due).min();
+            if self.changed {
+                next = next.into_iter().chain([self.saved + SAVE]).min();
+            }
+            let message = match next {
+                Some(next) => messages.recv_timeout(next.saturating_duration_since(now)),
+                None => messages.recv().map_err(|_| mpsc::RecvTimeoutError::Disconnected),
+            };
+            match message {
+                Ok(Message::Sources(sources, done)) => {
+                    self.take_sources(sources);
+                    let _ = done.send(());
+                }
+                Ok(Message::Stop) | Err(mpsc::RecvTimeoutError::Disconnected) => {
+                    self.save();
+                    return;
+                }
+                Err(mpsc::RecvTimeoutError::Timeout) => {}
+            }
+            self.poll();
+            if self.changed && self.saved.elapsed() >= SAVE {
+                self.save();
+            }
+        }
+    }
+
+    fn take_sources(&mut self, sources: Vec<Source>) {
+        let deadline = Instant::now() + LAST_WORDS;
+        let mut there = BTreeMap::new();
+        for source in sources {
+            there.insert((source.instance, source.attempt), source);
+        }
+        let gone: Vec<Key> = self.tails.keys().filter(|k| !there.contains_key(k)).copied().collect();
+        for key in gone {
+            if let Some(mut tail) = self.tails.remove(&key) {
+                self.finish(&mut tail, deadline);
+            }
+            self.places.remove(&place_name(key));
+            self.changed = true;
+        }
+        for (key, source) in there {
+            let mut tail = self.tails.remove(&key).unwrap_or_else(|| {
+                let follow = Follow::new(source.path.clone(), self.places.get(&place_name(key)).copied());
+                let (joiner, due) = (Joiner::default(), Instant::now());
+                Tail { source: source.clone(), follow, joiner, pause: ACTIVE, due, finished: false }
+            });
+            tail.source = source;
+            if tail.source.ended {
+                self.finish(&mut tail, deadline);
+            }
+            self.tails.insert(key, tail);
+        }
+        // Places of instances that went while nobody looked.
+        let known: Vec<String> = self.tails.keys().map(|k| place_name(*k)).collect();
+        self.places.retain(|name, _| known.contains(name));
+    }
+
+    /// Reads a file whose writer is gone to its end.
+    fn finish(&mut self, tail: &mut Tail, deadline: Instant) {
+        if tail.finished {
+            return;
+        }
+        while self.read(tail) && Instant::now() < deadline {}
+        for (at, text) in tail.joiner.finish() {
+            append(&self.logs, &tail.source, at, text);
+        }
+        tail.finished = Instant::now() < deadline;
+    }
+
+    fn poll(&mut self) {
+        let now = Instant::now();
+        let due: Vec<Key> = self.tails.iter().filter(|(_, t)| !t.finished && t.due <= now).map(|(k, _)| *k).collect();
+        for key in due {
+            let Some(mut tail) = self.tails.remove(&key) else { continue };
+            let before = self.places.get(&place_name(key)).copied();
+            let more = self.read(&mut tail);
+            let found = self.places.get(&place_name(key)).copied() != before;
+            tail.pause = if found { ACTIVE } else { (tail.pause * 3 / 2).min(QUIET) };
+            tail.due = if more { now } else { Instant::now() + tail.pause };
+            self.tails.insert(key, tail);
+        }
+    }
+
+    /// Reads a turn's worth; says whether there is more.
+    fn read(&mut self, tail: &mut Tail) -> bool {
+        let Tail { source, follow, joiner, .. } = tail;
+        let mut place = None;
+        let result = follow.read(TURN, |raw, at| {
+            match json::parse(raw) {
+                Some(piece) => {
+                    if let Some((at, text)) = joiner.push(&piece) {
+                        append(&self.logs, source, at, text);
+                    }
+                }
+                None => tracing::warn!(instance = %source.instance, "skipped a damaged line of the engine's log"),
+            }
+            if joiner.is_empty() {
+                place = Some(at);
+            }
+        });
+        if let Some(place) = place {
+            self.places.insert(place_name((source.instance, source.attempt)), place);
+            self.changed = true;
+        }
+        if std::mem::take(&mut follow.lost_files) {
+            tracing::warn!(instance = %source.instance, "log files were rotated away unread: lines are lost");
+        }
+        result.unwrap_or_else(|e| {
+            tracing::warn!(instance = %source.instance, path = %source.path.display(), error = %e, "cannot read an instance's log");
+            Progress::End
+        }) == Progress::More
+    }
+
+    fn save(&mut self) {
+        // Only what the store has on disk may be skipped by the next run.
+        if !self.logs.flush_blocking() {
+            self.saved = Instant::now();
+            return;
+        }
+        let new = self.places_file.with_extension("new");
+        let written = serde_json::to_vec(&self.places)
+            .map_err(io::Error::from)
+            .and_then(|bytes| fs::write(&new, bytes))
+            .and_then(|()| fs::rename(&new, &self.places_file));
+        if let Err(e) = written {
+            tracing::warn!(path = %self.places_file.display(), error = %e, "cannot keep how far logs were read");
+        }
+        self.saved = Instant::now();
+        self.changed = false;
+    }
+}
+
+fn append(logs: &LogStore, source: &Source, at: flex_model::Timestamp, text: String) {
+    logs.append(source.app, LogLine { at, source: LogSource::App, process: source.name.clone(), text });
+}
