@@ -221,9 +221,9 @@ pub async fn failures_are_told(world: &mut dyn World) {
     runtime.converge(vec![d.clone()]).await.expect("converge");
     let failed = |s: &[Observed]| s.iter().any(|o| matches!(&o.phase, ObservedPhase::Failed(why) if !why.is_empty()));
     until(&*runtime, "it failed", failed).await;
-    d.spec.image = good;
     runtime.converge(vec![d.clone()]).await.expect("converge");
-    assert!(failed(&runtime.observe().await.expect("observe")));
+    assert!(failed(&runtime.observe().await.expect("observe")), "it is not tried again by itself");
+    d.spec.image = good;
     d.attempt = 1;
     runtime.converge(vec![d.clone()]).await.expect("converge");
     until(&*runtime, "it runs", |s| running(s, d.instance)).await;

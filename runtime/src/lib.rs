@@ -9,10 +9,12 @@
 
 pub mod contract;
 mod docker;
+mod fake;
 mod seam;
 mod types;
 
 pub use docker::{DockerRuntime, DockerSettings};
+pub use fake::FakeRuntime;
 pub use seam::{Runtime, Sandbox};
 pub use types::{
     Desired, EngineFacts, ExecSpec, ImageFiles, Input, JobSpec, Observed, ObservedPhase, Output, RuntimeError, SandboxSpec,

@@ -55,7 +55,11 @@ fn step(want: Option<u32>, failed: Option<u32>, have: &[Listed]) -> Step {
 
 impl Inner {
     pub(super) async fn converge(self: &Arc<Self>, desired: Vec<Desired>) -> Result<(), RuntimeError> {
+        let count = desired.len();
         let desired: HashMap<_, _> = desired.into_iter().map(|d| (d.instance, Arc::new(d))).collect();
+        if desired.len() != count {
+            return Err(RuntimeError::Refused("converging: an instance is in the list twice".into()));
+        }
         {
             let mut state = self.state();
             state.failed.retain(|i, (attempt, _)| desired.get(i).is_some_and(|d| d.attempt <= *attempt));
