@@ -3,3 +3,29 @@
 //!
 //! Must not: call the API, the store or DNS for a request; block on a slow reader of its access lines; believe
 //! forwarding headers of clients.
+//!
+//! The way of a request: [`worker`] accepts, [`conn`] finds the head, [`h1`] reads it strictly and writes it anew,
+//! [`table`] finds the app, [`upstream`] a connection to an instance, [`exchange`] moves both contents with [`pump`],
+//! [`access`] tells of it.
+
+mod access;
+mod codes;
+mod conn;
+mod exchange;
+mod h1;
+mod io;
+mod metrics;
+mod persist;
+mod pump;
+mod router;
+mod settings;
+mod shared;
+mod table;
+mod upstream;
+mod worker;
+
+pub use access::{AccessQueue, AccessSink};
+pub use codes::Code;
+pub use metrics::{Metrics, MetricsSnapshot};
+pub use router::{Router, RouterError};
+pub use settings::{Cidr, Limits, RouterSettings, Timeouts};

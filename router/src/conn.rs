@@ -1,0 +1,247 @@
+//! A client's connection over HTTP/1.1: request after request until one side has enough. Other front ends (HTTP/2) will
+//! stand beside this file and use the same exchange.
+
+use crate::{
+    codes::{Prefer, Refusal},
+    exchange,
+    h1::{
+        request::{self, Arrival, Framing},
+        scan::{Scan, Scanner},
+    },
+    io::{Guard, Io},
+    metrics::Counters,
+    worker::Worker,
+};
+use std::{
+    future::poll_fn,
+    net::SocketAddr,
+    rc::Rc,
+    task::{Context, Poll, ready},
+    time::{Duration, SystemTime, UNIX_EPOCH},
+};
+use tokio::{
+    io::{AsyncRead, AsyncWrite},
+    net::TcpStream,
+};
+
+/// After an answer that the client may not have asked for yet (it is still sending), closing at once would destroy the
+/// answer on its way; so what still comes is thrown away for so long, and up to so much.
+const LINGER: Duration = Duration::from_secs(2);
+const LINGER_BYTES: usize = 1 << 20;
+/// What a client may send ahead of the answer before it is no longer read.
+const AHEAD: usize = 64 << 10;
+
+pub(crate) struct Conn<'a, S> {
+    pub(crate) worker: &'a Worker,
+    pub(crate) io: Io<S>,
+    /// Read and not used yet.
+    pub(crate) buf: Vec<u8>,
+    pub(crate) guard: Rc<Guard>,
+    peer: SocketAddr,
+    trusted: bool,
+    port: u16,
+    scheme: &'static str,
+}
+
+/// How the wait for a head ended.
+enum Next {
+    Head(usize),
+    Refuse(Refusal),
+    End,
+}
+
+/// What becomes of the connection after a request.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum After {
+    Reuse,
+    Close,
+    /// Close, though the client may still be sending.
+    Linger,
+}
+
+/// Serves one plain connection to its end.
+pub(crate) async fn serve(worker: &Worker, stream: TcpStream, peer: SocketAddr, port: u16) {
+    let watched = worker.watch();
+    let trusted = worker.shared.settings.trusted_proxies.iter().any(|range| range.contains(peer.ip()));
+    let guard = watched.guard.clone();
+    let mut conn = Conn { worker, io: Io::new(stream), buf: Vec::new(), guard, peer, trusted, port, scheme: "http" };
+    conn.run().await;
+}
+
+/// Tells a client, if it listens, that there is no room. One write that cannot block.
+pub(crate) fn refuse_connection(worker: &Worker, stream: &TcpStream) {
+    Counters::add(&worker.counters.connections_refused, 1);
+    let _ = stream.try_write(&Refusal::ConnectionLimit.page().render(Prefer::Html, "", false, true));
+}
+
+impl<S: AsyncRead + AsyncWrite + Unpin> Conn<'_, S> {
+    async fn run(&mut self) {
+        loop {
+            let after = match self.head().await {
+                // Boxed, so that an idle connection does not hold the room that a request needs.
+                Next::Head(n) => Box::pin(self.request(n)).await,
+                Next::Refuse(why) => self.refuse(why, Prefer::Html, false).await,
+                Next::End => return,
+            };
+            match after {
+                After::Reuse => {}
+                After::Close => {
+                    let _ = poll_fn(|cx| self.io.poll_shutdown(cx)).await;
+                    return;
+                }
+                After::Linger => return Box::pin(self.linger()).await,
+            }
+        }
+    }
+
+    /// Waits for a whole head at the front of the buffer.
+    async fn head(&mut self) -> Next {
+        let Self { worker, io, buf, guard, .. } = self;
+        let settings = &worker.shared.settings;
+        let (mut scanner, mut begun) = (Scanner::default(), false);
+        guard.arm(settings.timeouts.keep_alive);
+        poll_fn(|cx| {
+            loop {
+                if !begun {
+                    // RFC 9112 section 2.2: empty lines before a request are skipped.
+                    while buf.starts_with(b"\r\n") {
+                        buf.drain(..2);
+                    }
+                    if !buf.is_empty() {
+                        begun = true;
+                        guard.set_idle(false);
+                        guard.arm(settings.timeouts.head);
+                    } else {
+                        guard.set_idle(true);
+                    }
+                }
+                if begun {
+                    // A TLS handshake or a line noise is told at once, not after the time for heads.
+                    if !(buf[0].is_ascii_alphabetic() || buf == b"\r") {
+                        return Poll::Ready(Next::Refuse(Refusal::Bad("This is not an HTTP request.")));
+                    }
+                    match scanner.advance(buf) {
+                        Scan::Complete(n) if n <= settings.limits.head_bytes => return Poll::Ready(Next::Head(n)),
+                        Scan::Partial if buf.len() < settings.limits.head_bytes => {}
+                        Scan::Complete(_) | Scan::Partial => return Poll::Ready(Next::Refuse(Refusal::HeadTooLarge)),
+                        Scan::Bad(_) => {
+                            return Poll::Ready(Next::Refuse(Refusal::Bad("The request's lines do not end in CRLF.")));
+                        }
+                    }
+                }
+                if guard.poll_expired(cx) || !begun && worker.draining.get() {
+                    return Poll::Ready(if begun { Next::Refuse(Refusal::HeadTimeout) } else { Next::End });
+                }
+                let read = io.poll_read(cx, usize::MAX, |_, bytes| {
+                    buf.extend_from_slice(bytes);
+                    bytes.len()
+                });
+                match ready!(read) {
+                    Ok(0) | Err(_) => return Poll::Ready(Next::End),
+                    Ok(_) => {}
+                }
+            }
+        })
+        .await
+    }
+
+    async fn request(&mut self, n: usize) -> After {
+        let at_ms = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |d| u64::try_from(d.as_millis()).unwrap_or(0));
+        let arrival = Arrival {
+            peer: self.peer.ip().to_canonical(),
+            trusted: self.trusted,
+            port: self.port,
+            scheme: self.scheme,
+            at_ms,
+            random: rand::random(),
+        };
+        let parsed = request::parse(&self.buf[..n], self.worker.shared.settings.limits.headers, &arrival);
+        self.consume(n);
+        let request = match parsed {
+            Ok(request) => request,
+            Err(why) => return self.refuse(why, Prefer::Html, false).await,
+        };
+        let app = self.worker.shared.routes.load().find(&request.host).cloned();
+        match app {
+            Some(app) => exchange::run(self, request, app, self.scheme).await,
+            None => {
+                let keep =
+                    request.keep_alive && request.framing == Framing::None && !request.http10 && !self.worker.draining.get();
+                let page = Refusal::NoSuchApp.page().render(request.prefer, &request.request_id, request.head_only, !keep);
+                Counters::add(&self.worker.counters.refused, 1);
+                let sent = self.send(&page).await;
+                if !sent || !keep { After::Linger } else { After::Reuse }
+            }
+        }
+    }
+
+    async fn refuse(&mut self, why: Refusal, prefer: Prefer, head_only: bool) -> After {
+        Counters::add(&self.worker.counters.refused, 1);
+        self.send(&why.page().render(prefer, "", head_only, true)).await;
+        After::Linger
+    }
+
+    /// Drops bytes off the front of the buffer; an empty one gives its memory back.
+    pub(crate) fn consume(&mut self, n: usize) {
+        if n == self.buf.len() {
+            self.buf = Vec::new();
+        } else {
+            self.buf.drain(..n);
+        }
+    }
+
+    /// Sends all of `bytes`, within the idle time. False if the client did not take them.
+    pub(crate) async fn send(&self, bytes: &[u8]) -> bool {
+        self.guard.arm(self.worker.shared.settings.timeouts.idle);
+        let mut at = 0;
+        poll_fn(|cx| {
+            while at < bytes.len() {
+                if self.guard.poll_expired(cx) {
+                    return Poll::Ready(false);
+                }
+                match ready!(self.io.poll_write(cx, &bytes[at..])) {
+                    Ok(n) => at += n,
+                    Err(_) => return Poll::Ready(false),
+                }
+            }
+            Poll::Ready(true)
+        })
+        .await
+    }
+
+    /// Whether the client has gone. What it sends ahead is kept, up to a limit, beyond which it is not looked at.
+    pub(crate) fn poll_gone(&mut self, cx: &mut Context<'_>) -> bool {
+        while self.buf.len() < AHEAD {
+            let buf = &mut self.buf;
+            let read = self.io.poll_read(cx, AHEAD, |_, bytes| {
+                buf.extend_from_slice(bytes);
+                bytes.len()
+            });
+            match read {
+                Poll::Pending => return false,
+                Poll::Ready(Ok(0) | Err(_)) => return true,
+                Poll::Ready(Ok(_)) => {}
+            }
+        }
+        false
+    }
+
+    async fn linger(&mut self) {
+        self.guard.set_idle(false);
+        if poll_fn(|cx| self.io.poll_shutdown(cx)).await.is_err() {
+            return;
+        }
+        self.guard.arm(LINGER);
+        let mut left = LINGER_BYTES;
+        poll_fn(|cx| {
+            while left > 0 && !self.guard.poll_expired(cx) {
+                match ready!(self.io.poll_read(cx, usize::MAX, |_, bytes| bytes.len())) {
+                    Ok(n) if n > 0 => left = left.saturating_sub(n),
+                    _ => break,
+                }
+            }
+            Poll::Ready(())
+        })
+        .await;
+    }
+}

@@ -1,0 +1,565 @@
+//! One request of an app, from the choice of an instance to the access line. It holds the request while the app starts,
+//! sends it again where that is safe, moves both contents at once, and names every failure by its code.
+
+use crate::{
+    Code,
+    access::Finished,
+    conn::{After, Conn},
+    h1::{
+        request::{Framing, Request},
+        response::{self, Response},
+        scan::{Scan, Scanner},
+    },
+    io::Io,
+    metrics::Counters,
+    pump::{Pump, PumpError, Waits},
+    shared::Place,
+    table::App,
+    upstream::{NoUpstream, Upstream},
+};
+use flex_model::{AppId, AppState};
+use std::{
+    future::{Future as _, poll_fn},
+    pin::pin,
+    sync::Arc,
+    task::{Context, Poll},
+    time::{Duration, Instant},
+};
+use tokio::{
+    io::{AsyncRead, AsyncWrite},
+    net::TcpStream,
+};
+
+/// Interim answers (100, 103) of one request; more would be an attack on the client.
+const MAX_INTERIM: usize = 16;
+
+/// What is known of a request as it goes along, for the access line.
+struct Exchange<'a, 'w, S> {
+    conn: &'a mut Conn<'w, S>,
+    request: Request,
+    dyno: String,
+    connect: Option<Duration>,
+    /// When the connection to the instance stood.
+    sent_at: Option<Instant>,
+    /// Status and bytes of the answer, once its head was sent to the client.
+    status: Option<u16>,
+    bytes: u64,
+    /// When a held request has waited long enough, in the worker's milliseconds.
+    hold_until: Option<u64>,
+}
+
+/// How one attempt with one instance ended.
+enum Attempt {
+    Done(After),
+    /// The kept connection had been closed; nothing was done with the request.
+    Again,
+    Failed(Code),
+}
+
+/// Serves `request` and tells what becomes of the client's connection.
+pub(crate) async fn run<S: AsyncRead + AsyncWrite + Unpin>(
+    conn: &mut Conn<'_, S>,
+    request: Request,
+    app: Arc<App>,
+    protocol: &'static str,
+) -> After {
+    let (counters, id) = (conn.worker.counters.clone(), app.id);
+    Counters::add(&counters.requests, 1);
+    let mut exchange =
+        Exchange { conn, request, dyno: String::new(), connect: None, sent_at: None, status: None, bytes: 0, hold_until: None };
+    let (code, after) = match exchange.answer(app).await {
+        Ok(after) => (None, after),
+        Err(code) => {
+            let service = exchange.sent_at.map(|at| at.elapsed());
+            let after = exchange.fail(code).await;
+            exchange.log(id, Some(code), service, protocol);
+            return after;
+        }
+    };
+    let service = exchange.sent_at.map(|at| at.elapsed());
+    exchange.log(id, code, service, protocol);
+    after
+}
+
+impl<S: AsyncRead + AsyncWrite + Unpin> Exchange<'_, '_, S> {
+    fn log(&self, app: AppId, code: Option<Code>, service: Option<Duration>, protocol: &'static str) {
+        let ms = |d: Duration| u64::try_from(d.as_millis()).unwrap_or(u64::MAX);
+        let status = code.map_or_else(|| self.status.unwrap_or(0), Code::status);
+        let end = Finished {
+            code,
+            request: &self.request.log,
+            dyno: &self.dyno,
+            connect_ms: self.connect.map(ms),
+            service_ms: service.map(ms),
+            status,
+            bytes: self.bytes,
+            protocol,
+        };
+        let shared = &self.conn.worker.shared;
+        shared.access.line(app, end.line());
+        let counters = &self.conn.worker.counters;
+        Counters::add(&counters.bytes_out, self.bytes);
+        counters.ended(status, code);
+    }
+
+    /// Sends the code's page where the client can still make sense of it.
+    async fn fail(&mut self, code: Code) -> After {
+        if self.status.is_some() {
+            // In the middle of an answer there is no way to tell but to break off.
+            return After::Close;
+        }
+        if code == Code::ClientRequestInterrupted {
+            return After::Close;
+        }
+        let request = &self.request;
+        let whole = request.framing == Framing::None || self.sent_at.is_none() && request.framing == Framing::Length(0);
+        let keep = whole && request.keep_alive && !request.http10 && !request.upgrade && !self.conn.worker.draining.get();
+        let page = code.page().render(request.prefer, &request.request_id, request.head_only, !keep);
+        let body = page.windows(4).position(|w| w == b"\r\n\r\n").map_or(0, |at| page.len() - at - 4);
+        self.bytes = body as u64;
+        if self.conn.send(&page).await && keep { After::Reuse } else { After::Linger }
+    }
+
+    async fn answer(&mut self, app: Arc<App>) -> Result<After, Code> {
+        let (mut app, mut fresh) = (app, false);
+        loop {
+            if app.state == AppState::Maintenance {
+                return Err(Code::Maintenance);
+            }
+            if app.backends.is_empty() {
+                match app.state {
+                    AppState::Crashed => return Err(Code::AppCrashed),
+                    AppState::NoWeb => return Err(Code::NoWebProcesses),
+                    AppState::Blank => return Err(Code::BlankApp),
+                    _ => app = self.hold(&app).await?,
+                }
+                continue;
+            }
+            let begun = Instant::now();
+            // A request that may not be sent twice had better not meet a closed connection.
+            let connected = self.conn.worker.connect(&app, fresh, !self.request.idempotent).await;
+            let upstream = match connected {
+                Ok(upstream) => upstream,
+                Err(NoUpstream::Stale) => {
+                    app = self.look_up()?;
+                    continue;
+                }
+                Err(NoUpstream::Failed(code)) => {
+                    self.connect = Some(begun.elapsed());
+                    return Err(code);
+                }
+            };
+            let now = Instant::now();
+            (self.connect, self.sent_at) = (Some(now - begun), Some(now));
+            self.dyno.clone_from(&upstream.lease.backend.name);
+            match self.attempt(upstream).await {
+                Attempt::Done(after) => return Ok(after),
+                Attempt::Failed(code) => return Err(code),
+                Attempt::Again => {
+                    Counters::add(&self.conn.worker.counters.retries, 1);
+                    fresh = true;
+                }
+            }
+        }
+    }
+
+    /// The app as the table has it now. It may have been deleted a moment ago.
+    fn look_up(&self) -> Result<Arc<App>, Code> {
+        self.conn.worker.shared.routes.load().find(&self.request.host).cloned().ok_or(Code::NoWebProcesses)
+    }
+
+    /// Waits for the next table while the app has no instance yet.
+    async fn hold(&mut self, app: &App) -> Result<Arc<App>, Code> {
+        let worker = self.conn.worker;
+        let (limits, timeouts) = (&worker.shared.settings.limits, &worker.shared.settings.timeouts);
+        let _place = Place::take(&worker.shared.held, limits.held).ok_or(Code::BacklogTooDeep)?;
+        let _of_app = Place::take(&app.held, limits.held_per_app).ok_or(Code::BacklogTooDeep)?;
+        let now = worker.now_ms();
+        let whole = u64::try_from(timeouts.hold.as_millis()).unwrap_or(u64::MAX);
+        let until = *self.hold_until.get_or_insert(now.saturating_add(whole));
+        self.conn.guard.arm(Duration::from_millis(until.saturating_sub(now)));
+        let mut changes = worker.shared.changes.subscribe();
+        // Subscribed first, looked up second: a table that came in between is seen.
+        let fresh = self.look_up()?;
+        if !fresh.backends.is_empty() || !matches!(fresh.state, AppState::Starting | AppState::Serving) {
+            return Ok(fresh);
+        }
+        {
+            let mut changed = pin!(changes.changed());
+            poll_fn(|cx| {
+                if self.conn.guard.poll_expired(cx) {
+                    return Poll::Ready(Err(Code::AppBootTimeout));
+                }
+                if self.conn.poll_gone(cx) {
+                    return Poll::Ready(Err(Code::ClientRequestInterrupted));
+                }
+                changed.as_mut().poll(cx).map(|_| Ok(()))
+            })
+            .await?;
+        }
+        self.look_up()
+    }
+
+    async fn attempt(&mut self, upstream: Upstream) -> Attempt {
+        let Upstream { io, lease, reused } = upstream;
+        let timeouts = &self.conn.worker.shared.settings.timeouts;
+        self.conn.guard.arm(timeouts.idle);
+        let mut sending = match Sending::new(&self.request, &mut self.conn.buf) {
+            Ok(sending) => sending,
+            Err(()) => return Attempt::Failed(Code::RequestError),
+        };
+        let mut answer = Answer::default();
+        let response = loop {
+            let got = poll_fn(|cx| self.poll_answer(cx, &io, &mut sending, &mut answer)).await;
+            let n = match got {
+                Ok(n) => n,
+                Err(Broken::Closed) if answer.untouched() && reused && sending.may_repeat(self.request.idempotent) => {
+                    return Attempt::Again;
+                }
+                Err(broken) => return Attempt::Failed(broken.code()),
+            };
+            let limit = self.conn.worker.shared.settings.limits.headers;
+            let Some(mut response) = response::parse(&answer.buf[..n], limit, &self.request) else {
+                return Attempt::Failed(Code::PoorlyFormattedResponse);
+            };
+            answer.next(n);
+            if response.status >= 200 || response.status == 101 {
+                break response;
+            }
+            if answer.interim > MAX_INTERIM {
+                return Attempt::Failed(Code::PoorlyFormattedResponse);
+            }
+            if !self.request.http10 {
+                response::finish_interim(&mut response);
+                if !self.conn.send(&response.head).await {
+                    return Attempt::Failed(Code::ClientRequestInterrupted);
+                }
+                self.conn.guard.arm(timeouts.first_byte);
+            }
+        };
+        sending.release(&mut self.conn.buf);
+        let ended = if response.status == 101 {
+            self.tunnel(&io, response, answer.buf).await
+        } else {
+            self.deliver(&io, sending, response, answer.buf).await
+        };
+        match ended {
+            Ok((after, keep)) => {
+                if keep {
+                    let (worker, limits) = (self.conn.worker, &self.conn.worker.shared.settings.limits);
+                    worker.pool.borrow_mut().put(&lease.backend, io, worker.now_ms(), limits.idle_per_instance);
+                }
+                Attempt::Done(after)
+            }
+            Err(code) => Attempt::Failed(code),
+        }
+    }
+
+    /// Sends the request and reads the answer's head, both at once: an instance may answer before it was told all.
+    fn poll_answer(
+        &mut self,
+        cx: &mut Context<'_>,
+        io: &Io<TcpStream>,
+        sending: &mut Sending,
+        answer: &mut Answer,
+    ) -> Poll<Result<usize, Broken>> {
+        let settings = &self.conn.worker.shared.settings;
+        let was_done = sending.is_done();
+        if let Err(broken) = sending.poll(cx, &self.conn.io, &mut self.conn.buf, io) {
+            return Poll::Ready(Err(broken));
+        }
+        if sending.is_done() && !was_done {
+            self.conn.guard.arm(settings.timeouts.first_byte);
+        } else if sending.take_progress() {
+            self.conn.guard.arm(settings.timeouts.idle);
+        }
+        loop {
+            let read = io.poll_read(cx, usize::MAX, |_, bytes| {
+                answer.buf.extend_from_slice(bytes);
+                bytes.len()
+            });
+            match read {
+                Poll::Ready(Ok(0) | Err(_)) => return Poll::Ready(Err(Broken::Closed)),
+                Poll::Ready(Ok(_)) => {}
+                Poll::Pending => break,
+            }
+            if let Some(found) = answer.scan(settings.limits.head_bytes) {
+                return Poll::Ready(found);
+            }
+        }
+        if self.conn.guard.poll_expired(cx) {
+            return Poll::Ready(Err(Broken::Late(sending.waits())));
+        }
+        // While the request's content is read, the reading of it notices that the client has gone.
+        if sending.is_read() && self.conn.poll_gone(cx) {
+            return Poll::Ready(Err(Broken::ClientGone));
+        }
+        Poll::Pending
+    }
+
+    /// Passes the answer on, and what is left of the request. Tells what becomes of the client's connection, and whether
+    /// the instance's may be kept.
+    async fn deliver(
+        &mut self,
+        io: &Io<TcpStream>,
+        mut sending: Sending,
+        mut response: Response,
+        extra: Vec<u8>,
+    ) -> Result<(After, bool), Code> {
+        let (request, worker) = (&self.request, self.conn.worker);
+        let idle = worker.shared.settings.timeouts.idle;
+        let open_ended = matches!(response.framing, Framing::Chunked | Framing::Close);
+        let chunked = open_ended && !request.http10;
+        // An upgrade that was refused leaves it open what the client's further bytes were meant to be.
+        let unclear = !sending.is_done() || request.upgrade && !self.conn.buf.is_empty();
+        let close = !request.keep_alive || unclear || open_ended && !chunked || worker.draining.get();
+        response::finish(&mut response, request, chunked, close);
+        let mut down = Pump::new(response.framing, chunked, response.head);
+        let fed = down.feed(&extra).map_err(|_| Code::PoorlyFormattedResponse)?;
+        let mut surplus = fed < extra.len();
+        self.status = Some(response.status);
+        self.conn.guard.arm(idle);
+        let mut rest = Vec::new();
+        let sent = poll_fn(|cx| {
+            let mut moved = false;
+            if !sending.is_done() {
+                // The answer counts for more than the rest of the request: an instance may refuse the latter.
+                match sending.poll(cx, &self.conn.io, &mut self.conn.buf, io) {
+                    Err(Broken::BadContent) => return Poll::Ready(Err(Code::RequestError)),
+                    Err(_) => return Poll::Ready(Err(Code::ClientRequestInterrupted)),
+                    Ok(()) => moved = sending.take_progress(),
+                }
+            }
+            let done = down.poll(cx, io, &mut rest, &self.conn.io);
+            moved |= std::mem::take(&mut down.progress);
+            match done {
+                Poll::Ready(Ok(())) => return Poll::Ready(Ok(())),
+                Poll::Ready(Err(PumpError::Sink)) => return Poll::Ready(Err(Code::ClientRequestInterrupted)),
+                Poll::Ready(Err(_)) => return Poll::Ready(Err(Code::ServerRequestInterrupted)),
+                Poll::Pending => {}
+            }
+            if moved {
+                self.conn.guard.arm(idle);
+            }
+            if self.conn.guard.poll_expired(cx) {
+                return Poll::Ready(Err(if down.waits == Waits::Sink {
+                    Code::ClientConnectionIdle
+                } else {
+                    Code::IdleConnection
+                }));
+            }
+            if sending.is_read() && self.conn.poll_gone(cx) {
+                return Poll::Ready(Err(Code::ClientRequestInterrupted));
+            }
+            Poll::Pending
+        })
+        .await;
+        self.bytes = down.moved;
+        Counters::add(&worker.counters.bytes_in, sending.moved());
+        sent?;
+        surplus |= !rest.is_empty();
+        let keep = response.keep_alive && sending.is_complete() && !surplus;
+        let after = match (close, unclear || !sending.is_complete()) {
+            (_, true) => After::Linger,
+            (true, false) => After::Close,
+            (false, false) => After::Reuse,
+        };
+        Ok((after, keep))
+    }
+
+    /// After 101 both sides speak something else: bytes go both ways until both have ended.
+    async fn tunnel(&mut self, io: &Io<TcpStream>, mut response: Response, extra: Vec<u8>) -> Result<(After, bool), Code> {
+        let worker = self.conn.worker;
+        let idle = worker.shared.settings.timeouts.idle;
+        response::finish(&mut response, &self.request, false, false);
+        let ahead = std::mem::take(&mut self.conn.buf);
+        let mut up = Pump::new(Framing::Close, false, ahead);
+        let mut down = Pump::new(Framing::Close, false, response.head);
+        let _ = down.feed(&extra);
+        Counters::add(&worker.counters.upgrades, 1);
+        self.status = Some(101);
+        self.conn.guard.arm(idle);
+        let (mut up_open, mut down_open, mut none) = (true, true, Vec::new());
+        let ended = poll_fn(|cx| {
+            let client = &self.conn.io;
+            if up_open && let Poll::Ready(done) = up.poll(cx, client, &mut none, io) {
+                up_open = false;
+                if done.is_err() || matches!(io.poll_shutdown(cx), Poll::Ready(Err(_))) {
+                    return Poll::Ready(Ok(()));
+                }
+            }
+            if down_open && let Poll::Ready(done) = down.poll(cx, io, &mut none, client) {
+                down_open = false;
+                if done.is_err() || matches!(client.poll_shutdown(cx), Poll::Ready(Err(_))) {
+                    return Poll::Ready(Ok(()));
+                }
+            }
+            if !up_open && !down_open {
+                return Poll::Ready(Ok(()));
+            }
+            if std::mem::take(&mut up.progress) | std::mem::take(&mut down.progress) {
+                self.conn.guard.arm(idle);
+            }
+            if self.conn.guard.poll_expired(cx) { Poll::Ready(Err(Code::IdleConnection)) } else { Poll::Pending }
+        })
+        .await;
+        self.bytes = down.moved;
+        Counters::add(&worker.counters.bytes_in, up.moved);
+        ended.map(|()| (After::Close, false))
+    }
+}
+
+/// Why there is no answer's head.
+#[derive(Debug)]
+enum Broken {
+    /// The instance ended its stream before the head was whole.
+    Closed,
+    Malformed,
+    ClientGone,
+    BadContent,
+    Late(Option<Waits>),
+}
+
+impl Broken {
+    fn code(&self) -> Code {
+        match self {
+            Self::Closed => Code::ClosedWithoutResponse,
+            Self::Malformed => Code::PoorlyFormattedResponse,
+            Self::ClientGone => Code::ClientRequestInterrupted,
+            Self::BadContent => Code::RequestError,
+            // The client owes content, the instance owes reading it, or the instance owes an answer.
+            Self::Late(Some(Waits::Source)) => Code::ClientConnectionIdle,
+            Self::Late(Some(Waits::Sink)) => Code::IdleConnection,
+            Self::Late(None) => Code::RequestTimeout,
+        }
+    }
+}
+
+/// The head of an answer as it comes in.
+#[derive(Default)]
+struct Answer {
+    buf: Vec<u8>,
+    scanner: Scanner,
+    interim: usize,
+}
+
+impl Answer {
+    fn untouched(&self) -> bool {
+        self.buf.is_empty() && self.interim == 0
+    }
+
+    fn scan(&mut self, limit: usize) -> Option<Result<usize, Broken>> {
+        match self.scanner.advance(&self.buf) {
+            Scan::Complete(n) if n <= limit => Some(Ok(n)),
+            Scan::Partial if self.buf.len() < limit => None,
+            _ => Some(Err(Broken::Malformed)),
+        }
+    }
+
+    /// Takes the head of `n` bytes off.
+    fn next(&mut self, n: usize) {
+        self.buf.drain(..n);
+        self.scanner = Scanner::default();
+        self.interim += 1;
+    }
+}
+
+/// The request on its way to the instance.
+struct Sending {
+    pump: Option<Pump>,
+    /// Content that was already there with the head and went out with it; kept in the client's buffer until an answer
+    /// begins, so that it can be sent again.
+    kept: usize,
+    /// All content was kept (or there is none), so the whole request can be sent again.
+    whole: bool,
+    broken: bool,
+    moved: u64,
+    wrote: bool,
+    progress: bool,
+}
+
+impl Sending {
+    /// Err: the content's framing is wrong already in what has come.
+    fn new(request: &Request, buf: &mut Vec<u8>) -> Result<Self, ()> {
+        let mut head = request.upstream.clone();
+        let (mut kept, mut whole) = (0, true);
+        let pump = match request.framing {
+            Framing::Length(n) if n <= buf.len() as u64 => {
+                kept = usize::try_from(n).map_err(|_| ())?;
+                head.extend_from_slice(&buf[..kept]);
+                Pump::new(Framing::None, false, head)
+            }
+            Framing::None | Framing::Close => Pump::new(Framing::None, false, head),
+            framing => {
+                let mut pump = Pump::new(framing, framing == Framing::Chunked, head);
+                let n = pump.feed(buf).map_err(|_| ())?;
+                buf.drain(..n);
+                whole = false;
+                pump
+            }
+        };
+        Ok(Self { pump: Some(pump), kept, whole, broken: false, moved: kept as u64, wrote: false, progress: false })
+    }
+
+    fn poll<S>(&mut self, cx: &mut Context<'_>, client: &Io<S>, buf: &mut Vec<u8>, io: &Io<TcpStream>) -> Result<(), Broken>
+    where
+        S: AsyncRead + AsyncWrite + Unpin,
+    {
+        let Some(pump) = &mut self.pump else { return Ok(()) };
+        let done = pump.poll(cx, client, buf, io);
+        let progress = std::mem::take(&mut pump.progress);
+        self.progress |= progress;
+        self.wrote |= progress;
+        match done {
+            Poll::Pending => return Ok(()),
+            Poll::Ready(Ok(())) => {}
+            Poll::Ready(Err(PumpError::Source)) => return Err(Broken::ClientGone),
+            Poll::Ready(Err(PumpError::Framing)) => return Err(Broken::BadContent),
+            // The instance reads no more, but may have answered already.
+            Poll::Ready(Err(PumpError::Sink)) => self.broken = true,
+        }
+        self.moved += pump.moved;
+        self.pump = None;
+        Ok(())
+    }
+
+    /// Nothing more will be sent.
+    fn is_done(&self) -> bool {
+        self.pump.is_none()
+    }
+
+    /// All of it was sent.
+    fn is_complete(&self) -> bool {
+        self.pump.is_none() && !self.broken
+    }
+
+    /// The client owes nothing more of this request.
+    fn is_read(&self) -> bool {
+        self.pump.as_ref().is_none_or(Pump::source_done)
+    }
+
+    fn waits(&self) -> Option<Waits> {
+        self.pump.as_ref().map(|p| p.waits)
+    }
+
+    fn moved(&self) -> u64 {
+        self.moved + self.pump.as_ref().map_or(0, |p| p.moved)
+    }
+
+    fn take_progress(&mut self) -> bool {
+        std::mem::take(&mut self.progress)
+    }
+
+    /// The instance cannot have acted on it (nothing was sent), or acting twice is acting once; and it is all still here.
+    fn may_repeat(&self, idempotent: bool) -> bool {
+        self.whole && (idempotent || !self.wrote)
+    }
+
+    /// An answer has begun: what was kept to be sent again is not needed any more.
+    fn release(&mut self, buf: &mut Vec<u8>) {
+        buf.drain(..std::mem::take(&mut self.kept));
+        if buf.is_empty() {
+            *buf = Vec::new();
+        }
+    }
+}

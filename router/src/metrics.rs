@@ -1,0 +1,120 @@
+//! Counters, one set per worker so that counting never makes two threads wait for one cache line; summed when read.
+
+use crate::Code;
+use std::sync::{
+    Arc,
+    atomic::{AtomicU64, Ordering::Relaxed},
+};
+
+/// One worker's counters. The alignment keeps two workers' counters off one cache line.
+#[derive(Debug, Default)]
+#[repr(align(128))]
+pub(crate) struct Counters {
+    pub(crate) connections: AtomicU64,
+    pub(crate) connections_ended: AtomicU64,
+    pub(crate) connections_refused: AtomicU64,
+    pub(crate) requests: AtomicU64,
+    pub(crate) requests_ended: AtomicU64,
+    pub(crate) refused: AtomicU64,
+    pub(crate) by_class: [AtomicU64; 5],
+    pub(crate) by_code: [AtomicU64; Code::ALL.len()],
+    pub(crate) connects: AtomicU64,
+    pub(crate) connects_failed: AtomicU64,
+    pub(crate) reused: AtomicU64,
+    pub(crate) retries: AtomicU64,
+    pub(crate) ejections: AtomicU64,
+    pub(crate) upgrades: AtomicU64,
+    pub(crate) bytes_in: AtomicU64,
+    pub(crate) bytes_out: AtomicU64,
+}
+
+impl Counters {
+    pub(crate) fn add(counter: &AtomicU64, n: u64) {
+        counter.fetch_add(n, Relaxed);
+    }
+
+    pub(crate) fn ended(&self, status: u16, code: Option<Code>) {
+        Self::add(&self.requests_ended, 1);
+        if let Some(class) = self.by_class.get(usize::from(status / 100).wrapping_sub(1)) {
+            Self::add(class, 1);
+        }
+        if let Some(code) = code
+            && let Some(at) = Code::ALL.iter().position(|c| *c == code)
+        {
+            Self::add(&self.by_code[at], 1);
+        }
+    }
+}
+
+/// Reads a router's counters; cheap to clone and to keep.
+#[derive(Debug, Clone)]
+pub struct Metrics(pub(crate) Vec<Arc<Counters>>);
+
+/// Totals since the start, except where a name says otherwise.
+#[derive(Debug, Clone, PartialEq, Eq, Default, serde::Serialize)]
+pub struct MetricsSnapshot {
+    /// Client connections accepted.
+    pub connections: u64,
+    /// Client connections open now.
+    pub connections_open: u64,
+    /// Client connections refused for the limit.
+    pub connections_refused: u64,
+    /// Requests that were routed to an app (whatever came of it).
+    pub requests: u64,
+    /// Requests under way now, held ones and upgraded connections included.
+    pub in_flight: u64,
+    /// Requests refused before any app was found: malformed, too large, unknown host.
+    pub refused: u64,
+    /// Ended requests by class of status, `1xx` first.
+    pub by_class: [u64; 5],
+    /// Ended requests by platform code, without zeros.
+    pub by_code: Vec<(&'static str, u64)>,
+    /// Connections made to instances.
+    pub connects: u64,
+    /// Attempts to connect that failed or took too long.
+    pub connects_failed: u64,
+    /// Requests sent on a connection that an earlier request had used.
+    pub reused: u64,
+    /// Requests sent again, because a kept connection turned out to be closed.
+    pub retries: u64,
+    /// Times that an instance was taken out for a while.
+    pub ejections: u64,
+    /// Connections that switched protocols.
+    pub upgrades: u64,
+    /// Content of requests and what upgraded clients sent, in bytes.
+    pub bytes_in: u64,
+    /// Content of answers and what upgraded clients got, in bytes.
+    pub bytes_out: u64,
+}
+
+impl Metrics {
+    /// The sums over all workers.
+    pub fn snapshot(&self) -> MetricsSnapshot {
+        let sum = |f: fn(&Counters) -> &AtomicU64| self.0.iter().map(|c| f(c).load(Relaxed)).sum::<u64>();
+        let (connections, requests) = (sum(|c| &c.connections), sum(|c| &c.requests));
+        let array = |f: &dyn Fn(&Counters) -> u64| self.0.iter().map(|c| f(c)).sum::<u64>();
+        MetricsSnapshot {
+            connections,
+            connections_open: connections.saturating_sub(sum(|c| &c.connections_ended)),
+            connections_refused: sum(|c| &c.connections_refused),
+            requests,
+            in_flight: requests.saturating_sub(sum(|c| &c.requests_ended)),
+            refused: sum(|c| &c.refused),
+            by_class: std::array::from_fn(|i| array(&|c| c.by_class[i].load(Relaxed))),
+            by_code: Code::ALL
+                .iter()
+                .enumerate()
+                .map(|(i, code)| (code.code(), array(&|c| c.by_code[i].load(Relaxed))))
+                .filter(|(_, n)| *n > 0)
+                .collect(),
+            connects: sum(|c| &c.connects),
+            connects_failed: sum(|c| &c.connects_failed),
+            reused: sum(|c| &c.reused),
+            retries: sum(|c| &c.retries),
+            ejections: sum(|c| &c.ejections),
+            upgrades: sum(|c| &c.upgrades),
+            bytes_in: sum(|c| &c.bytes_in),
+            bytes_out: sum(|c| &c.bytes_out),
+        }
+    }
+}

@@ -1,0 +1,223 @@
+//! Moves a message's content from one stream to another as it comes, checking its framing and framing it anew. Nothing is
+//! kept that the receiver has taken, and nothing is read that the receiver cannot take (backpressure).
+
+use crate::{
+    h1::{
+        chunk::{ChunkDecoder, Piece, write_chunk},
+        request::Framing,
+    },
+    io::Io,
+};
+use std::task::{Context, Poll};
+use tokio::io::{AsyncRead, AsyncWrite};
+
+/// How the content is read.
+#[derive(Debug)]
+enum Decode {
+    Length(u64),
+    Chunked(ChunkDecoder),
+    /// Until the sender ends its stream.
+    Close,
+}
+
+/// Why content stopped before its end.
+#[derive(Debug)]
+pub(crate) enum PumpError {
+    /// The sender's stream ended or broke in the middle.
+    Source,
+    /// The receiver's stream broke.
+    Sink,
+    /// The framing is not valid.
+    Framing,
+}
+
+/// Whom a pump that does not move is waiting for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Waits {
+    Source,
+    Sink,
+}
+
+/// While the receiver is slow, read less at once: a stalled stream then holds 16 KiB, not 64.
+const STALLED_READ: usize = 16 << 10;
+
+#[derive(Debug)]
+pub(crate) struct Pump {
+    decode: Decode,
+    /// Frame what is sent as chunks.
+    chunked: bool,
+    /// Ready to send, from `at`.
+    out: Vec<u8>,
+    at: usize,
+    /// All content has been read.
+    ended: bool,
+    stalled: bool,
+    /// Bytes of content moved.
+    pub(crate) moved: u64,
+    /// Something moved since the owner last cleared it.
+    pub(crate) progress: bool,
+    pub(crate) waits: Waits,
+}
+
+impl Pump {
+    /// `head` is sent before the content. `chunked` frames the content; otherwise it goes as it is.
+    pub(crate) fn new(framing: Framing, chunked: bool, head: Vec<u8>) -> Self {
+        let decode = match framing {
+            Framing::None => Decode::Length(0),
+            Framing::Length(n) => Decode::Length(n),
+            Framing::Chunked => Decode::Chunked(ChunkDecoder::new()),
+            Framing::Close => Decode::Close,
+        };
+        let ended = matches!(decode, Decode::Length(0));
+        Self { decode, chunked, out: head, at: 0, ended, stalled: false, moved: 0, progress: false, waits: Waits::Source }
+    }
+
+    /// Takes bytes that were read already, and says how many belong to this message.
+    pub(crate) fn feed(&mut self, bytes: &[u8]) -> Result<usize, PumpError> {
+        if self.ended {
+            return Ok(0);
+        }
+        match &mut self.decode {
+            Decode::Length(left) => {
+                let n = usize::try_from(*left).unwrap_or(usize::MAX).min(bytes.len());
+                *left -= n as u64;
+                self.ended = *left == 0;
+                self.moved += n as u64;
+                self.out.extend_from_slice(&bytes[..n]);
+                Ok(n)
+            }
+            Decode::Close => {
+                self.moved += bytes.len() as u64;
+                if self.chunked {
+                    write_chunk(bytes, &mut self.out);
+                } else {
+                    self.out.extend_from_slice(bytes);
+                }
+                Ok(bytes.len())
+            }
+            Decode::Chunked(decoder) => {
+                let mut input = bytes;
+                loop {
+                    match decoder.next(&mut input).map_err(|_| PumpError::Framing)? {
+                        Piece::NeedMore => break,
+                        Piece::Data(data) => {
+                            self.moved += data.len() as u64;
+                            if self.chunked {
+                                write_chunk(data, &mut self.out);
+                            } else {
+                                self.out.extend_from_slice(data);
+                            }
+                        }
+                        Piece::End => {
+                            if self.chunked {
+                                decoder.write_end(&mut self.out);
+                            }
+                            self.ended = true;
+                            break;
+                        }
+                    }
+                }
+                Ok(bytes.len() - input.len())
+            }
+        }
+    }
+
+    /// All content has been taken from the sender.
+    pub(crate) fn source_done(&self) -> bool {
+        self.ended
+    }
+
+    /// Moves what can be moved. Ready when all has been handed to the receiver. Bytes of the sender that belong to its
+    /// next message are put into `rest`.
+    pub(crate) fn poll<A, B>(
+        &mut self,
+        cx: &mut Context<'_>,
+        from: &Io<A>,
+        rest: &mut Vec<u8>,
+        to: &Io<B>,
+    ) -> Poll<Result<(), PumpError>>
+    where
+        A: AsyncRead + AsyncWrite + Unpin,
+        B: AsyncRead + AsyncWrite + Unpin,
+    {
+        loop {
+            while self.at < self.out.len() {
+                match to.poll_write(cx, &self.out[self.at..]) {
+                    Poll::Ready(Ok(n)) => {
+                        self.at += n;
+                        self.progress = true;
+                    }
+                    Poll::Ready(Err(_)) => return Poll::Ready(Err(PumpError::Sink)),
+                    Poll::Pending => {
+                        (self.stalled, self.waits) = (true, Waits::Sink);
+                        return Poll::Pending;
+                    }
+                }
+            }
+            // Nothing waits: give the memory back, since most streams are quiet most of the time.
+            (self.out, self.at) = (Vec::new(), 0);
+            if self.ended {
+                return Poll::Ready(Ok(()));
+            }
+            self.waits = Waits::Source;
+            let limit = if self.stalled { STALLED_READ } else { usize::MAX };
+            let read = from.poll_read(cx, limit, |cx, bytes| self.take(cx, bytes, rest, to));
+            match read {
+                Poll::Pending => return Poll::Pending,
+                Poll::Ready(Err(_)) => return Poll::Ready(Err(PumpError::Source)),
+                Poll::Ready(Ok(taken)) => {
+                    self.progress = true;
+                    taken?;
+                }
+            }
+        }
+    }
+
+    /// Sends what was just read straight from the scratch buffer where that is possible, and keeps what was not taken.
+    fn take<B: AsyncRead + AsyncWrite + Unpin>(
+        &mut self,
+        cx: &mut Context<'_>,
+        bytes: &[u8],
+        rest: &mut Vec<u8>,
+        to: &Io<B>,
+    ) -> Result<(), PumpError> {
+        if bytes.is_empty() {
+            return self.end_of_stream();
+        }
+        let straight = match &mut self.decode {
+            Decode::Length(left) if !self.chunked => {
+                let n = usize::try_from(*left).unwrap_or(usize::MAX).min(bytes.len());
+                *left -= n as u64;
+                self.ended = *left == 0;
+                n
+            }
+            Decode::Close if !self.chunked => bytes.len(),
+            _ => {
+                let n = self.feed(bytes)?;
+                rest.extend_from_slice(&bytes[n..]);
+                return Ok(());
+            }
+        };
+        rest.extend_from_slice(&bytes[straight..]);
+        self.moved += straight as u64;
+        let sent = match to.poll_write(cx, &bytes[..straight]) {
+            Poll::Ready(Ok(n)) => n,
+            Poll::Ready(Err(_)) => return Err(PumpError::Sink),
+            Poll::Pending => 0,
+        };
+        self.stalled = sent < straight;
+        self.out.extend_from_slice(&bytes[sent..straight]);
+        Ok(())
+    }
+
+    fn end_of_stream(&mut self) -> Result<(), PumpError> {
+        if !matches!(self.decode, Decode::Close) {
+            return Err(PumpError::Source);
+        }
+        if self.chunked {
+            self.out.extend_from_slice(b"0\r\n\r\n");
+        }
+        self.ended = true;
+        Ok(())
+    }
+}

@@ -1,0 +1,244 @@
+//! The router as its owner sees it: bound, served, drained; and the two tasks that connect it to the control plane, the
+//! table coming in and the status going out.
+
+use crate::{
+    AccessSink, Metrics, RouterSettings,
+    io::Clock,
+    metrics::Counters,
+    persist,
+    shared::{Dirty, Shared},
+    table::{Registry, Routes},
+    worker,
+};
+use arc_swap::ArcSwap;
+use flex_model::{RouteTable, RouterStatus};
+use std::{
+    future::Future,
+    io,
+    net::{SocketAddr, TcpListener as StdListener},
+    sync::{Arc, Mutex, PoisonError, atomic::AtomicUsize},
+    time::Duration,
+};
+use tokio::{net::TcpSocket, sync::watch};
+
+/// A status follows a change within this time (and the time to compute it); what changes meanwhile goes with it.
+const STATUS_DELAY: Duration = Duration::from_millis(10);
+/// As large as kernels commonly allow: a burst of connections must not be lost while a worker is busy.
+const BACKLOG: u32 = 4096;
+
+/// Why a router could not begin or go on.
+#[derive(Debug, thiserror::Error)]
+pub enum RouterError {
+    #[error("cannot listen on {address}: is another program using it, or may this user not?")]
+    Listen {
+        address: SocketAddr,
+        #[source]
+        source: io::Error,
+    },
+    #[error("the router has no address to listen on: set at least one")]
+    NoListener,
+    #[error("cannot start a router worker")]
+    Worker(#[source] io::Error),
+    #[error("a router worker stopped by a fault in the program")]
+    Panicked,
+}
+
+/// An HTTP router that holds its listening sockets.
+pub struct Router {
+    shared: Arc<Shared>,
+    counters: Vec<Arc<Counters>>,
+    /// One set for each worker.
+    listeners: Vec<Vec<StdListener>>,
+    local: Vec<SocketAddr>,
+    registry: Arc<Mutex<Registry>>,
+    table: watch::Receiver<Arc<RouteTable>>,
+    status: watch::Sender<RouterStatus>,
+}
+
+impl Router {
+    /// Takes the listening sockets and the first table: what `table` holds, or the one on disk if that is newer. Requests
+    /// are answered once [`Router::serve`] runs. Call it inside a tokio runtime.
+    ///
+    /// A table of revision 0 means that nobody has made one yet. Later tables are taken as they come.
+    pub async fn bind(
+        settings: RouterSettings,
+        mut table: watch::Receiver<Arc<RouteTable>>,
+        access: Arc<dyn AccessSink>,
+    ) -> Result<Self, RouterError> {
+        if settings.listen.is_empty() {
+            return Err(RouterError::NoListener);
+        }
+        let workers = match settings.workers {
+            0 => std::thread::available_parallelism().map_or(1, usize::from),
+            n => n,
+        };
+        let (listeners, local) = listen(&settings.listen, workers)?;
+        let mut first = table.borrow_and_update().clone();
+        if let Some(dir) = settings.state_dir.clone() {
+            match tokio::task::spawn_blocking(move || persist::load(&dir)).await {
+                Ok(Ok(Some(kept))) if kept.revision > first.revision => {
+                    tracing::info!(revision = kept.revision, apps = kept.apps.len(), "routing by the table kept on disk");
+                    first = Arc::new(kept);
+                }
+                Ok(Ok(_)) | Err(_) => {}
+                Ok(Err(e)) => tracing::warn!(error = &e as &dyn std::error::Error, "going on without the table kept on disk"),
+            }
+        }
+        let shared = Arc::new(Shared {
+            settings,
+            routes: ArcSwap::from_pointee(Routes::default()),
+            changes: watch::Sender::new(0),
+            access,
+            dirty: Arc::new(Dirty::default()),
+            held: AtomicUsize::new(0),
+            connections: AtomicUsize::new(0),
+            clock: Clock::start(),
+        });
+        let registry = Arc::new(Mutex::new(Registry::default()));
+        apply(&shared, &registry, &first);
+        let status = watch::Sender::new(RouterStatus {
+            router: shared.settings.name.clone(),
+            revision: first.revision,
+            ..RouterStatus::default()
+        });
+        let counters = (0..workers).map(|_| Arc::default()).collect();
+        Ok(Self { shared, counters, listeners, local, registry, table, status })
+    }
+
+    /// The first address that it listens on, with the port that was taken.
+    pub fn local_addr(&self) -> SocketAddr {
+        self.local[0]
+    }
+
+    /// All addresses that it listens on, in the order of the settings.
+    pub fn local_addrs(&self) -> &[SocketAddr] {
+        &self.local
+    }
+
+    /// The revision it routes by and the requests under way, published within about 20 ms of a change.
+    pub fn status(&self) -> watch::Receiver<RouterStatus> {
+        self.status.subscribe()
+    }
+
+    /// The counters.
+    pub fn metrics(&self) -> Metrics {
+        Metrics(self.counters.clone())
+    }
+
+    /// Serves until `shutdown` ends; then accepts no more, closes idle connections, lets running requests end (for at
+    /// most the `drain` time), and returns.
+    pub async fn serve(self, shutdown: impl Future<Output = ()>) -> Result<(), RouterError> {
+        let Self { shared, counters, listeners, registry, table, status, .. } = self;
+        let stop = watch::Sender::new(false);
+        let mut threads = Vec::new();
+        let (ended, mut end) = tokio::sync::mpsc::channel::<()>(1);
+        for (n, (listeners, counters)) in listeners.into_iter().zip(counters).enumerate() {
+            let (shared, stop, ended) = (shared.clone(), stop.subscribe(), ended.clone());
+            let body = move || {
+                let _ended = ended;
+                worker::run(shared, counters, listeners, stop)
+            };
+            threads.push(std::thread::Builder::new().name(format!("router-{n}")).spawn(body).map_err(RouterError::Worker)?);
+        }
+        drop(ended);
+        let tables = tokio::spawn(follow_tables(shared.clone(), registry.clone(), table));
+        let statuses = tokio::spawn(publish_status(shared, registry, status));
+        tokio::select! {
+            () = shutdown => {}
+            // Workers end by themselves only by a fault.
+            _ = end.recv() => {}
+        }
+        stop.send_replace(true);
+        let joined = tokio::task::spawn_blocking(move || {
+            let results: Vec<_> = threads.into_iter().map(std::thread::JoinHandle::join).collect();
+            results.into_iter().try_for_each(|r| r.map_err(|_| RouterError::Panicked)?.map_err(RouterError::Worker))
+        });
+        let result = joined.await.map_err(|_| RouterError::Panicked);
+        tables.abort();
+        statuses.abort();
+        result?
+    }
+}
+
+/// One set of listening sockets for each worker, all on the same addresses: the kernel spreads connections over them.
+fn listen(addresses: &[SocketAddr], workers: usize) -> Result<(Vec<Vec<StdListener>>, Vec<SocketAddr>), RouterError> {
+    let mut sets: Vec<Vec<StdListener>> = (0..workers).map(|_| Vec::new()).collect();
+    let mut local = Vec::new();
+    for &asked in addresses {
+        let mut address = asked;
+        for set in &mut sets {
+            let listener = bind_one(address).map_err(|source| RouterError::Listen { address, source })?;
+            // Port 0: the first worker's socket finds one, the others join it.
+            address = listener.local_addr().map_err(|source| RouterError::Listen { address, source })?;
+            set.push(listener);
+        }
+        local.push(address);
+    }
+    Ok((sets, local))
+}
+
+fn bind_one(address: SocketAddr) -> io::Result<StdListener> {
+    let socket = if address.is_ipv4() { TcpSocket::new_v4() } else { TcpSocket::new_v6() }?;
+    socket.set_reuseaddr(true)?;
+    socket.set_reuseport(true)?;
+    // Accepted sockets inherit it.
+    socket.set_nodelay(true)?;
+    socket.bind(address)?;
+    socket.listen(BACKLOG)?.into_std()
+}
+
+/// Makes `table` the one that requests read, then retires who is not in it.
+fn apply(shared: &Shared, registry: &Mutex<Registry>, table: &RouteTable) {
+    let mut registry = registry.lock().unwrap_or_else(PoisonError::into_inner);
+    let routes = registry.compile(table);
+    shared.routes.store(Arc::new(routes));
+    registry.retire_absent(table);
+    drop(registry);
+    shared.changes.send_modify(|n| *n = n.wrapping_add(1));
+    shared.dirty.mark();
+}
+
+async fn follow_tables(shared: Arc<Shared>, registry: Arc<Mutex<Registry>>, mut tables: watch::Receiver<Arc<RouteTable>>) {
+    while tables.changed().await.is_ok() {
+        let table = tables.borrow_and_update().clone();
+        if table.revision == 0 {
+            continue;
+        }
+        let before = shared.routes.load().revision;
+        if table.revision < before {
+            tracing::warn!(before, now = table.revision, "the routing table's revision went back: was the store restored?");
+        }
+        let (shared, registry) = (shared.clone(), registry.clone());
+        // Compiling and writing a large table takes milliseconds: not on an event loop.
+        let work = tokio::task::spawn_blocking(move || {
+            apply(&shared, &registry, &table);
+            if let Some(dir) = &shared.settings.state_dir
+                && let Err(e) = persist::save(dir, &table)
+            {
+                tracing::error!(error = &e as &dyn std::error::Error, "a restart would route by an older table");
+            }
+        });
+        if work.await.is_err() {
+            tracing::error!("applying a routing table failed by a fault in the program; the one before stays");
+        }
+    }
+}
+
+async fn publish_status(shared: Arc<Shared>, registry: Arc<Mutex<Registry>>, status: watch::Sender<RouterStatus>) {
+    loop {
+        shared.dirty.marked().await;
+        tokio::time::sleep(STATUS_DELAY).await;
+        shared.dirty.clear();
+        let now = {
+            let mut registry = registry.lock().unwrap_or_else(PoisonError::into_inner);
+            // Under the registry's lock: a table that is being applied shows up wholly or not at all.
+            let revision = shared.routes.load().revision;
+            RouterStatus { router: shared.settings.name.clone(), revision, in_flight: registry.in_flight() }
+        };
+        status.send_if_modified(|old| {
+            let changed = *old != now;
+            *old = now;
+            changed
+        });
+    }
+}

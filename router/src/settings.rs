@@ -1,0 +1,163 @@
+//! What an operator may set, with the defaults and their reasons. Parsed and checked by the caller; plain values here.
+
+use std::{
+    net::{IpAddr, SocketAddr},
+    path::PathBuf,
+    str::FromStr,
+    time::Duration,
+};
+
+/// Everything that a router is told at its start. What changes later comes with the routing table.
+#[derive(Debug, Clone)]
+pub struct RouterSettings {
+    /// Names this router among several, in [`flex_model::RouterStatus`].
+    pub name: String,
+    /// Plain HTTP listeners. Port 0 takes a free port.
+    pub listen: Vec<SocketAddr>,
+    /// Worker threads; 0 means one for each processor.
+    pub workers: usize,
+    /// Where the last routing table is kept. Without it a restarted router knows nothing until it is told.
+    pub state_dir: Option<PathBuf>,
+    /// Peers whose `X-Forwarded-*` and `X-Request-ID` are believed. Nobody by default.
+    pub trusted_proxies: Vec<Cidr>,
+    pub timeouts: Timeouts,
+    pub limits: Limits,
+}
+
+impl Default for RouterSettings {
+    fn default() -> Self {
+        Self {
+            name: "router".into(),
+            listen: vec![SocketAddr::from(([0, 0, 0, 0], 8080))],
+            workers: 0,
+            state_dir: None,
+            trusted_proxies: Vec::new(),
+            timeouts: Timeouts::default(),
+            limits: Limits::default(),
+        }
+    }
+}
+
+/// How long each thing may take. Kept to about a quarter of a second, except those about connecting.
+#[derive(Debug, Clone)]
+pub struct Timeouts {
+    /// From a request's first byte to the end of its head (slow-header attacks end here).
+    pub head: Duration,
+    /// An idle connection between two requests.
+    pub keep_alive: Duration,
+    /// From the end of the request to the first byte of the answer: H12. Heroku: 30 s.
+    pub first_byte: Duration,
+    /// No byte either way once an answer or an upload runs, and on upgraded connections: H15 or H28. Heroku: 55 s.
+    pub idle: Duration,
+    /// A connection attempt to an instance when there is another instance to try.
+    pub slow_connect: Duration,
+    /// A connection attempt when there is nothing else to try: H19. Heroku: 5 s.
+    pub connect: Duration,
+    /// How long a request waits for an app that is starting: H20.
+    pub hold: Duration,
+    /// How long a connection to an instance is kept for the next request.
+    pub upstream_idle: Duration,
+    /// How long running requests may take to end when the router stops.
+    pub drain: Duration,
+    /// How long an instance gets no requests after a failed connect; doubles with each failure in a row, up to a minute.
+    pub eject: Duration,
+}
+
+impl Default for Timeouts {
+    fn default() -> Self {
+        let s = Duration::from_secs;
+        Self {
+            head: s(10),
+            keep_alive: s(60),
+            first_byte: s(30),
+            idle: s(55),
+            slow_connect: Duration::from_millis(250),
+            connect: s(5),
+            hold: s(30),
+            upstream_idle: s(90),
+            drain: s(30),
+            eject: s(1),
+        }
+    }
+}
+
+/// How much of each thing there may be. Together they bound the router's memory.
+#[derive(Debug, Clone)]
+pub struct Limits {
+    /// A request's or answer's head in bytes, first line and all. 64 KiB lets the large cookies of real apps pass.
+    pub head_bytes: usize,
+    /// Header fields of one message.
+    pub headers: usize,
+    /// Client connections over all workers. One more is answered 503 and closed.
+    pub connections: usize,
+    /// Requests held at one time, over all apps, for apps that are starting. One more gets H11.
+    pub held: usize,
+    /// Of those, requests of one app.
+    pub held_per_app: usize,
+    /// Idle connections kept per instance and worker.
+    pub idle_per_instance: usize,
+}
+
+impl Default for Limits {
+    fn default() -> Self {
+        Self { head_bytes: 64 << 10, headers: 128, connections: 20_000, held: 2_000, held_per_app: 500, idle_per_instance: 128 }
+    }
+}
+
+/// A range of addresses, `10.0.0.0/8` or a single address.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Cidr {
+    base: u128,
+    bits: u8,
+    v4: bool,
+}
+
+impl Cidr {
+    /// Whether `ip` lies in the range. An IPv4 address in IPv6 clothes (`::ffff:1.2.3.4`) counts as IPv4.
+    pub fn contains(&self, ip: IpAddr) -> bool {
+        let (value, v4) = number(ip);
+        let width = if v4 { 32 } else { 128 };
+        v4 == self.v4 && (self.bits == 0 || (value ^ self.base) >> (width - u32::from(self.bits)) == 0)
+    }
+}
+
+fn number(ip: IpAddr) -> (u128, bool) {
+    match ip.to_canonical() {
+        IpAddr::V4(ip) => (u128::from(u32::from(ip)), true),
+        IpAddr::V6(ip) => (u128::from(ip), false),
+    }
+}
+
+impl FromStr for Cidr {
+    type Err = flex_model::Invalid;
+
+    fn from_str(s: &str) -> Result<Self, Self::Err> {
+        let bad = || flex_model::Invalid::new("address range", s, "use an address such as 10.0.0.0/8, 192.0.2.7 or fd00::/8");
+        let (address, bits) = s.split_once('/').map_or((s, None), |(a, b)| (a, Some(b)));
+        let (base, v4) = number(address.parse().map_err(|_| bad())?);
+        let width = if v4 { 32 } else { 128 };
+        let bits = bits.map_or(Ok(width), str::parse).ok().filter(|b| *b <= width).ok_or_else(bad)?;
+        Ok(Self { base, bits, v4 })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn ranges() {
+        let has = |range: &str, ip: &str| range.parse::<Cidr>().unwrap().contains(ip.parse().unwrap());
+        assert!(has("10.0.0.0/8", "10.200.0.1"));
+        assert!(!has("10.0.0.0/8", "11.0.0.1"));
+        assert!(has("10.0.0.0/8", "::ffff:10.0.0.1"));
+        assert!(has("0.0.0.0/0", "1.2.3.4"));
+        assert!(!has("0.0.0.0/0", "::1"));
+        assert!(has("192.0.2.7", "192.0.2.7"));
+        assert!(!has("192.0.2.7", "192.0.2.8"));
+        assert!(has("fd00::/8", "fdff::1"));
+        for bad in ["", "10.0.0.0/33", "x/8", "10.0.0.0/", "10.0.0.0/-1"] {
+            assert!(bad.parse::<Cidr>().is_err(), "{bad}");
+        }
+    }
+}

@@ -1,0 +1,65 @@
+//! What the workers share: the current routes, the settings, and a few counts.
+
+use crate::{AccessSink, RouterSettings, io::Clock, table::Routes};
+use arc_swap::ArcSwap;
+use std::sync::{
+    Arc,
+    atomic::{AtomicBool, AtomicUsize, Ordering::SeqCst},
+};
+use tokio::sync::{Notify, watch};
+
+pub(crate) struct Shared {
+    pub(crate) settings: RouterSettings,
+    pub(crate) routes: ArcSwap<Routes>,
+    /// Changes after each new table; the value is only a count.
+    pub(crate) changes: watch::Sender<u64>,
+    pub(crate) access: Arc<dyn AccessSink>,
+    pub(crate) dirty: Arc<Dirty>,
+    pub(crate) held: AtomicUsize,
+    pub(crate) connections: AtomicUsize,
+    pub(crate) clock: Clock,
+}
+
+/// Says that a status is out of date. Marking costs one load while a publication is under way already.
+#[derive(Debug, Default)]
+pub(crate) struct Dirty {
+    flag: AtomicBool,
+    notify: Notify,
+}
+
+impl Dirty {
+    pub(crate) fn mark(&self) {
+        if !self.flag.load(SeqCst) && !self.flag.swap(true, SeqCst) {
+            self.notify.notify_one();
+        }
+    }
+
+    /// Waits until something was marked. Call [`Dirty::clear`] before reading what was marked.
+    pub(crate) async fn marked(&self) {
+        while !self.flag.load(SeqCst) {
+            self.notify.notified().await;
+        }
+    }
+
+    pub(crate) fn clear(&self) {
+        self.flag.store(false, SeqCst);
+    }
+}
+
+/// One more of something bounded; dropping it gives the place back.
+#[derive(Debug)]
+pub(crate) struct Place<'a>(&'a AtomicUsize);
+
+impl<'a> Place<'a> {
+    /// `None` when `limit` are taken.
+    pub(crate) fn take(count: &'a AtomicUsize, limit: usize) -> Option<Self> {
+        let place = (count.fetch_add(1, SeqCst), Self(count));
+        (place.0 < limit).then_some(place.1)
+    }
+}
+
+impl Drop for Place<'_> {
+    fn drop(&mut self) {
+        self.0.fetch_sub(1, SeqCst);
+    }
+}

@@ -1,0 +1,185 @@
+//! One worker: a thread with its own event loop, listeners, pools and buffers. It shares the routes and a few counters
+//! with the other workers, and nothing else.
+
+use crate::{
+    conn,
+    io::Guard,
+    metrics::Counters,
+    shared::{Place, Shared},
+    upstream::Pool,
+};
+use std::{
+    cell::{Cell, RefCell},
+    io,
+    net::{SocketAddr, TcpListener as StdListener},
+    rc::Rc,
+    sync::Arc,
+    time::Duration,
+};
+use tokio::{
+    net::{TcpListener, TcpStream},
+    sync::watch,
+    task::LocalSet,
+};
+
+/// How often idle connections to instances are looked at.
+const POOL_SWEEP: Duration = Duration::from_secs(1);
+
+/// How often a draining worker looks whether its last connection has ended.
+const DRAIN_LOOK: Duration = Duration::from_millis(10);
+
+pub(crate) struct Worker {
+    pub(crate) shared: Arc<Shared>,
+    pub(crate) counters: Arc<Counters>,
+    pub(crate) pool: RefCell<Pool>,
+    guards: RefCell<Guards>,
+    /// No new requests on open connections.
+    pub(crate) draining: Cell<bool>,
+}
+
+/// The guards of all open connections, by slot.
+#[derive(Default)]
+struct Guards {
+    slots: Vec<Option<Rc<Guard>>>,
+    free: Vec<usize>,
+}
+
+/// A connection's place among the guards.
+pub(crate) struct Watched<'a> {
+    worker: &'a Worker,
+    slot: usize,
+    pub(crate) guard: Rc<Guard>,
+}
+
+impl Drop for Watched<'_> {
+    fn drop(&mut self) {
+        let mut guards = self.worker.guards.borrow_mut();
+        guards.slots[self.slot] = None;
+        guards.free.push(self.slot);
+    }
+}
+
+impl Worker {
+    pub(crate) fn now_ms(&self) -> u64 {
+        self.shared.clock.now_ms()
+    }
+
+    pub(crate) fn watch(&self) -> Watched<'_> {
+        let guard = Guard::new(self.shared.clock);
+        let mut guards = self.guards.borrow_mut();
+        let slot = guards.free.pop().unwrap_or(guards.slots.len());
+        if slot == guards.slots.len() {
+            guards.slots.push(None);
+        }
+        guards.slots[slot] = Some(guard.clone());
+        Watched { worker: self, slot, guard }
+    }
+
+    fn open(&self) -> usize {
+        let guards = self.guards.borrow();
+        guards.slots.len() - guards.free.len()
+    }
+
+    fn sweep(&self) {
+        let (now, stop) = (self.now_ms(), self.draining.get());
+        for guard in self.guards.borrow().slots.iter().flatten() {
+            guard.sweep(now, stop);
+        }
+    }
+}
+
+/// Runs a worker on this thread until `stop` turns true and its connections have ended or the time to drain is over.
+pub(crate) fn run(
+    shared: Arc<Shared>,
+    counters: Arc<Counters>,
+    listeners: Vec<StdListener>,
+    stop: watch::Receiver<bool>,
+) -> io::Result<()> {
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_io().enable_time().build()?;
+    let worker =
+        Rc::new(Worker { shared, counters, pool: RefCell::default(), guards: RefCell::default(), draining: Cell::new(false) });
+    let local = LocalSet::new();
+    local.block_on(&runtime, async {
+        let mut accepting = Vec::new();
+        for listener in listeners {
+            let listener = TcpListener::from_std(listener)?;
+            accepting.push(tokio::task::spawn_local(accept(worker.clone(), listener, stop.clone())));
+        }
+        housekeep(&worker, stop, accepting).await;
+        Ok(())
+    })
+}
+
+async fn housekeep(worker: &Rc<Worker>, mut stop: watch::Receiver<bool>, accepting: Vec<tokio::task::JoinHandle<()>>) {
+    let timeouts = &worker.shared.settings.timeouts;
+    let shortest = [timeouts.head, timeouts.keep_alive, timeouts.first_byte, timeouts.idle, timeouts.hold, timeouts.drain];
+    let tick = shortest.into_iter().min().unwrap_or_default() / 4;
+    let mut tick = tokio::time::interval(tick.clamp(Duration::from_millis(5), Duration::from_millis(250)));
+    tick.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+    let mut pool_swept = worker.now_ms();
+    while !*stop.borrow() {
+        tokio::select! {
+            _ = tick.tick() => {}
+            changed = stop.changed() => if changed.is_err() { break },
+        }
+        worker.sweep();
+        if worker.now_ms().saturating_sub(pool_swept) >= POOL_SWEEP.as_millis() as u64 {
+            pool_swept = worker.now_ms();
+            worker.pool.borrow_mut().sweep(pool_swept, timeouts.upstream_idle);
+        }
+    }
+    for task in accepting {
+        let _ = task.await;
+    }
+    worker.draining.set(true);
+    let drained = async {
+        while worker.open() > 0 {
+            worker.sweep();
+            tokio::time::sleep(DRAIN_LOOK).await;
+        }
+    };
+    if tokio::time::timeout(timeouts.drain, drained).await.is_err() {
+        tracing::warn!(connections = worker.open(), "the router stops while connections are still open");
+    }
+}
+
+async fn accept(worker: Rc<Worker>, listener: TcpListener, mut stop: watch::Receiver<bool>) {
+    let Ok(local) = listener.local_addr() else { return };
+    while !*stop.borrow() {
+        let accepted = tokio::select! {
+            accepted = listener.accept() => accepted,
+            changed = stop.changed() => match changed { Ok(()) => continue, Err(_) => break },
+        };
+        admit(&worker, accepted, local).await;
+    }
+    // Who connected before the listener closes must not be lost with its queue.
+    while let Ok(accepted) = tokio::time::timeout(Duration::ZERO, listener.accept()).await {
+        admit(&worker, accepted, local).await;
+    }
+}
+
+async fn admit(worker: &Rc<Worker>, accepted: io::Result<(TcpStream, SocketAddr)>, local: SocketAddr) {
+    match accepted {
+        Ok((stream, peer)) => {
+            let worker = worker.clone();
+            tokio::task::spawn_local(async move {
+                Counters::add(&worker.counters.connections, 1);
+                match Place::take(&worker.shared.connections, worker.shared.settings.limits.connections) {
+                    Some(_place) => conn::serve(&worker, stream, peer, local.port()).await,
+                    None => conn::refuse_connection(&worker, &stream),
+                }
+                Counters::add(&worker.counters.connections_ended, 1);
+            });
+        }
+        Err(e)
+            if matches!(
+                e.kind(),
+                io::ErrorKind::ConnectionAborted | io::ErrorKind::ConnectionReset | io::ErrorKind::Interrupted
+            ) => {}
+        Err(e) => {
+            // Out of descriptors or memory: waiting is all that helps, spinning would make it worse.
+            tracing::error!(error = %e, listener = %local, "cannot accept a connection");
+            tokio::time::sleep(Duration::from_millis(50)).await;
+        }
+    }
+}
