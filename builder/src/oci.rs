@@ -1,0 +1,275 @@
+//! Images as OCI image layouts on disk: one directory per app, with the stack's layers linked into it, that the control
+//! plane's registry serves and `skopeo` copies.
+//!
+//! Invariants: a blob's file name is its SHA-256 and a blob is complete when it has its name; `index.json` is replaced in
+//! one step and names only manifests whose blobs are there. One writer per app at a time (builds of an app are serial).
+
+use crate::BuildError;
+use bytes::Bytes;
+use serde::{Deserialize, Serialize};
+use sha2::{Digest, Sha256};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    fs, io,
+    path::{Path, PathBuf},
+};
+
+pub(crate) const LAYER_GZIP: &str = "application/vnd.oci.image.layer.v1.tar+gzip";
+pub(crate) const LAYER_ZSTD: &str = "application/vnd.oci.image.layer.v1.tar+zstd";
+const MANIFEST: &str = "application/vnd.oci.image.manifest.v1+json";
+const CONFIG: &str = "application/vnd.oci.image.config.v1+json";
+const REF_NAME: &str = "org.opencontainers.image.ref.name";
+
+/// One layer as it is stored.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct LayerRecord {
+    /// `sha256:…` of the stored (compressed) bytes.
+    pub digest: String,
+    /// `sha256:…` of the plain tar.
+    pub diff_id: String,
+    /// Stored bytes.
+    pub size: u64,
+    pub media_type: String,
+}
+
+/// How an image is to be run.
+#[derive(Debug, Clone, Default)]
+pub(crate) struct ImageConfig {
+    pub(crate) env: Vec<String>,
+    pub(crate) user: String,
+    pub(crate) workdir: String,
+    pub(crate) labels: BTreeMap<String, String>,
+    /// Seconds since 1970.
+    pub(crate) created: u64,
+}
+
+#[derive(Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+struct Descriptor {
+    media_type: String,
+    digest: String,
+    size: u64,
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    annotations: BTreeMap<String, String>,
+}
+
+#[derive(Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+struct Manifest {
+    schema_version: u32,
+    media_type: String,
+    config: Descriptor,
+    layers: Vec<Descriptor>,
+}
+
+#[derive(Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+struct Index {
+    schema_version: u32,
+    manifests: Vec<Descriptor>,
+}
+
+/// The digest of some bytes, as images write it.
+pub(crate) fn digest_of(bytes: &[u8]) -> String {
+    digest_text(Sha256::new_with_prefix(bytes))
+}
+
+/// A finished hash, as images write it.
+pub(crate) fn digest_text(hash: Sha256) -> String {
+    format!("sha256:{}", hex::encode(hash.finalize()))
+}
+
+/// The exact bytes of an image configuration over these layers.
+pub(crate) fn config_bytes(config: &ImageConfig, layers: &[LayerRecord]) -> Bytes {
+    let created = flex_model::Timestamp::from_micros(i64::try_from(config.created).unwrap_or(0).saturating_mul(1_000_000));
+    let created = created.rfc3339_seconds();
+    let history: Vec<_> = layers.iter().map(|_| serde_json::json!({"created": created, "created_by": "flex"})).collect();
+    let value = serde_json::json!({
+        "architecture": if cfg!(target_arch = "aarch64") { "arm64" } else { "amd64" },
+        "os": "linux",
+        "created": created,
+        "config": {"Env": config.env, "User": config.user, "WorkingDir": config.workdir, "Labels": config.labels},
+        "rootfs": {"type": "layers", "diff_ids": layers.iter().map(|l| &l.diff_id).collect::<Vec<_>>()},
+        "history": history,
+    });
+    Bytes::from(value.to_string())
+}
+
+/// An OCI image layout.
+#[derive(Debug, Clone)]
+pub struct Layout {
+    dir: PathBuf,
+}
+
+impl Layout {
+    /// Opens the layout at `dir`, making it if it is not there.
+    ///
+    /// # Errors
+    /// The directory cannot be written.
+    pub(crate) fn open(dir: impl Into<PathBuf>) -> Result<Self, BuildError> {
+        let this = Self { dir: dir.into() };
+        let make = || -> io::Result<()> {
+            fs::create_dir_all(this.blobs())?;
+            if !this.dir.join("oci-layout").exists() {
+                write_whole(&this.dir.join("oci-layout"), br#"{"imageLayoutVersion":"1.0.0"}"#)?;
+            }
+            Ok(())
+        };
+        make().map_err(storing)?;
+        Ok(this)
+    }
+
+    /// Where it is.
+    pub fn dir(&self) -> &Path {
+        &self.dir
+    }
+    fn blobs(&self) -> PathBuf {
+        self.dir.join("blobs/sha256")
+    }
+    /// Where a blob is, if its digest is well formed.
+    pub fn blob(&self, digest: &str) -> Option<PathBuf> {
+        let hex = digest.strip_prefix("sha256:")?;
+        let ok = hex.len() == 64 && hex.bytes().all(|b| b.is_ascii_digit() || (b'a'..=b'f').contains(&b));
+        ok.then(|| self.blobs().join(hex))
+    }
+
+    /// Shares a blob of another place on the same file system (copies it where links are not possible).
+    pub(crate) fn link(&self, digest: &str, from: &Path) -> Result<PathBuf, BuildError> {
+        let to = self.blob(digest).ok_or_else(|| BuildError::Platform(format!("{digest:?} is no digest")))?;
+        if to.exists() {
+            return Ok(to);
+        }
+        match fs::hard_link(from, &to) {
+            Ok(()) => {}
+            Err(e) if e.kind() == io::ErrorKind::AlreadyExists => {}
+            Err(_) => {
+                let part = to.with_extension("part");
+                fs::copy(from, &part).and_then(|_| fs::rename(&part, &to)).map_err(storing)?;
+            }
+        }
+        Ok(to)
+    }
+
+    /// Moves a finished temporary file in under its digest.
+    pub(crate) fn adopt(&self, digest: &str, file: tempfile::TempPath) -> Result<PathBuf, BuildError> {
+        let to = self.blob(digest).ok_or_else(|| BuildError::Platform(format!("{digest:?} is no digest")))?;
+        file.persist(&to).map_err(|e| storing(e.error))?;
+        // Temporary files are private; what is served may be read.
+        let readable = std::os::unix::fs::PermissionsExt::from_mode(0o644);
+        fs::set_permissions(&to, readable).map_err(storing)?;
+        Ok(to)
+    }
+
+    /// Writes config and manifest of an image whose layers are there, and names it `tag`. Returns the manifest's digest.
+    pub(crate) fn add(&self, tag: &str, config: &[u8], layers: &[LayerRecord]) -> Result<String, BuildError> {
+        let descriptor = |media_type: &str, digest: String, size: u64| Descriptor {
+            media_type: media_type.into(),
+            digest,
+            size,
+            annotations: BTreeMap::new(),
+        };
+        let manifest = Manifest {
+            schema_version: 2,
+            media_type: MANIFEST.into(),
+            config: descriptor(CONFIG, self.small_blob(config)?, config.len() as u64),
+            layers: layers.iter().map(|l| descriptor(&l.media_type, l.digest.clone(), l.size)).collect(),
+        };
+        let bytes = serde_json::to_vec(&manifest).map_err(|e| BuildError::platform("writing an image manifest", e))?;
+        let digest = self.small_blob(&bytes)?;
+        let mut index = self.index()?;
+        index.manifests.retain(|m| m.annotations.get(REF_NAME).is_none_or(|name| name != tag));
+        let mut entry = descriptor(MANIFEST, digest.clone(), bytes.len() as u64);
+        entry.annotations.insert(REF_NAME.into(), tag.into());
+        index.manifests.push(entry);
+        self.write_index(&index)?;
+        Ok(digest)
+    }
+
+    /// Drops every image whose manifest is not in `keep`, and every blob that no image is left to need and that is older
+    /// than `grace` (a build may be about to use a young one). Returns the config digests of what was dropped.
+    pub(crate) fn collect(&self, keep: &BTreeSet<String>, grace: std::time::Duration) -> Result<Vec<String>, BuildError> {
+        let mut index = self.index()?;
+        let mut dropped = Vec::new();
+        let mut needed = BTreeSet::new();
+        let mut kept_configs = BTreeSet::new();
+        index.manifests.retain(|entry| {
+            let manifest = self.manifest(&entry.digest);
+            let stays = keep.contains(&entry.digest);
+            match (stays, manifest) {
+                (true, Some(m)) => {
+                    needed.insert(entry.digest.clone());
+                    kept_configs.insert(m.config.digest.clone());
+                    needed.insert(m.config.digest);
+                    needed.extend(m.layers.into_iter().map(|l| l.digest));
+                }
+                (false, Some(m)) => dropped.push(m.config.digest),
+                (_, None) => {}
+            }
+            stays
+        });
+        dropped.retain(|d| !kept_configs.contains(d));
+        self.write_index(&index)?;
+        for entry in fs::read_dir(self.blobs()).map_err(storing)? {
+            let entry = entry.map_err(storing)?;
+            let digest = format!("sha256:{}", entry.file_name().to_string_lossy());
+            let meta = entry.metadata().map_err(storing)?;
+            // Linking and renaming touch the inode's change time, not the modification time.
+            let changed = std::time::UNIX_EPOCH
+                + std::time::Duration::from_secs(u64::try_from(std::os::unix::fs::MetadataExt::ctime(&meta)).unwrap_or(0));
+            let old = changed.elapsed().is_ok_and(|age| age >= grace);
+            if old && !needed.contains(&digest) {
+                fs::remove_file(entry.path()).map_err(storing)?;
+            }
+        }
+        Ok(dropped)
+    }
+
+    /// Config digests of all its images.
+    pub(crate) fn configs(&self) -> Result<Vec<String>, BuildError> {
+        Ok(self.index()?.manifests.iter().filter_map(|m| Some(self.manifest(&m.digest)?.config.digest)).collect())
+    }
+
+    fn manifest(&self, digest: &str) -> Option<Manifest> {
+        serde_json::from_slice(&fs::read(self.blob(digest)?).ok()?).ok()
+    }
+
+    fn small_blob(&self, bytes: &[u8]) -> Result<String, BuildError> {
+        let digest = digest_of(bytes);
+        let path = self.blob(&digest).ok_or_else(|| BuildError::Platform("no digest".into()))?;
+        if !path.exists() {
+            write_whole(&path, bytes).map_err(storing)?;
+        }
+        Ok(digest)
+    }
+
+    fn index(&self) -> Result<Index, BuildError> {
+        let path = self.dir.join("index.json");
+        match fs::read(&path) {
+            Ok(bytes) => {
+                serde_json::from_slice(&bytes).map_err(|e| BuildError::platform(&format!("reading {}", path.display()), e))
+            }
+            Err(e) if e.kind() == io::ErrorKind::NotFound => Ok(Index { schema_version: 2, manifests: Vec::new() }),
+            Err(e) => Err(storing(e)),
+        }
+    }
+
+    fn write_index(&self, index: &Index) -> Result<(), BuildError> {
+        let bytes = serde_json::to_vec(index).map_err(|e| BuildError::platform("writing an image index", e))?;
+        write_whole(&self.dir.join("index.json"), &bytes).map_err(storing)
+    }
+}
+
+/// Writes a small file in one step: complete and on disk, or not at all.
+pub(crate) fn write_whole(path: &Path, bytes: &[u8]) -> io::Result<()> {
+    let dir = path.parent().unwrap_or(Path::new("."));
+    let mut file = tempfile::Builder::new().prefix(".part").tempfile_in(dir)?;
+    io::Write::write_all(&mut file, bytes)?;
+    file.as_file().set_permissions(std::os::unix::fs::PermissionsExt::from_mode(0o644))?;
+    file.as_file().sync_all()?;
+    file.persist(path).map_err(|e| e.error)?;
+    fs::File::open(dir)?.sync_all()
+}
+
+fn storing(e: io::Error) -> BuildError {
+    BuildError::platform("storing an image", e)
+}

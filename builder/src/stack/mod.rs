@@ -1,0 +1,133 @@
+//! Stacks: pairs of images that apps are built and run on, made once on this machine.
+//!
+//! Invariants: a stack's record is written last and in one step, so a stack is complete or absent; the build image is the
+//! run image plus one layer. Must not: be needed by a running app.
+
+mod bootstrap;
+mod build;
+mod layer;
+pub mod recipe;
+pub mod sources;
+
+use crate::{
+    BuildError, BuildSettings,
+    oci::{ImageConfig, LayerRecord, config_bytes},
+};
+pub use build::StackBuilder;
+use bytes::Bytes;
+use flex_model::Timestamp;
+use flex_runtime::{ImageFiles, Runtime};
+use serde::{Deserialize, Serialize};
+use std::path::PathBuf;
+
+/// Why a stack could not be made or used.
+#[derive(Debug, thiserror::Error)]
+pub enum StackError {
+    /// The recipe is wrong: the sentence says where.
+    #[error("the stack recipe {path}: {problem}")]
+    Recipe { path: PathBuf, problem: String },
+    /// A tool failed or is missing.
+    #[error("making the stack {name}: {problem}")]
+    Build { name: String, problem: String },
+    /// It was never made here.
+    #[error("the stack {0} is not on this machine: make it with `flexd stack build {0}`")]
+    Missing(String),
+}
+
+/// One image of a stack.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct StackImage {
+    /// `flex/NAME:run`.
+    pub tag: String,
+    /// The image's id: the digest of its configuration.
+    pub id: String,
+    /// From the bottom up.
+    pub layers: Vec<LayerRecord>,
+    /// Bytes of all layers, uncompressed.
+    pub plain_bytes: u64,
+}
+
+/// A stack that is on this machine.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct StackRecord {
+    pub name: String,
+    /// SHA-256 of everything that went into it.
+    pub recipe: String,
+    pub built_at: Timestamp,
+    pub run: StackImage,
+    pub build: StackImage,
+    /// Whether the run image has `/opt/flex/launch`.
+    pub has_launcher: bool,
+    /// Date of everything in it, seconds since 1970.
+    pub epoch: u64,
+    /// Variables of the base image, if it is not made from packages.
+    #[serde(default)]
+    pub env: Vec<String>,
+}
+
+impl StackRecord {
+    /// The record of a stack.
+    ///
+    /// # Errors
+    /// It was never made, or its record cannot be read.
+    pub fn load(settings: &BuildSettings, name: &str) -> Result<Self, StackError> {
+        let path = settings.stacks_dir().join(name).join("stack.json");
+        let bytes = std::fs::read(&path).map_err(|_| StackError::Missing(name.to_owned()))?;
+        serde_json::from_slice(&bytes).map_err(|e| StackError::Build {
+            name: name.to_owned(),
+            problem: format!("its record {} cannot be read ({e}): make it again with --force", path.display()),
+        })
+    }
+
+    /// Where a layer of it is stored.
+    pub(crate) fn blob(&self, settings: &BuildSettings, digest: &str) -> PathBuf {
+        stack_blob(settings, &self.name, digest)
+    }
+
+    /// What to build on: the build image's id.
+    pub(crate) async fn build_reference(&self, runtime: &dyn Runtime) -> Result<String, BuildError> {
+        if !runtime.has_image(&self.build.id).await? {
+            let name = &self.name;
+            let message = format!("the engine has lost the stack {name}: bring it back with `flexd stack build {name}`");
+            return Err(BuildError::Platform(message));
+        }
+        Ok(self.build.id.clone())
+    }
+
+    /// Brings both images into the engine; layers that it has are not sent.
+    pub(crate) async fn import(&self, settings: &BuildSettings, runtime: &dyn Runtime) -> Result<(), BuildError> {
+        for image in [&self.run, &self.build] {
+            if !runtime.has_image(&image.id).await? || !runtime.has_image(&image.tag).await? {
+                let layers = image.layers.iter().map(|l| (l.diff_id.clone(), self.blob(settings, &l.digest))).collect();
+                let config = stack_config(&self.name, self.epoch, &self.env, &image.layers);
+                runtime.import(ImageFiles { tag: image.tag.clone(), config, layers }).await?;
+            }
+        }
+        Ok(())
+    }
+}
+
+fn stack_blob(settings: &BuildSettings, name: &str, digest: &str) -> PathBuf {
+    settings.stacks_dir().join(name).join("blobs").join(digest.trim_start_matches("sha256:"))
+}
+
+fn stack_config(name: &str, epoch: u64, env: &[String], layers: &[LayerRecord]) -> Bytes {
+    let mut vars = vec![
+        "PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin".to_owned(),
+        "HOME=/app".to_owned(),
+        "LANG=C.UTF-8".to_owned(),
+    ];
+    for var in env {
+        let key = var.split('=').next().unwrap_or("");
+        vars.retain(|v| v.split('=').next() != Some(key));
+        vars.push(var.clone());
+    }
+    let config = ImageConfig {
+        env: vars,
+        user: crate::sandbox::user(),
+        workdir: "/app".into(),
+        labels: [("dev.flex.stack".to_owned(), name.to_owned())].into(),
+        created: epoch,
+    };
+    config_bytes(&config, layers)
+}
