@@ -118,7 +118,7 @@ impl Builder {
 
     /// The app's cache volume.
     pub(crate) fn cache_volume(&self, app: AppId) -> String {
-        format!("cache-{app}")
+        app.to_string()
     }
 
     /// The app's images.
@@ -189,10 +189,10 @@ impl Builder {
     async fn take_image(&self, reference: &str, watch: &Watch<'_>) -> Result<BuildOutput, BuildError> {
         watch.say(format!("-----> Using the image {reference}")).await;
         let started = Instant::now();
-        let image = self.runtime.pull(reference).await.map_err(|e| match e {
-            flex_runtime::RuntimeError::Unavailable(_) => BuildError::from(e),
-            other => BuildError::user("no_image", format!("the image {reference} cannot be had: {other}")),
-        })?;
+        // An engine that answers this and still cannot pull tells of the registry or the name, not of itself.
+        self.runtime.has_image(reference).await?;
+        let refused = |e| BuildError::user("no_image", format!("the image {reference} cannot be had: {e}"));
+        let image = self.runtime.pull(reference).await.map_err(refused)?;
         Ok(plain_output(image, AppJson::default(), vec![phase(BuildPhase::Pack, started)], "image"))
     }
 
@@ -269,13 +269,36 @@ impl Builder {
         );
         let sandbox: Arc<dyn Sandbox> = Arc::from(watch.bound(async { Ok(self.runtime.sandbox(spec).await?) }).await?);
         let guard = Destroy(Some(sandbox.clone()));
-        let result = self.in_sandbox(input, tree, &stack, listed, &packs, started, sandbox.as_ref(), watch).await;
-        // The image is what the user waits for; the container goes while it starts. A failure waits, so that whoever
-        // tries again meets no remains.
-        if result.is_err() {
-            guard.now().await;
-        }
-        result
+        let built = self.in_sandbox(input, tree, listed, &packs, started, sandbox.as_ref(), watch).await;
+        // The container goes while the image is stored: when this returns, neither it nor its hold on the cache is left.
+        let (outcome, ()) = tokio::join!(
+            async {
+                let (output, packed, packing) = built?;
+                self.finish(input, &stack, output, packed, tree.epoch, packing, watch).await
+            },
+            guard.now()
+        );
+        outcome
+    }
+
+    #[expect(clippy::too_many_arguments, reason = "the pieces of one build, each made by its own step")]
+    async fn finish(
+        &self,
+        input: &BuildInput,
+        stack: &StackRecord,
+        mut output: BuildOutput,
+        packed: slug::Packed,
+        epoch: u64,
+        packing: Instant,
+        watch: &Watch<'_>,
+    ) -> Result<BuildOutput, BuildError> {
+        watch.say("-----> Compressing...").await;
+        watch.say(format!("       Done: {}", people_size(packed.record.size))).await;
+        output.size_bytes = packed.record.size;
+        output.has_launcher = stack.has_launcher;
+        output.image = watch.bound(self.store(input, stack, packed, epoch)).await?;
+        output.phases.push(phase(BuildPhase::Pack, packing));
+        Ok(output)
     }
 
     #[expect(clippy::too_many_arguments, reason = "the pieces of one build, each made by its own step")]
@@ -283,13 +306,12 @@ impl Builder {
         &self,
         input: &BuildInput,
         tree: &SourceTree,
-        stack: &StackRecord,
         listed: bool,
         packs: &[buildpack::Pack],
         started: Instant,
         sandbox: &dyn Sandbox,
         watch: &Watch<'_>,
-    ) -> Result<BuildOutput, BuildError> {
+    ) -> Result<(BuildOutput, slug::Packed, Instant), BuildError> {
         watch.bound(sandbox::fill(sandbox, &tree.tar, &input.config, unix_now())).await?;
         let filled = millis(started);
         let facts = watch.drive(sandbox, listed, packs).await?;
@@ -306,29 +328,20 @@ impl Builder {
         self.say_process_types(&declared, &release.default_process_types, text("Procfile").is_some(), watch).await;
         let mut process_types = release.default_process_types;
         process_types.extend(declared);
-        watch.say("-----> Compressing...").await;
-        watch.say(format!("       Done: {}", people_size(packed.record.size))).await;
-        let size_bytes = packed.record.size;
-        let image = watch.bound(self.store(input, stack, packed, tree.epoch)).await?;
         let mut phases: Vec<PhaseTime> = facts.phases.iter().filter_map(|(n, ms)| driver_phase(n, *ms)).collect();
         if let Some(first) = phases.first_mut() {
             first.millis += filled;
         }
-        phases.push(phase(BuildPhase::Pack, packing));
         let used = |(i, _): &(usize, String)| packs.get(*i).map(|p| p.shown.clone());
-        Ok(BuildOutput {
-            image,
-            size_bytes,
+        let output = BuildOutput {
             process_types,
             config_vars: release.config_vars.into_iter().map(|(k, v)| (k.to_string(), v)).collect(),
             addons: release.addons,
-            app_json,
             buildpacks: facts.detected.iter().filter_map(used).collect(),
             buildpack_description: facts.detected.last().map(|(_, name)| name.clone()).filter(|n| !n.is_empty()),
-            has_launcher: stack.has_launcher,
-            phases,
-            commit: None,
-        })
+            ..plain_output(ImageRef { reference: String::new(), manifest: None }, app_json, phases, "")
+        };
+        Ok((output, packed, packing))
     }
 
     async fn pack(&self, sandbox: &dyn Sandbox, epoch: u64) -> Result<slug::Packed, BuildError> {

@@ -23,7 +23,7 @@ impl Builder {
     pub async fn remove_app(&self, app: AppId) -> Result<(), BuildError> {
         self.purge_cache(app).await?;
         let layout = self.layout(app)?;
-        for id in layout.configs()? {
+        for id in layout.image_ids()? {
             self.runtime.remove_image(&id).await?;
         }
         std::fs::remove_dir_all(layout.dir()).map_err(|e| BuildError::platform("removing an app's images", e))

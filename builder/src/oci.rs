@@ -224,8 +224,11 @@ impl Layout {
         Ok(dropped)
     }
 
-    /// Config digests of all its images.
-    pub(crate) fn configs(&self) -> Result<Vec<String>, BuildError> {
+    /// Ids in the engine (digests of the configurations) of all its images.
+    ///
+    /// # Errors
+    /// The index cannot be read.
+    pub fn image_ids(&self) -> Result<Vec<String>, BuildError> {
         Ok(self.index()?.manifests.iter().filter_map(|m| Some(self.manifest(&m.digest)?.config.digest)).collect())
     }
 

@@ -38,11 +38,22 @@ fn header(path: &str, kind: EntryType, mode: u32, text: &str) -> tar::Header {
     h
 }
 
-fn read_bytes(bytes: &[u8]) -> Result<SourceTree, BuildError> {
+/// A tree with the directory that its temporary files are in.
+struct Held(SourceTree, #[expect(dead_code, reason = "removed when dropped")] tempfile::TempDir);
+
+impl std::ops::Deref for Held {
+    type Target = SourceTree;
+    fn deref(&self) -> &SourceTree {
+        &self.0
+    }
+}
+
+fn read_bytes(bytes: &[u8]) -> Result<Held, BuildError> {
     let dir = tempfile::tempdir().unwrap();
     let path = dir.path().join("upload");
     std::fs::write(&path, bytes).unwrap();
-    read(&Source::Archive(path), &settings(dir.path()), 1_800_000_000)
+    let tree = read(&Source::Archive(path), &settings(dir.path()), 1_800_000_000)?;
+    Ok(Held(tree, dir))
 }
 
 /// Path, type, mode and text of every entry.
@@ -54,7 +65,9 @@ fn listing(tree: &SourceTree) -> Vec<(String, char, u32, String)> {
         let h = entry.header().clone();
         assert_eq!((h.uid().unwrap(), h.gid().unwrap(), h.mtime().unwrap()), (10001, 10001, 1_800_000_000));
         let mut text = entry.link_name_bytes().map(|l| String::from_utf8_lossy(&l).into_owned()).unwrap_or_default();
-        entry.read_to_string(&mut text).unwrap();
+        let mut contents = Vec::new();
+        entry.read_to_end(&mut contents).unwrap();
+        text.push_str(&String::from_utf8_lossy(&contents));
         let path = String::from_utf8_lossy(&entry.path_bytes()).into_owned();
         out.push((path, h.entry_type().as_byte() as char, h.mode().unwrap(), text));
     }
@@ -127,7 +140,7 @@ fn hostile_archives_are_refused_with_the_reason() {
         (vec![0; 1024], "empty"),
     ];
     for (bytes, says) in cases {
-        let e = read_bytes(&bytes).unwrap_err();
+        let e = read_bytes(&bytes).err().unwrap();
         assert!(matches!(e, BuildError::User { .. }) && e.to_string().contains(says), "{says}: {e}");
     }
 }
@@ -137,11 +150,11 @@ fn a_size_stated_twice_differently_is_refused() {
     let mut tar = tar::Builder::new(Vec::new());
     tar.append_pax_extensions([("size", &b"0"[..])]).unwrap();
     tar.append(&header("x", F, 0o644, "hidden"), &b"hidden"[..]).unwrap();
-    assert!(read_bytes(&tar.into_inner().unwrap()).unwrap_err().to_string().contains("two different sizes"));
+    assert!(read_bytes(&tar.into_inner().unwrap()).err().unwrap().to_string().contains("two different sizes"));
     let mut tar = tar::Builder::new(Vec::new());
     tar.append_pax_extensions([("path", &b"../../x"[..])]).unwrap();
     tar.append(&header("x", F, 0o644, ""), &b""[..]).unwrap();
-    assert!(read_bytes(&tar.into_inner().unwrap()).unwrap_err().to_string().contains("leaves the source"));
+    assert!(read_bytes(&tar.into_inner().unwrap()).err().unwrap().to_string().contains("leaves the source"));
 }
 
 #[test]
@@ -160,21 +173,21 @@ fn bombs_meet_limits() {
         tar.append(&h, std::io::repeat(0).take(48 << 20)).unwrap();
     });
     assert!(bomb.len() < 100 << 10);
-    assert!(read_bytes(&bomb).unwrap_err().to_string().contains("200 times"));
+    assert!(read_bytes(&bomb).err().unwrap().to_string().contains("200 times"));
     let many: Vec<String> = (0..60).map(|i| format!("f{i}")).collect();
     let entries: Vec<_> = many.iter().map(|n| (n.as_str(), F, 0o644, "")).collect();
-    assert!(matches!(read_bytes(&tar_of(&entries)).unwrap_err(), BuildError::Limit { limit: Limit::Source, .. }));
+    assert!(matches!(read_bytes(&tar_of(&entries)).err().unwrap(), BuildError::Limit { limit: Limit::Source, .. }));
     // A million repeated directories are no files, but they are entries.
     let dirs: Vec<_> = (0..300).map(|_| ("d/", D, 0o755, "")).collect();
-    assert!(matches!(read_bytes(&tar_of(&dirs)).unwrap_err(), BuildError::Limit { limit: Limit::Source, .. }));
+    assert!(matches!(read_bytes(&tar_of(&dirs)).err().unwrap(), BuildError::Limit { limit: Limit::Source, .. }));
     // A long name of 1 GiB that is never there: refused before it is read.
     let mut h = header("././@LongLink", EntryType::GNULongName, 0o644, "");
     h.set_size(1 << 30);
     h.set_cksum();
-    assert!(read_bytes(h.as_bytes()).unwrap_err().to_string().contains("64 KiB"));
+    assert!(read_bytes(h.as_bytes()).err().unwrap().to_string().contains("64 KiB"));
     // A truncated archive.
     let whole = tar_of(&[("x", F, 0o644, "0123456789")]);
-    assert!(matches!(read_bytes(&whole[..515]).unwrap_err(), BuildError::User { .. }));
+    assert!(matches!(read_bytes(&whole[..515]).err().unwrap(), BuildError::User { .. }));
 }
 
 #[test]
@@ -190,6 +203,7 @@ fn names_are_bytes() {
 }
 
 proptest::proptest! {
+    #![proptest_config(proptest::test_runner::Config { failure_persistence: None, ..Default::default() })]
     #[test]
     fn no_bytes_crash_the_reader(noise in proptest::collection::vec(proptest::num::u8::ANY, 0..200), at in 0usize..2048) {
         let mut tar = tar_of(&[("a", F, 0o644, "hello"), ("b/c", F, 0o755, "x")]);
@@ -288,7 +302,7 @@ fn trees_that_git_would_not_make_are_refused() {
         let commit = odb.write(git2::ObjectType::Commit, text.as_bytes()).unwrap();
         let commit: CommitId = commit.to_string().parse().unwrap();
         let source = Source::Commit { repository: path.clone(), quarantine: None, commit };
-        let e = read(&source, &settings(dir.path()), 0).unwrap_err();
+        let e = read(&source, &settings(dir.path()), 0).err().unwrap();
         assert!(matches!(e, BuildError::User { .. }), "{name}: {e}");
     }
 }

@@ -64,6 +64,8 @@ pub(crate) fn difference(base: &Path, full: &Path, out: File, epoch: u64) -> io:
         let mark = [dir, b".wh.", name].concat();
         let mut header = tar::Header::new_gnu();
         header.set_mode(0o600);
+        header.set_uid(0);
+        header.set_gid(0);
         header.set_size(0);
         header.set_mtime(epoch);
         tar.append_data(&mut header, OsStr::from_bytes(&mark), io::empty())?;
@@ -173,6 +175,10 @@ mod tests {
             let mut h = tar::Header::new_gnu();
             h.set_entry_type(*kind);
             h.set_mode(0o755);
+            h.set_uid(0);
+            h.set_gid(0);
+            h.set_mtime(0);
+            h.set_size(0);
             match kind {
                 EntryType::Link | EntryType::Symlink => tar.append_link(&mut h, path, text).unwrap(),
                 _ => {

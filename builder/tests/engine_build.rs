@@ -1,0 +1,301 @@
+//! Builds on a real engine, from a commit to an image that runs.
+
+mod engine_support;
+
+use engine_support::{World, repository, script, world};
+use flex_builder::{BuildError, Limit, Source};
+use flex_model::{BuildPhase, Command};
+use flex_runtime::Runtime;
+use std::{process, time::Duration};
+use tokio_util::sync::CancellationToken;
+
+const DETECT: &str = "#!/bin/bash\necho Inline\n";
+
+/// An inline-buildpack app with this `bin/compile`.
+fn inline(w: &World, compile: &str) -> Source {
+    let compile = format!("#!/bin/bash\n{compile}\n");
+    w.commit(&[("x bin/detect", DETECT), ("x bin/compile", &compile), ("Procfile", "web: ./serve $PORT\n")])
+}
+
+#[tokio::test]
+async fn an_inline_app_becomes_an_image_that_runs() {
+    let w = world(|s| {
+        s.env.insert("PIP_INDEX_URL".into(), "https://mirror.example/simple".into());
+    })
+    .await;
+    let compile = r#"#!/bin/bash
+echo "-----> Compiling as $(id -u):$(id -g) for $STACK $SOURCE_VERSION"
+echo "args $1 $2 $3; secret from file: $(cat "$3/SECRET"); in env: ${SECRET:-none}; mirror $PIP_INDEX_URL"
+echo "cached: $(cat "$2/note" 2>/dev/null)"
+echo "to stderr" >&2
+date +%s > "$2/note"
+printf '\xff\xfe\n'
+mkdir -p "$1/.profile.d" "$1/sub"
+echo 'export GREETING=hello' > "$1/.profile.d/a.sh"
+echo '#!/bin/bash
+echo "$GREETING from $(id -un) in $PWD with $HOME"' > "$1/serve"
+chmod 6755 "$1/serve"
+ln -s serve "$1/sub/link"
+echo 'worker: sleep 1' >> "$1/Procfile"
+"#;
+    let release =
+        "#!/bin/bash\necho '---\naddons:\n- db\nconfig_vars:\n  A: b\ndefault_process_types:\n  web: nothing\n  console: bash'\n";
+    let app_json = r#"{"formation": {"web": {"quantity": 2}}, "env": {"KEY": {"generator": "secret"}}}"#;
+    let source = w.commit(&[
+        ("x bin/detect", DETECT),
+        ("x bin/compile", compile),
+        ("x bin/release", release),
+        ("Procfile", "# processes\r\nweb: ./serve $PORT\r\n"),
+        ("app.json", app_json),
+        (".slugignore", "docs\n"),
+        ("docs/x", "y"),
+    ]);
+    let config = [("SECRET", "hunter2-hunter2")];
+    let first = w.build_with(source.clone(), &config, CancellationToken::new()).await;
+    for says in [
+        "-----> Building on the flex-mini stack",
+        "-----> Using buildpack: inline",
+        "-----> Inline app detected",
+        "-----> Compiling as 10001:10001 for flex-mini v-1",
+        "args /tmp/build /tmp/cache /tmp/env; secret from file: hunter2-hunter2; in env: none; mirror https://mirror.example/simple",
+        "to stderr",
+        "\u{fffd}\u{fffd}",
+        "-----> Discovering process types",
+        "       Procfile declares types -> web, worker",
+        "       Default types for buildpack -> console",
+        "       Done: ",
+    ] {
+        assert!(first.says(says), "{says:?} is missing in\n{}", first.log.join("\n"));
+    }
+    let first = first.ok();
+    let types: Vec<_> = first.process_types.iter().map(|(k, v)| (k.as_str(), v.as_str())).collect();
+    assert_eq!(types, [("console", "bash"), ("web", "./serve $PORT"), ("worker", "sleep 1")]);
+    assert_eq!((first.addons.as_slice(), first.config_vars["A"].as_str()), (&["db".to_owned()][..], "b"));
+    assert_eq!(first.app_json.formation.values().next().unwrap().0, 2);
+    assert!(first.has_launcher && first.size_bytes > 0);
+    assert_eq!(first.buildpack_description.as_deref(), Some("Inline"));
+    let phases: Vec<BuildPhase> = first.phases.iter().map(|p| p.phase).collect();
+    assert_eq!(phases, [BuildPhase::FetchCache, BuildPhase::Detect, BuildPhase::Compile, BuildPhase::Pack]);
+
+    let (said, status) = w.run(&first.image, Command::Launch("./serve".into())).await;
+    assert_eq!((said.as_str(), status), ("hello from app in /app with /app\n", 0));
+    let look = "stat -c '%a %u %Y' serve bin/compile; readlink sub/link; ls -A; test ! -e docs && test -w . && echo fine";
+    let (said, _) = w.run(&first.image, Command::Launch(look.into())).await;
+    assert!(said.starts_with("755 10001 1750000000\n755 10001 1750000000\nserve\n"), "{said}");
+    assert!(said.ends_with("fine\n"), "{said}");
+
+    // Again: the cache is there, and the image is the same to the bit.
+    let again = w.build_with(source, &config, CancellationToken::new()).await;
+    assert!(again.log.iter().any(|l| l.strip_prefix("cached: ").is_some_and(|n| !n.is_empty())), "{}", again.log.join("\n"));
+    let again = again.ok();
+    assert_eq!(again.image, first.image);
+
+    // Debian's skopeo copies the image out of the layout.
+    let layout = w.builder.layout(w.app).unwrap();
+    let index: serde_json::Value = serde_json::from_slice(&std::fs::read(layout.dir().join("index.json")).unwrap()).unwrap();
+    assert_eq!(index["manifests"][0]["digest"].as_str(), first.image.manifest.as_deref());
+    let tag = index["manifests"][0]["annotations"]["org.opencontainers.image.ref.name"].as_str().unwrap();
+    let from = format!("oci:{}:{tag}", layout.dir().display());
+    let to = format!("dir:{}", w.dir.path().join("copy").display());
+    let out = process::Command::new("skopeo").args(["--insecure-policy", "copy", &from, &to]).output().unwrap();
+    assert!(out.status.success(), "{}", String::from_utf8_lossy(&out.stderr));
+
+    // The cache can be emptied, and everything goes with the app.
+    w.builder.purge_cache(w.app).await.unwrap();
+    w.builder.purge_cache(w.app).await.unwrap();
+    assert_eq!(w.builder.collect_garbage(w.app, &[first.image.manifest.clone().unwrap()].into()).await.unwrap(), 0);
+    assert!(w.runtime.has_image(&first.image.reference).await.unwrap());
+    assert_eq!(w.builder.collect_garbage(w.app, &[].into()).await.unwrap(), 2);
+    assert!(!w.runtime.has_image(&first.image.reference).await.unwrap());
+    w.builder.remove_app(w.app).await.unwrap();
+    w.builder.remove_app(w.app).await.unwrap();
+    w.no_sandbox_left().await;
+}
+
+#[tokio::test]
+async fn several_buildpacks_run_in_order_and_hand_their_environment_on() {
+    let w = world(|s| {
+        let two = s.buildpacks_dir.join("two");
+        std::fs::write(s.buildpacks_dir.join("order"), "two\n").unwrap();
+        script(&two.join("bin/detect"), "echo Two");
+        let compile = "echo \"two sees $FROM_ONE\"; cat \"${BASH_SOURCE%/*}/../../lib/shared\"; echo 'export FROM_TWO=2' > \"${BASH_SOURCE%/*}/../export\"";
+        script(&two.join("bin/compile"), compile);
+        std::fs::create_dir(s.buildpacks_dir.join("lib")).unwrap();
+        std::fs::write(s.buildpacks_dir.join("lib/shared"), "shared text\n").unwrap();
+        std::fs::create_dir_all(s.buildpacks_dir.join("stacks/x")).unwrap();
+    })
+    .await;
+    // The third comes by git, from a bare repository that is part of the source itself: no network is needed.
+    let (repo, _) = repository(
+        &w.dir.path().join("third.git"),
+        &[
+            ("x bin/detect", "#!/bin/sh\necho Third"),
+            ("x bin/compile", "#!/bin/sh\necho third sees $FROM_ONE$FROM_TWO"),
+            ("x bin/release", "#!/bin/sh\necho 'default_process_types: {web: third}'"),
+        ],
+    );
+    let packed = w.dir.path().join("third.tar");
+    let tar = process::Command::new("tar").arg("-cf").arg(&packed).arg("-C").arg(w.dir.path()).arg("third.git").status().unwrap();
+    assert!(tar.success());
+    drop(repo);
+    let archive = source_with(
+        &w,
+        &packed,
+        ".buildpacks",
+        "./packs/one\ntwo\nfile:///tmp/build/third.git#main\n",
+        &[
+            ("packs/one/bin/detect", "#!/bin/sh\necho One"),
+            ("packs/one/bin/compile", "#!/bin/sh\necho one; echo 'export FROM_ONE=1' > /tmp/build/packs/one/export"),
+            ("packs/one/bin/release", "#!/bin/sh\necho 'default_process_types: {one: never}'"),
+        ],
+    );
+    let ran = w.build(Source::Archive(archive)).await;
+    for says in [
+        "-----> Using buildpacks:",
+        "       1. ./packs/one",
+        "two sees 1",
+        "shared text",
+        "third sees 12",
+        "-----> Third app detected",
+    ] {
+        assert!(ran.says(says), "{says:?} is missing in\n{}\n{:?}", ran.log.join("\n"), ran.result);
+    }
+    let out = ran.ok();
+    assert_eq!(out.buildpacks, ["./packs/one", "two", "file:///tmp/build/third.git#main"]);
+    assert_eq!(out.process_types.iter().map(|(k, v)| format!("{k}={v}")).collect::<Vec<_>>(), ["web=third"]);
+}
+
+/// An archive of another archive's contents with more files, all executable.
+fn source_with(w: &World, base: &std::path::Path, name: &str, text: &str, more: &[(&str, &str)]) -> std::path::PathBuf {
+    let out = w.dir.path().join("source.tar");
+    let mut tar = tar::Builder::new(std::fs::File::create(&out).unwrap());
+    let mut from = tar::Archive::new(std::fs::File::open(base).unwrap());
+    for entry in from.entries().unwrap() {
+        let entry = entry.unwrap();
+        tar.append(&entry.header().clone(), entry).unwrap();
+    }
+    for (path, text) in more.iter().chain(&[(name, text)]) {
+        let mut header = tar::Header::new_gnu();
+        header.set_mode(0o755);
+        header.set_size(text.len() as u64);
+        tar.append_data(&mut header, path, text.as_bytes()).unwrap();
+    }
+    tar.finish().unwrap();
+    out
+}
+
+/// Files of a source, the error's code, and what its text says.
+type Case<'a> = (&'a [(&'a str, &'a str)], &'a str, &'a str);
+
+#[tokio::test]
+async fn refusals_tell_the_author_what_to_do() {
+    let w = world(|_| {}).await;
+    let detect = ("x bin/detect", DETECT);
+    let compile = |text: &'static str| ("x bin/compile", text);
+    let cases: &[Case<'_>] = &[
+        (&[detect, compile("#!/bin/bash\necho broken; exit 3")], "compile_failed", "status 3"),
+        (&[detect, compile("#!/bin/bash\ntrue"), ("Procfile", "web: a\n<<<<<<< HEAD\n")], "procfile", "line 2"),
+        (&[detect, compile("#!/bin/bash\necho 'web $(id)' > $1/Procfile")], "procfile", "line 1"),
+        (
+            &[detect, compile("#!/bin/bash\ntrue"), ("x bin/release", "#!/bin/sh\necho 'a: &x y'; echo 'addons: *x'")],
+            "release_failed",
+            "addons",
+        ),
+        (&[("x bin/detect", "#!/bin/sh\nexit 1"), compile("#!/bin/bash\ntrue")], "not_compatible", "inline"),
+        (&[("README", "x")], "no_buildpack", "flex buildpacks:set"),
+        (&[(".buildpacks", "file:///nowhere.git\n")], "buildpack_fetch", "file:///nowhere.git"),
+        (&[(".buildpacks", "./nowhere\n")], "bad_buildpack", "./nowhere"),
+        (&[detect, compile("#!/bin/bash\ntouch $1/.wh.x")], "unpackable", ".wh.x"),
+        (&[("app.json", "{")], "app_json", "line"),
+    ];
+    for (files, code, says) in cases {
+        let ran = w.build(w.commit(files)).await;
+        assert_eq!(ran.err().code(), *code, "{}\n{}", ran.err(), ran.log.join("\n"));
+        assert!(ran.err().to_string().contains(says), "{says}: {}", ran.err());
+    }
+    w.no_sandbox_left().await;
+}
+
+#[tokio::test]
+async fn limits_end_a_build_with_a_clear_message() {
+    let w = world(|s| {
+        s.timeout = Duration::from_secs(4);
+        s.output_bytes = 1 << 20;
+        s.disk_bytes = 20 << 20;
+        s.memory = flex_model::Memory::from_mib(96);
+        s.pids = 64;
+    })
+    .await;
+    for (compile, limit, says) in [
+        ("sleep 1000", Limit::Time, "longer than"),
+        ("yes", Limit::Output, "1 MiB"),
+        ("head -c 60M /dev/zero > $1/big; sleep 60", Limit::Disk, "20 MiB"),
+        ("exec python3 -c 'x = bytearray(1 << 30)'", Limit::Memory, "memory"),
+    ] {
+        let ran = w.build(inline(&w, compile)).await;
+        assert!(matches!(ran.err(), BuildError::Limit { limit: l, .. } if *l == limit), "{compile}: {:?}", ran.err());
+        assert!(ran.err().to_string().contains(says), "{}", ran.err());
+        w.no_sandbox_left().await;
+    }
+    // A fork bomb meets the limit on processes and then the clock; this machine notices nothing.
+    let ran = w.build(inline(&w, "b() { b | b & b; }; b 2>/dev/null; wait; sleep 100")).await;
+    assert!(matches!(ran.err(), BuildError::Limit { .. } | BuildError::User { .. }), "{:?}", ran.err());
+    w.no_sandbox_left().await;
+}
+
+#[tokio::test]
+async fn a_build_is_cancelled_at_once() {
+    let w = world(|_| {}).await;
+    let cancel = CancellationToken::new();
+    let stop = cancel.clone();
+    tokio::spawn(async move {
+        tokio::time::sleep(Duration::from_secs(2)).await;
+        stop.cancel();
+    });
+    let started = std::time::Instant::now();
+    let ran = w.build_with(inline(&w, "sleep 1000"), &[], cancel).await;
+    assert_eq!(*ran.err(), BuildError::Cancelled);
+    assert!(started.elapsed() < Duration::from_secs(20));
+    w.no_sandbox_left().await;
+}
+
+#[tokio::test]
+async fn a_build_sees_nothing_of_the_platform() {
+    let w = world(|_| {}).await;
+    let compile = r#"
+[[ ! -e /var/run/docker.sock && ! -e /run/docker.sock ]] && echo no socket
+grep -E '^CapEff:\s+0+$' /proc/self/status >/dev/null && echo no capabilities
+grep -E '^NoNewPrivs:\s+1$' /proc/self/status >/dev/null && echo no new privileges
+touch /opt/flex/buildpacks/x 2>/dev/null || echo read-only buildpacks
+env | grep -i -E 'flexd|token' || echo clean environment
+# What is left running neither keeps the build open nor changes the slug.
+(while true; do date +%N > $1/moving; done) & disown
+(exec sleep 1000) & disown
+"#;
+    let ran = w.build(inline(&w, compile)).await;
+    for says in ["no socket", "no capabilities", "no new privileges", "read-only buildpacks", "clean environment"] {
+        assert!(ran.says(says), "{says:?} is missing in\n{}\n{:?}", ran.log.join("\n"), ran.result);
+    }
+    ran.ok();
+}
+
+#[tokio::test]
+async fn a_dockerfile_app_and_an_image_need_no_buildpack() {
+    let w = world(|_| {}).await;
+    let source = w.commit(&[
+        ("Dockerfile", "FROM flex/flex-mini:run\nCOPY hello /hello\nCMD [\"cat\", \"/hello\"]\n"),
+        ("hello", "from a Dockerfile\n"),
+    ]);
+    let ran = w.build(source).await;
+    assert!(ran.says("-----> Building with the Dockerfile"));
+    let built = ran.ok();
+    assert!(built.process_types.is_empty() && !built.has_launcher);
+    assert_eq!(w.run(&built.image, Command::Image).await, ("from a Dockerfile\n".into(), 0));
+    let image = w.build(Source::Image(built.image.reference.clone())).await.ok();
+    assert_eq!(image.image.reference, built.image.reference);
+    let bad = w.build(w.commit(&[("Dockerfile", "FROM flex/flex-mini:run\nRUN exit 7\n")])).await;
+    assert_eq!(bad.err().code(), "dockerfile_failed", "{}", bad.err());
+    let absent = w.build(Source::Image("127.0.0.1:9/none:1".into())).await;
+    assert_eq!(absent.err().code(), "no_image", "{}", absent.err());
+    w.runtime.remove_image(&built.image.reference).await.unwrap();
+}
