@@ -2,8 +2,10 @@
 //! interrupted pushes left.
 
 use std::{
+    collections::HashSet,
+    ffi::OsStr,
     fs, io,
-    os::unix::fs::PermissionsExt,
+    os::unix::{ffi::OsStrExt, fs::PermissionsExt},
     path::{Path, PathBuf},
     time::SystemTime,
 };
@@ -68,13 +70,21 @@ pub fn adopt_head(path: &Path) -> Result<(), RepositoryError> {
     Ok(())
 }
 
+/// What a sweep did.
+#[derive(Debug, Default, PartialEq, Eq)]
+pub struct Swept {
+    pub removed: usize,
+    /// Left alone because a git still works on the repository: sweep again later.
+    pub busy: usize,
+}
+
 /// Removes the quarantines (`objects/tmp_objdir-incoming-*`) that were last touched before `before` in every repository
-/// directly under `root`, and the drafts of repositories. Returns how many went.
-pub fn sweep(root: &Path, before: SystemTime) -> io::Result<usize> {
-    let mut swept = 0;
+/// directly under `root`, and the drafts of repositories. Those of the repositories in `receiving` stay.
+pub fn sweep(root: &Path, before: SystemTime, receiving: &HashSet<PathBuf>) -> io::Result<Swept> {
+    let mut swept = Swept::default();
     let old = |entry: &fs::DirEntry| entry.metadata().and_then(|m| m.modified()).is_ok_and(|t| t < before);
     let entries = match fs::read_dir(root) {
-        Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(0),
+        Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(swept),
         other => other?,
     };
     for entry in entries {
@@ -82,19 +92,39 @@ pub fn sweep(root: &Path, before: SystemTime) -> io::Result<usize> {
         let name = entry.file_name();
         if name.to_string_lossy().starts_with('.') && name.to_string_lossy().contains(".new-") && old(&entry) {
             fs::remove_dir_all(entry.path()).or_else(ignore_missing)?;
-            swept += 1;
+            swept.removed += 1;
             continue;
         }
         let Ok(objects) = fs::read_dir(entry.path().join("objects")) else { continue };
         for object in objects {
             let object = object?;
-            if object.file_name().to_string_lossy().starts_with("tmp_objdir-incoming-") && old(&object) {
+            if !object.file_name().to_string_lossy().starts_with("tmp_objdir-incoming-") || !old(&object) {
+                continue;
+            }
+            if receiving.contains(&entry.path()) {
+                swept.busy += 1;
+            } else {
                 fs::remove_dir_all(object.path()).or_else(ignore_missing)?;
-                swept += 1;
+                swept.removed += 1;
             }
         }
     }
     Ok(swept)
+}
+
+/// The repositories that some `git receive-pack` on this machine works on, by the arguments that
+/// [`crate::git::Git::spawn`] gives it. An interrupted daemon's last ones may still be there when the next one starts.
+pub fn receiving() -> io::Result<HashSet<PathBuf>> {
+    let mut found = HashSet::new();
+    for process in fs::read_dir("/proc")? {
+        // Processes come and go while this looks.
+        let Ok(line) = fs::read(process?.path().join("cmdline")) else { continue };
+        let arguments: Vec<&[u8]> = line.split(|b| *b == 0).filter(|a| !a.is_empty()).collect();
+        if let [.., b"receive-pack", b"--", repository] = arguments[..] {
+            found.insert(PathBuf::from(OsStr::from_bytes(repository)));
+        }
+    }
+    Ok(found)
 }
 
 #[cfg(test)]
@@ -137,10 +167,13 @@ mod tests {
         fs::create_dir(&stale).unwrap();
         fs::write(stale.join("tmp_pack_1"), "x").unwrap();
         let now = SystemTime::now();
-        assert_eq!(sweep(dir.path(), now - Duration::from_secs(60)).unwrap(), 0);
+        let (later, nobody) = (now + Duration::from_secs(60), HashSet::new());
+        let swept = |removed, busy| Swept { removed, busy };
+        assert_eq!(sweep(dir.path(), now - Duration::from_secs(60), &nobody).unwrap(), swept(0, 0));
+        assert_eq!(sweep(dir.path(), later, &HashSet::from([path.clone()])).unwrap(), swept(0, 1));
         assert!(stale.exists());
-        assert_eq!(sweep(dir.path(), now + Duration::from_secs(60)).unwrap(), 1);
+        assert_eq!(sweep(dir.path(), later, &nobody).unwrap(), swept(1, 0));
         assert!(!stale.exists() && path.join("objects/pack").exists());
-        assert_eq!(sweep(&dir.path().join("none"), now).unwrap(), 0);
+        assert_eq!(sweep(&dir.path().join("none"), now, &nobody).unwrap(), swept(0, 0));
     }
 }

@@ -8,7 +8,7 @@ use crate::{
     git::{Git, GitLimits},
     host_key::{self, HostKeyError},
     limits::{ConnectionLimits, Doorkeeper},
-    repository::sweep,
+    repository::{Swept, receiving, sweep},
     ssh::{Connection, METHODS},
     verdicts::{Verdicts, listen},
 };
@@ -28,6 +28,9 @@ use tokio::{
     sync::{Notify, Semaphore},
 };
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
+
+/// How long git and its clients have to say goodbye at a shutdown.
+const LAST_WORDS: Duration = Duration::from_secs(5);
 
 /// What the receiver needs to know.
 #[derive(Debug, Clone)]
@@ -89,6 +92,8 @@ pub struct Shared {
     pub places: Semaphore,
     pub max_commands: usize,
     pub commands: TaskTracker,
+    /// No new commands.
+    pub closing: CancellationToken,
     door: Mutex<Doorkeeper>,
 }
 
@@ -154,6 +159,7 @@ impl GitServer {
             places: Semaphore::new(limits.max_commands),
             max_commands: limits.max_commands,
             commands: TaskTracker::new(),
+            closing: CancellationToken::new(),
             door: Mutex::new(Doorkeeper::new(connections)),
         };
         Ok(Self {
@@ -184,7 +190,7 @@ impl GitServer {
         let cut = CancellationToken::new();
         let connections = TaskTracker::new();
         let hooks = tokio::spawn(self.shared.verdicts.clone().serve(self.hooks, self.shared.gate.clone()));
-        let sweeper = tokio::spawn(sweep_twice(self.repositories, self.started));
+        let sweeper = tokio::spawn(sweep_until_clean(self.repositories, self.started));
         loop {
             let accepted = tokio::select! {
                 accepted = self.listener.accept() => accepted,
@@ -215,30 +221,45 @@ impl GitServer {
             }
         }
         drop(self.listener);
-        self.shared.commands.close();
-        let _ = tokio::time::timeout(self.drain, self.shared.commands.wait()).await;
+        let Shared { commands, verdicts, closing, .. } = &*self.shared;
+        closing.cancel();
+        commands.close();
+        let ended = |limit| tokio::time::timeout(limit, commands.wait());
+        if ended(self.drain).await.is_err() {
+            // Pushes that wait for their build: a refusal lets git clean up and tells the pusher.
+            verdicts.close();
+            let _ = ended(LAST_WORDS).await;
+        }
         cut.cancel();
         connections.close();
-        let _ = tokio::time::timeout(Duration::from_secs(5), connections.wait()).await;
+        // What was still sending hears the end of its input.
+        let _ = tokio::time::timeout(LAST_WORDS, async { tokio::join!(connections.wait(), commands.wait()) }).await;
         hooks.abort();
         sweeper.abort();
         let _ = std::fs::remove_file(&self.shared.socket);
     }
 }
 
-/// What an earlier run left, at once where it is surely old; and a minute later what its last pushes left: git's own
-/// processes have ended by then, for their input, output and hook ended with that run.
-async fn sweep_twice(root: Option<PathBuf>, started: SystemTime) {
-    const SURELY: Duration = Duration::from_secs(60);
+/// Removes what an earlier run left. Its last git processes end by themselves, for their input, output and hook ended with
+/// that run; until they have, their quarantines stay.
+async fn sweep_until_clean(root: Option<PathBuf>, started: SystemTime) {
     let Some(root) = root else { return };
-    for before in [started - SURELY, started] {
+    for _ in 0..60 {
         let root = root.clone();
-        match tokio::task::spawn_blocking(move || sweep(&root, before)).await {
-            Ok(Ok(0)) | Err(_) => {}
-            Ok(Ok(count)) => tracing::info!(count, "removed what interrupted pushes had left"),
+        let swept = tokio::task::spawn_blocking(move || sweep(&root, started, &receiving()?)).await;
+        match swept {
+            Ok(Ok(Swept { removed, busy })) => {
+                if removed > 0 {
+                    tracing::info!(removed, "removed what interrupted pushes had left");
+                }
+                if busy == 0 {
+                    return;
+                }
+            }
             Ok(Err(error)) => tracing::warn!(%error, "cannot sweep the repositories"),
+            Err(_) => return,
         }
-        tokio::time::sleep(SURELY).await;
+        tokio::time::sleep(Duration::from_secs(1)).await;
     }
 }
 

@@ -273,6 +273,9 @@ async fn git(
     gone: &CancellationToken,
 ) -> Result<(Vec<String>, u32), Refusal> {
     let Job { service, app, caller, protocol, started } = job;
+    if shared.closing.is_cancelled() {
+        return Err(text::restarting());
+    }
     let access = if service == Service::ReceivePack { Access::Push } else { Access::Fetch };
     let (id, name) = shared.gate.authorize(&caller, app.as_str(), access).await?;
     let repository = shared.gate.repository(id).await?;
@@ -297,6 +300,7 @@ async fn git(
             tracing::warn!(error = &error as &dyn std::error::Error, app = %name, "HEAD stays as it is");
         }
     }
-    let lines = ended.complaint.filter(|_| !ended.status.success()).map(|c| text::too_large(c).lines).unwrap_or_default();
+    // A push that git refused ends with status 0 all the same: the refusal is in git's own protocol.
+    let lines = ended.complaint.map(|c| text::too_large(c).lines).unwrap_or_default();
     Ok((lines, ended.status.code().map_or(255, i32::cast_unsigned)))
 }

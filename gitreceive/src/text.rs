@@ -91,6 +91,11 @@ pub fn busy(running: usize) -> Refusal {
     lines(&[&format!("Flex is at its limit of {running} git commands at a time. Try again in a minute.")])
 }
 
+/// Said to commands that come during a shutdown.
+pub fn restarting() -> Refusal {
+    lines(&["Flex is being restarted. Try again in a minute."])
+}
+
 /// Said when git could not be started.
 pub fn internal(what: &str) -> Refusal {
     lines(&[what, "This is a fault of the server, not of your repository. Its log says more; flex doctor may too."])

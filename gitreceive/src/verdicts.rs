@@ -20,6 +20,7 @@ use tokio::{
     io::{AsyncReadExt, AsyncWriteExt},
     net::{UnixListener, UnixStream},
 };
+use tokio_util::sync::CancellationToken;
 
 /// A hook has its question ready when it connects.
 const QUESTION_TIME: Duration = Duration::from_secs(10);
@@ -39,6 +40,7 @@ pub struct Expected {
 pub struct Verdicts {
     expected: Mutex<HashMap<String, Expected>>,
     max_refs: usize,
+    closed: CancellationToken,
 }
 
 /// Withdraws the secret when the push is over, asked or not.
@@ -62,7 +64,12 @@ impl Drop for Registration {
 
 impl Verdicts {
     pub fn new(max_refs: usize) -> Self {
-        Self { expected: Mutex::default(), max_refs }
+        Self { expected: Mutex::default(), max_refs, closed: CancellationToken::new() }
+    }
+
+    /// Refuses every push that waits and every one to come.
+    pub fn close(&self) {
+        self.closed.cancel();
     }
 
     /// Expects a hook; `random` becomes its secret.
@@ -111,6 +118,9 @@ impl Verdicts {
         loop {
             let event = tokio::select! {
                 event = events.recv() => event,
+                () = self.closed.cancelled() => {
+                    return refuse(&mut stream, &["Flex is being restarted. Push again in a minute.".into()]).await;
+                }
                 // The hook says nothing more: reading tells when it has gone, and with it the wish to hear more.
                 _ = stream.read(&mut end) => return Err(io::ErrorKind::ConnectionAborted.into()),
             };

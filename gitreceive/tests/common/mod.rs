@@ -127,7 +127,9 @@ fn check(push: &Push) {
 }
 
 pub struct World {
-    pub dir: tempfile::TempDir,
+    dir: PathBuf,
+    /// Removes the folder; a world over another's folder has none.
+    _owned: Option<tempfile::TempDir>,
     pub gate: Arc<TestGate>,
     pub port: u16,
     pub server: Option<JoinHandle<()>>,
@@ -145,16 +147,22 @@ impl World {
         Self::with(|_| {}).await
     }
 
-    /// A running server with the user `ann`, whose key is registered, and the apps `my-app`, `other-app`, `read-only`.
+    /// A running server in a new folder, with the user `ann`, whose key is registered, and the apps `my-app`, `other-app`, `read-only`.
     pub async fn with(change: impl FnOnce(&mut GitSettings)) -> Self {
         let dir = tempfile::tempdir().unwrap();
-        let path = dir.path();
-        fs::create_dir(path.join("home")).unwrap();
+        fs::create_dir(dir.path().join("home")).unwrap();
         for name in ["ann", "stranger"] {
             let mut keygen = Command::new("ssh-keygen");
-            keygen.args(["-q", "-t", "ed25519", "-N", "", "-C", name, "-f"]).arg(path.join(name));
+            keygen.args(["-q", "-t", "ed25519", "-N", "", "-C", name, "-f"]).arg(dir.path().join(name));
             assert!(keygen.status().await.expect("ssh-keygen (of openssh-client) runs").success());
         }
+        let mut world = Self::at(dir.path(), change).await;
+        world._owned = Some(dir);
+        world
+    }
+
+    /// A running server over a folder that [`World::with`] has made.
+    pub async fn at(path: &Path, change: impl FnOnce(&mut GitSettings)) -> Self {
         let mut settings = GitSettings::new(
             "127.0.0.1:0".parse().unwrap(),
             path.join("ssh/host_ed25519"),
@@ -176,16 +184,21 @@ impl World {
         });
         let server = GitServer::bind(settings, gate.clone()).await.unwrap();
         let port = server.local_addr().unwrap().port();
-        fs::write(path.join("known_hosts"), format!("[127.0.0.1]:{port} {}\n", server.host_key_openssh())).unwrap();
+        // Any port: the key is one per folder.
+        fs::write(path.join("known_hosts"), format!("[127.0.0.1]:* {}\n", server.host_key_openssh())).unwrap();
         let shutdown = CancellationToken::new();
         let server = Some(tokio::spawn(server.serve(shutdown.clone())));
-        let world = Self { dir, gate, port, server, shutdown };
+        let world = Self { dir: path.to_owned(), _owned: None, gate, port, server, shutdown };
         world.register("ann");
         world
     }
 
+    pub fn dir(&self) -> &Path {
+        &self.dir
+    }
+
     pub fn path(&self, name: &str) -> PathBuf {
-        self.dir.path().join(name)
+        self.dir.join(name)
     }
 
     /// Registers a key file's key.
@@ -278,6 +291,11 @@ impl World {
     pub async fn healthy(&self, app: &str) {
         let repository = self.repository(app);
         until("no quarantine is left", || quarantines(&repository).is_empty()).await;
+        self.fsck(app).await;
+    }
+
+    pub async fn fsck(&self, app: &str) {
+        let repository = self.repository(app);
         let path = repository.to_str().unwrap();
         self.git(".", &["-C", path, "fsck", "--full", "--strict", "--no-dangling"]).await.ok();
     }
