@@ -21,7 +21,7 @@ use tokio::{
     task::JoinSet,
     time::Instant,
 };
-use tokio_util::sync::CancellationToken;
+use tokio_util::{sync::CancellationToken, task::AbortOnDropHandle};
 
 /// Changes that come close together go out in one report.
 const COALESCE: Duration = Duration::from_millis(10);
@@ -46,8 +46,8 @@ pub async fn run(agent: Agent, shutdown: CancellationToken) -> Result<(), AgentE
     let (wanted, engine_wants) = watch::channel(Wanted::None);
     let (memory_out, memory_in) = watch::channel(memory.clone());
     let engine = Engine { runtime: runtime.clone(), tailer, wanted: engine_wants, events: events.clone() };
-    let engine = tokio::spawn(engine.run(shutdown.clone()));
-    let keeper = tokio::spawn(keep_memory(ledger.clone(), memory_in));
+    let engine = AbortOnDropHandle::new(tokio::spawn(engine.run(shutdown.clone())));
+    let keeper = AbortOnDropHandle::new(tokio::spawn(keep_memory(ledger.clone(), memory_in)));
     let state = Loop {
         core: Core::new(memory),
         runtime,

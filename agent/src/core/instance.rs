@@ -12,16 +12,16 @@ use std::{net::SocketAddr, time::Duration};
 
 /// How long the answer to [`Action::FindListeners`] is waited for.
 const LISTENERS_PATIENCE: Duration = Duration::from_secs(3);
-/// What the engine may take longer than the grace period before that is worth a line.
-const EXIT_SLACK: Duration = Duration::from_secs(1);
 
 #[derive(Debug)]
 pub(super) struct Tracked {
     id: InstanceId,
     app: AppId,
     name: String,
-    /// None: no assignment known to this process wanted it.
+    /// What the attempt runs: it never changes within one. None: no assignment known to this process wanted it.
     spec: Option<InstanceSpec>,
+    /// What the next attempt runs.
+    next_spec: Option<InstanceSpec>,
     attempt: u32,
     crashes: u32,
     was_up: bool,
@@ -53,11 +53,7 @@ enum Phase {
         gone: bool,
     },
     /// No assignment wants it.
-    Leaving {
-        since: Duration,
-        said_timeout: bool,
-        said_exit: bool,
-    },
+    Leaving(Leaving),
     Gone,
 }
 
@@ -67,6 +63,14 @@ struct Running {
     up_since: Option<Duration>,
     /// When it was asked what it listens on.
     asked: Option<Duration>,
+}
+
+#[derive(Debug, Default)]
+struct Leaving {
+    /// When the engine was first seen stopping it.
+    stopping_since: Option<Duration>,
+    said_timeout: bool,
+    said_exit: bool,
 }
 
 impl Tracked {
@@ -93,6 +97,7 @@ impl Tracked {
             app: item.app,
             name: item.name.clone(),
             spec: Some(item.spec.clone()),
+            next_spec: None,
             attempt: r.attempt,
             crashes: r.crashes,
             was_up: r.was_up,
@@ -114,6 +119,7 @@ impl Tracked {
             app: o.app,
             name: o.name.clone(),
             spec: None,
+            next_spec: None,
             attempt: o.attempt,
             crashes: 0,
             was_up: false,
@@ -124,14 +130,14 @@ impl Tracked {
             address: None,
             pid: None,
             announced: true,
-            phase: Phase::Leaving { since: now.mono, said_timeout: false, said_exit: false },
+            phase: Phase::Leaving(Leaving::default()),
         }
     }
 
     /// An assignment wants it (still, or again).
     pub fn want(&mut self, item: &WorkItem, now: Now) {
-        self.spec = Some(item.spec.clone());
-        if matches!(self.phase, Phase::Leaving { .. } | Phase::Gone) {
+        self.next_spec = Some(item.spec.clone());
+        if matches!(self.phase, Phase::Leaving(_) | Phase::Gone) {
             self.restart(now, &mut Vec::new());
         }
     }
@@ -139,7 +145,7 @@ impl Tracked {
     /// No assignment wants it any more.
     pub fn leave(&mut self, now: Now, out: &mut Vec<Action>) {
         match self.phase {
-            Phase::Leaving { .. } | Phase::Gone => return,
+            Phase::Leaving(_) | Phase::Gone => return,
             // If the engine was about to make it, it will be met as a stray.
             Phase::Making { seen: false } | Phase::Halting { gone: true, .. } => {
                 self.phase = Phase::Gone;
@@ -151,25 +157,29 @@ impl Tracked {
         self.state = InstanceState::Stopping;
         self.since = now.wall;
         self.address = None;
-        self.phase = Phase::Leaving { since: now.mono, said_timeout: false, said_exit: false };
+        self.phase = Phase::Leaving(Leaving::default());
     }
 
     pub fn is_gone(&self) -> bool {
         matches!(self.phase, Phase::Gone)
     }
 
-    /// The incarnation that the engine should run; none: none.
-    pub fn wanted_attempt(&self) -> Option<u32> {
+    /// What the engine should run, and its attempt; none: nothing.
+    pub fn wanted(&self) -> Option<(u32, &InstanceSpec)> {
+        self.wanted_attempt().zip(self.spec.as_ref())
+    }
+
+    fn wanted_attempt(&self) -> Option<u32> {
         match self.phase {
             Phase::Making { .. } | Phase::Running(_) | Phase::Waiting { .. } => Some(self.attempt),
-            Phase::Halting { .. } | Phase::Leaving { .. } | Phase::Gone => None,
+            Phase::Halting { .. } | Phase::Leaving(_) | Phase::Gone => None,
         }
     }
 
     /// Takes in what the engine has of it.
     pub fn seen(&mut self, observed: Option<&Observed>, now: Now, jitter: f64, out: &mut Vec<Action>) {
-        if let Phase::Leaving { .. } = self.phase {
-            return self.seen_leaving(observed, out);
+        if let Phase::Leaving(_) = self.phase {
+            return self.seen_leaving(observed, now, out);
         }
         let Some(o) = observed else {
             match &mut self.phase {
@@ -211,18 +221,22 @@ impl Tracked {
         }
     }
 
-    fn seen_leaving(&mut self, observed: Option<&Observed>, out: &mut Vec<Action>) {
-        let Some(o) = observed else {
-            self.phase = Phase::Gone;
-            return;
-        };
-        let Phase::Leaving { said_exit, .. } = &mut self.phase else { return };
-        if let ObservedPhase::Exited(exit) = &o.phase
-            && !std::mem::replace(said_exit, true)
-            && self.exit.as_ref() != Some(exit)
-        {
-            self.log(words::exited(exit), out);
-            self.exit = Some(exit.clone());
+    fn seen_leaving(&mut self, observed: Option<&Observed>, now: Now, out: &mut Vec<Action>) {
+        let Phase::Leaving(leaving) = &mut self.phase else { return };
+        match observed.map(|o| &o.phase) {
+            None => self.phase = Phase::Gone,
+            Some(ObservedPhase::Stopping) => {
+                leaving.stopping_since.get_or_insert(now.mono);
+            }
+            Some(ObservedPhase::Exited(exit)) => {
+                let said = std::mem::replace(&mut leaving.said_exit, true);
+                // A crash before it was let go was told then.
+                if !said && self.exit.as_ref() != Some(exit) {
+                    self.log(words::exited(exit), out);
+                    self.exit = Some(exit.clone());
+                }
+            }
+            Some(_) => {}
         }
     }
 
@@ -323,12 +337,13 @@ impl Tracked {
                 self.restart(now, out);
                 self.announce(out);
             }
-            Phase::Leaving { since, said_timeout, .. } => {
-                let grace = self.spec.as_ref().map(|s| s.stop_grace_seconds);
-                if let Some(grace) = grace.filter(|g| now.mono >= *since + exit_patience(*g))
-                    && !std::mem::replace(said_timeout, true)
-                {
-                    self.log(words::exit_timeout(grace), out);
+            Phase::Leaving(leaving) => {
+                let Some(spec) = &self.spec else { return };
+                let over = leaving.kill_due(spec).is_some_and(|due| now.mono >= due);
+                if over && !leaving.said_timeout {
+                    leaving.said_timeout = true;
+                    let text = words::exit_timeout(spec.stop_grace_seconds);
+                    self.log(text, out);
                 }
             }
             Phase::Waiting { .. } | Phase::Halting { .. } | Phase::Gone => {}
@@ -337,6 +352,7 @@ impl Tracked {
 
     fn restart(&mut self, now: Now, out: &mut Vec<Action>) {
         self.attempt = self.attempt.saturating_add(1);
+        self.spec = self.next_spec.take().or(self.spec.take());
         self.announced = false;
         self.phase = Phase::Making { seen: false };
         self.enter(InstanceState::Starting, now, out);
@@ -410,9 +426,7 @@ impl Tracked {
                 running.health.next_due(check).into_iter().chain(boot).min()
             }
             Phase::Waiting { retry_at } | Phase::Halting { retry_at, gone: true } => Some(*retry_at),
-            Phase::Leaving { since, said_timeout: false, .. } => {
-                Some(*since + exit_patience(self.spec.as_ref()?.stop_grace_seconds))
-            }
+            Phase::Leaving(leaving) if !leaving.said_timeout => leaving.kill_due(self.spec.as_ref()?),
             _ => None,
         }
     }
@@ -448,6 +462,9 @@ impl Tracked {
     }
 }
 
-fn exit_patience(grace_seconds: u32) -> Duration {
-    Duration::from_secs(u64::from(grace_seconds)) + EXIT_SLACK
+impl Leaving {
+    /// When the engine loses its patience with it.
+    fn kill_due(&self, spec: &InstanceSpec) -> Option<Duration> {
+        Some(self.stopping_since? + Duration::from_secs(u64::from(spec.stop_grace_seconds)))
+    }
 }

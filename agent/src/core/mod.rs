@@ -150,15 +150,15 @@ impl Core {
     pub fn desired(&self) -> Option<Vec<Desired>> {
         let assignment = self.assignment.as_ref().filter(|_| self.observed.is_some())?;
         let want = |item: &WorkItem| {
-            let t = self.instances.get(&item.instance)?;
+            let (attempt, spec) = self.instances.get(&item.instance)?.wanted()?;
             Some(Desired {
                 instance: item.instance,
                 app: item.app,
                 app_name: item.app_name.to_string(),
                 name: item.name.clone(),
                 version: item.version,
-                attempt: t.wanted_attempt()?,
-                spec: item.spec.clone(),
+                attempt,
+                spec: spec.clone(),
             })
         };
         Some(assignment.items.iter().filter_map(want).collect())

@@ -288,6 +288,8 @@ fn what_nobody_wants_stops_and_is_reported_until_it_is_gone() {
     assert!(b.log()[0].starts_with("Error R12 (Exit timeout)"));
     b.step(34.0, Event::Tick);
     assert!(b.actions.is_empty(), "said once");
+    b.engine(35.0, 0, exit(137, false));
+    assert_eq!(b.log(), ["Process exited with status 137"]);
     b.step(35.0, Event::Observed(vec![]));
     assert_eq!(b.core.instances().unwrap(), []);
     b.engine(36.0, 0, ObservedPhase::Running);
@@ -332,6 +334,18 @@ fn an_end_seen_before_a_restart_of_the_agent_is_not_counted_twice() {
     assert!(b.actions.is_empty());
     b.step(1.0, Event::Tick);
     assert_eq!(b.wanted(), Some(2));
+}
+
+#[test]
+fn a_spec_that_changes_waits_for_the_next_attempt() {
+    let mut b = Bench::up();
+    let mut changed = item(1);
+    changed.spec.pids = 99;
+    b.step(2.0, Event::Assigned(Arc::new(assignment(2, 1, vec![changed]))));
+    let pids = |b: &Bench| b.core.desired().unwrap()[0].spec.pids;
+    assert_eq!((pids(&b), b.wanted(), b.state()), (64, Some(0), InstanceState::Up));
+    b.engine(3.0, 0, exit(1, false));
+    assert_eq!((pids(&b), b.wanted()), (99, Some(1)));
 }
 
 #[test]
