@@ -96,10 +96,10 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Exchange<'_, '_, S> {
             protocol,
         };
         let shared = &self.conn.worker.shared;
-        shared.access.line(app, end.line());
         let counters = &self.conn.worker.counters;
         Counters::add(&counters.bytes_out, self.bytes);
         counters.ended(status, code);
+        shared.access.line(app, end.line());
     }
 
     /// Sends the code's page where the client can still make sense of it.
@@ -274,6 +274,10 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Exchange<'_, '_, S> {
             self.conn.guard.arm(settings.timeouts.idle);
         }
         loop {
+            // Before reading: an interim answer may have brought the next one along.
+            if let Some(found) = answer.scan(settings.limits.head_bytes) {
+                return Poll::Ready(found);
+            }
             let read = io.poll_read(cx, usize::MAX, |_, bytes| {
                 answer.buf.extend_from_slice(bytes);
                 bytes.len()
@@ -282,9 +286,6 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Exchange<'_, '_, S> {
                 Poll::Ready(Ok(0) | Err(_)) => return Poll::Ready(Err(Broken::Closed)),
                 Poll::Ready(Ok(_)) => {}
                 Poll::Pending => break,
-            }
-            if let Some(found) = answer.scan(settings.limits.head_bytes) {
-                return Poll::Ready(found);
             }
         }
         if self.conn.guard.poll_expired(cx) {
@@ -311,7 +312,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Exchange<'_, '_, S> {
         let open_ended = matches!(response.framing, Framing::Chunked | Framing::Close);
         let chunked = open_ended && !request.http10;
         // An upgrade that was refused leaves it open what the client's further bytes were meant to be.
-        let unclear = !sending.is_done() || request.upgrade && !self.conn.buf.is_empty();
+        let unclear = !sending.is_complete() || request.upgrade && !self.conn.buf.is_empty();
         let close = !request.keep_alive || unclear || open_ended && !chunked || worker.draining.get();
         response::finish(&mut response, request, chunked, close);
         let mut down = Pump::new(response.framing, chunked, response.head);

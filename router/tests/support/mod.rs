@@ -124,6 +124,13 @@ impl World {
         let _ = self.stop.take().map(|s| s.send(()));
     }
 
+    /// Without waiting for what still runs.
+    pub async fn stop_now(mut self) {
+        self.begin_stop();
+        self.served.abort();
+        let _ = self.served.await;
+    }
+
     pub async fn stop(mut self) {
         self.begin_stop();
         within(&mut self.served).await.unwrap();
@@ -196,6 +203,18 @@ impl Client {
                 return line;
             }
             assert!(self.fill().await > 0, "the stream ended in a line");
+        }
+    }
+
+    /// A request's head, as the instance sees it; its content stays unread.
+    pub async fn head_of_request(&mut self) -> String {
+        loop {
+            if let Some(at) = self.buf.windows(4).position(|w| w == b"\r\n\r\n") {
+                return String::from_utf8_lossy(&self.buf.drain(..at + 4).collect::<Vec<u8>>()).into_owned();
+            }
+            if self.fill().await == 0 {
+                return String::new();
+            }
         }
     }
 

@@ -1,0 +1,336 @@
+//! What goes wrong, and what the client, the access line and the other instances see of it.
+
+mod support;
+use flex_model::AppState::{Crashed, NoWeb, Serving, Starting};
+use flex_router::{Limits, Timeouts};
+use std::{
+    sync::{
+        Arc,
+        atomic::{AtomicUsize, Ordering::SeqCst},
+    },
+    time::{Duration, Instant},
+};
+use support::*;
+
+fn quick() -> Timeouts {
+    let ms = Duration::from_millis;
+    Timeouts {
+        head: ms(300),
+        keep_alive: ms(400),
+        first_byte: ms(300),
+        idle: ms(400),
+        hold: ms(400),
+        connect: ms(500),
+        ..Timeouts::default()
+    }
+}
+
+async fn quick_world(backends: Vec<flex_model::Backend>) -> World {
+    Setup { timeouts: quick(), ..Setup::default() }.start(table(1, vec![app("aa", Serving, backends)])).await
+}
+
+#[tokio::test]
+async fn failures_of_an_instance_have_their_codes() {
+    // What the instance does after it has read the request, and the code.
+    for (does, code, status) in [
+        ("closes", "H13", 503),
+        ("closes in the head", "H13", 503),
+        ("says nothing", "H12", 503),
+        ("stops in the content", "H18", 200),
+        ("pauses in the content", "H15", 200),
+        ("sends bad chunks", "H18", 200),
+    ] {
+        let instance = instance(move |mut conn, _| async move {
+            request(&mut conn).await;
+            match does {
+                "closes" => return,
+                "closes in the head" => return conn.send("HTTP/1.1 200 OK\r\nContent").await,
+                "stops in the content" => return conn.send("HTTP/1.1 200 OK\r\nContent-Length: 10\r\n\r\nhello").await,
+                "pauses in the content" => conn.send("HTTP/1.1 200 OK\r\nContent-Length: 10\r\n\r\nhello").await,
+                "sends bad chunks" => {
+                    conn.send("HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n5\r\nhello\r\n").await;
+                    conn.send("zz\r\n").await;
+                }
+                _ => {}
+            }
+            conn.rest().await;
+        })
+        .await;
+        let mut world = quick_world(vec![backend(1, instance.address)]).await;
+        let mut client = world.client().await;
+        client.send("GET / HTTP/1.1\r\nHost: aa.test\r\n\r\n").await;
+        // Bad chunks that come with the head are refused with it.
+        let got = client.head().await.unwrap();
+        if does != "sends bad chunks" {
+            assert_eq!(got.status, status, "{does}");
+        }
+        let line = world.line().await;
+        if does == "sends bad chunks" {
+            assert!(line.contains("code=H18 ") || line.contains("code=H17 "), "{does}: {line}");
+        } else {
+            assert!(line.contains(&format!("at=error code={code} desc=")), "{does}: {line}");
+        }
+        assert!(line.contains(" dyno=web.1 ") && line.contains(" status=503 "), "{does}: {line}");
+        if status == 200 {
+            // Cut off, so that the client knows that it has not got all.
+            client.rest().await;
+        }
+        world.stop().await;
+    }
+}
+
+#[tokio::test]
+async fn a_refused_connection_is_h21_and_takes_the_instance_out() {
+    let (gone, good) = (refused().await, fixed("good").await);
+    let mut world = quick_world(vec![backend(1, gone)]).await;
+    assert_eq!(world.get("aa.test", "/").await.status, 503);
+    assert!(world.line().await.contains("code=H21 desc=\"Backend connection refused\""));
+    world.set(2, vec![app("aa", Serving, vec![backend(1, gone), backend(2, good.address)])]).await;
+    for _ in 0..30 {
+        assert_eq!(world.get("aa.test", "/").await.text(), "good");
+        assert!(world.line().await.contains("dyno=web.2"));
+    }
+    // It was tried, and then left alone for its time.
+    let metrics = world.metrics.snapshot();
+    assert!(metrics.connects_failed <= 4, "{metrics:?}");
+    assert!(metrics.ejections >= 1, "{metrics:?}");
+    world.stop().await;
+}
+
+/// A listener whose queue is full answers no handshake: the next instance is tried after 250 ms, not after seconds.
+#[tokio::test]
+async fn a_slow_connect_goes_to_the_next_instance() {
+    let socket = tokio::net::TcpSocket::new_v4().unwrap();
+    socket.bind("127.0.0.1:0".parse().unwrap()).unwrap();
+    let stuck = socket.listen(0).unwrap();
+    let address = stuck.local_addr().unwrap();
+    let mut fill = Vec::new();
+    while let Ok(Ok(stream)) = tokio::time::timeout(Duration::from_millis(200), tokio::net::TcpStream::connect(address)).await {
+        fill.push(stream);
+    }
+    let good = fixed("good").await;
+    let world = quick_world(vec![backend(1, address), backend(2, good.address)]).await;
+    for _ in 0..8 {
+        let begun = Instant::now();
+        assert_eq!(world.get("aa.test", "/").await.text(), "good");
+        assert!(begun.elapsed() < Duration::from_secs(3));
+    }
+    let mut world = world;
+    world.set(2, vec![app("aa", Serving, vec![backend(1, address)])]).await;
+    while world.lines.try_recv().is_ok() {}
+    assert_eq!(world.get("aa.test", "/").await.status, 503);
+    assert!(world.line().await.contains("code=H19 desc=\"Backend connection timeout\""));
+    world.stop().await;
+}
+
+/// A kept connection that the instance closes at the moment it is used again.
+#[tokio::test]
+async fn a_closed_kept_connection_is_tried_again_if_that_is_safe() {
+    let posts = Arc::new(AtomicUsize::new(0));
+    let seen = posts.clone();
+    // Every connection serves one request and reads (then drops) a second without an answer.
+    let instance = instance(move |mut conn, _| {
+        let seen = seen.clone();
+        async move {
+            request(&mut conn).await;
+            conn.send("HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok").await;
+            if let Some(got) = request(&mut conn).await
+                && got.head.starts_with("POST")
+            {
+                seen.fetch_add(1, SeqCst);
+            }
+        }
+    })
+    .await;
+    let mut world = Setup { workers: 1, ..Setup::default() }
+        .start(table(1, vec![app("aa", Serving, vec![backend(1, instance.address)])]))
+        .await;
+    let mut client = world.client().await;
+    for _ in 0..5 {
+        client.send("PUT / HTTP/1.1\r\nHost: aa.test\r\nContent-Length: 3\r\n\r\nabc").await;
+        assert_eq!(client.answer().await.text(), "ok");
+    }
+    assert_eq!(world.metrics.snapshot().retries, 4);
+    for _ in 0..5 {
+        assert!(world.line().await.contains("status=200"));
+    }
+    // A POST that may have been acted on is not sent twice.
+    client.send("POST / HTTP/1.1\r\nHost: aa.test\r\nContent-Length: 3\r\n\r\nabc").await;
+    assert_eq!(client.answer().await.status, 503);
+    assert!(world.line().await.contains("code=H13"));
+    assert_eq!((posts.load(SeqCst), world.metrics.snapshot().retries), (1, 4));
+    world.stop().await;
+}
+
+#[tokio::test]
+async fn connections_closed_while_idle_are_not_used() {
+    let instance = instance(|mut conn, _| async move {
+        request(&mut conn).await;
+        conn.send("HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok").await;
+        // Closed with no word of it, as servers do after their own idle time.
+    })
+    .await;
+    let world = quick_world(vec![backend(1, instance.address)]).await;
+    let mut client = world.client().await;
+    for _ in 0..20 {
+        client.send("POST / HTTP/1.1\r\nHost: aa.test\r\nContent-Length: 3\r\n\r\nabc").await;
+        assert_eq!(client.answer().await.text(), "ok");
+        // Until the close has reached this machine's other sockets.
+        tokio::time::sleep(Duration::from_millis(5)).await;
+    }
+    world.stop().await;
+}
+
+#[tokio::test]
+async fn a_client_that_leaves_is_h27_and_its_instance_learns_it() {
+    let (left, mut learned) = tokio::sync::mpsc::unbounded_channel();
+    let instance = instance(move |mut conn, _| {
+        let left = left.clone();
+        async move {
+            request(&mut conn).await;
+            left.send("asked").unwrap();
+            assert_eq!(conn.fill().await, 0);
+            left.send("ended").unwrap();
+        }
+    })
+    .await;
+    let mut world = World::new(vec![app("aa", Serving, vec![backend(1, instance.address)])]).await;
+    let mut client = world.client().await;
+    client.send("GET / HTTP/1.1\r\nHost: aa.test\r\n\r\n").await;
+    assert_eq!(within(learned.recv()).await, Some("asked"));
+    drop(client);
+    assert_eq!(within(learned.recv()).await, Some("ended"));
+    let line = world.line().await;
+    assert!(line.contains("at=error code=H27 desc=\"Client Request Interrupted\"") && line.contains(" status=499 "), "{line}");
+    within(world.status.wait_for(|s| s.in_flight.is_empty())).await.unwrap();
+    world.stop().await;
+}
+
+#[tokio::test]
+async fn slow_clients_are_cut_off() {
+    let instance = echo().await;
+    let mut world = quick_world(vec![backend(1, instance.address)]).await;
+    // A head that does not end, though a byte comes now and then.
+    let mut drip = world.client().await;
+    let begun = Instant::now();
+    drip.send("GET / HTTP/1.1\r\nHost: aa.test\r\nX: ").await;
+    let (mut read, mut write) = drip.stream.into_split();
+    let dripping = tokio::spawn(async move {
+        use tokio::io::AsyncWriteExt as _;
+        while write.write_all(b"x").await.is_ok() {
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+    });
+    let mut text = String::new();
+    within(tokio::io::AsyncReadExt::read_to_string(&mut read, &mut text)).await.ok();
+    assert!(text.starts_with("HTTP/1.1 408 "), "{text}");
+    assert!(begun.elapsed() < Duration::from_secs(2));
+    dripping.abort();
+    // Content that stops.
+    let mut client = world.client().await;
+    client.send("POST / HTTP/1.1\r\nHost: aa.test\r\nContent-Length: 10\r\n\r\nabc").await;
+    assert_eq!(client.answer().await.status, 408);
+    assert!(world.line().await.contains("code=H28 desc=\"Client Connection Idle\""));
+    // Nothing at all.
+    let mut idle = world.client().await;
+    assert_eq!(idle.fill().await, 0);
+    within(async {
+        while world.metrics.snapshot().connections_open > 0 {
+            tokio::time::sleep(Duration::from_millis(10)).await;
+        }
+    })
+    .await;
+    world.stop().await;
+}
+
+#[tokio::test]
+async fn requests_wait_while_an_app_starts() {
+    let instance = fixed("up").await;
+    let mut world = World::new(vec![app("aa", Starting, vec![])]).await;
+    let mut clients = Vec::new();
+    for _ in 0..10 {
+        let mut client = world.client().await;
+        client.send("POST / HTTP/1.1\r\nHost: aa.test\r\nContent-Length: 3\r\n\r\nabc").await;
+        clients.push(client);
+    }
+    within(async {
+        while world.metrics.snapshot().in_flight < 10 {
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+    })
+    .await;
+    // A table that changes nothing for it does not end the wait.
+    world.set(2, vec![app("aa", Starting, vec![]), app("bb", NoWeb, vec![])]).await;
+    world.set(3, vec![app("aa", Serving, vec![backend(1, instance.address)])]).await;
+    for client in &mut clients {
+        assert_eq!(client.answer().await.text(), "up");
+    }
+    // And an app that crashes instead says so at once.
+    world.set(4, vec![app("aa", Starting, vec![])]).await;
+    clients[0].send("GET / HTTP/1.1\r\nHost: aa.test\r\n\r\n").await;
+    within(async {
+        while world.metrics.snapshot().in_flight < 1 {
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+    })
+    .await;
+    world.set(5, vec![app("aa", Crashed, vec![])]).await;
+    assert!(clients[0].answer().await.text().contains("H10"));
+    world.stop().await;
+}
+
+#[tokio::test]
+async fn waiting_is_bounded_in_time_and_number() {
+    let limits = Limits { held_per_app: 2, ..Limits::default() };
+    let setup = Setup { timeouts: quick(), limits, ..Setup::default() };
+    let mut world = setup.start(table(1, vec![app("aa", Starting, vec![])])).await;
+    let mut held = Vec::new();
+    for n in 1..=2 {
+        let mut client = world.client().await;
+        client.send("GET / HTTP/1.1\r\nHost: aa.test\r\n\r\n").await;
+        held.push(client);
+        within(async {
+            while world.metrics.snapshot().in_flight < n {
+                tokio::time::sleep(Duration::from_millis(1)).await;
+            }
+        })
+        .await;
+    }
+    assert!(world.get("aa.test", "/").await.text().contains("H11"));
+    for client in &mut held {
+        assert!(client.answer().await.text().contains("H20"));
+    }
+    let mut codes = [world.line().await, world.line().await, world.line().await].map(|l| l.split(' ').nth(1).unwrap().to_owned());
+    codes.sort();
+    assert_eq!(codes, ["code=H11", "code=H20", "code=H20"]);
+    world.stop().await;
+}
+
+#[tokio::test]
+async fn heads_have_a_limit_and_connections_too() {
+    let instance = echo().await;
+    let limits = Limits { head_bytes: 4096, connections: 3, ..Limits::default() };
+    let world =
+        Setup { limits, ..Setup::default() }.start(table(1, vec![app("aa", Serving, vec![backend(1, instance.address)])])).await;
+    let mut client = world.client().await;
+    client.send(&format!("GET / HTTP/1.1\r\nHost: aa.test\r\nX: {}\r\n\r\n", "x".repeat(5000))).await;
+    assert_eq!(client.answer().await.status, 431);
+    drop(client);
+    within(async {
+        while world.metrics.snapshot().connections_open > 0 {
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+    })
+    .await;
+    let mut open = Vec::new();
+    for _ in 0..3 {
+        let mut client = world.client().await;
+        client.send("GET / HTTP/1.1\r\nHost: aa.test\r\n\r\n").await;
+        assert_eq!(client.answer().await.status, 200);
+        open.push(client);
+    }
+    let mut one_more = world.client().await;
+    assert_eq!(one_more.answer().await.status, 503);
+    assert_eq!(world.metrics.snapshot().connections_refused, 1);
+    world.stop().await;
+}

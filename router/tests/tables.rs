@@ -1,0 +1,153 @@
+//! Tables that change under load, instances that leave, and a router that starts with nobody to tell it anything.
+
+mod support;
+use flex_model::{AppState::Serving, RouteTable};
+use std::{
+    sync::{
+        Arc,
+        atomic::{AtomicBool, AtomicUsize, Ordering::SeqCst},
+    },
+    time::Duration,
+};
+use support::*;
+
+/// Instances come and go while clients ask without pause. Each instance is really stopped once the router has said that
+/// nothing is under way on it; no request may fail.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn replacing_instances_under_load_fails_no_request() {
+    let first = fixed("v").await;
+    let mut world = World::new(vec![app("aa", Serving, vec![backend(1000, first.address)])]).await;
+    let (done, asked) = (Arc::new(AtomicBool::new(false)), Arc::new(AtomicUsize::new(0)));
+    let mut clients = tokio::task::JoinSet::new();
+    for n in 0..8 {
+        let (done, asked, address) = (done.clone(), asked.clone(), world.address);
+        clients.spawn(async move {
+            let mut client = Client::new(address).await;
+            let mut failed = Vec::new();
+            while !done.load(SeqCst) {
+                // Some with content, some on a new connection each time.
+                if n % 4 == 0 {
+                    client = Client::new(address).await;
+                }
+                let post = "POST / HTTP/1.1\r\nHost: aa.test\r\nContent-Length: 3\r\n\r\nabc";
+                client.send(if n % 2 == 0 { post } else { "GET / HTTP/1.1\r\nHost: aa.test\r\n\r\n" }).await;
+                let answer = client.answer().await;
+                asked.fetch_add(1, SeqCst);
+                if answer.status != 200 {
+                    failed.push(answer.text());
+                }
+            }
+            failed
+        });
+    }
+    let mut old = (1000, first);
+    for n in 0..60_u64 {
+        let next = fixed("v").await;
+        let id = 2000 + u128::from(n);
+        world.set(n + 2, vec![app("aa", Serving, vec![backend(id, next.address)])]).await;
+        let gone = flex_model::InstanceId(uuid(old.0));
+        within(world.status.wait_for(|s| s.revision == n + 2 && !s.in_flight.contains_key(&gone))).await.unwrap();
+        // Stops at once, with all its connections.
+        old = (id, next);
+    }
+    done.store(true, SeqCst);
+    let failed: Vec<String> = clients.join_all().await.concat();
+    let asked = asked.load(SeqCst);
+    assert!(failed.is_empty(), "{} of {asked}: {:?}", failed.len(), failed.first());
+    assert!(asked > 200, "{asked}");
+    world.stop().await;
+}
+
+#[tokio::test]
+async fn an_instance_that_left_ends_its_requests_and_gets_no_new_ones() {
+    let (go, wait) = tokio::sync::watch::channel(false);
+    let old = instance(move |mut conn, _| {
+        let mut wait = wait.clone();
+        async move {
+            while request(&mut conn).await.is_some() {
+                let _ = wait.wait_for(|go| *go).await;
+                conn.send("HTTP/1.1 200 OK\r\nContent-Length: 3\r\n\r\nold").await;
+            }
+        }
+    })
+    .await;
+    let new = fixed("new").await;
+    let mut world = World::new(vec![app("aa", Serving, vec![backend(1, old.address)])]).await;
+    let mut running = world.client().await;
+    running.send("GET / HTTP/1.1\r\nHost: aa.test\r\n\r\n").await;
+    let one = flex_model::InstanceId(uuid(1));
+    within(world.status.wait_for(|s| s.in_flight.get(&one) == Some(&1))).await.unwrap();
+    let changed = std::time::Instant::now();
+    world.set(2, vec![app("aa", Serving, vec![backend(2, new.address)])]).await;
+    assert!(changed.elapsed() < Duration::from_millis(500));
+    assert_eq!(world.status.borrow().in_flight.get(&one), Some(&1));
+    for _ in 0..10 {
+        assert_eq!(world.get("aa.test", "/").await.text(), "new");
+    }
+    go.send(true).unwrap();
+    assert_eq!(running.answer().await.text(), "old");
+    within(world.status.wait_for(|s| !s.in_flight.contains_key(&one))).await.unwrap();
+    // Its kept connection goes, too, and the client's stays.
+    running.send("GET / HTTP/1.1\r\nHost: aa.test\r\n\r\n").await;
+    assert_eq!(running.answer().await.text(), "new");
+    world.stop().await;
+}
+
+#[tokio::test]
+async fn a_restarted_router_serves_by_the_table_on_disk() {
+    let dir = tempfile::tempdir().unwrap();
+    let instance = fixed("kept").await;
+    let setup = || Setup { state_dir: Some(dir.path().join("router")), ..Setup::default() };
+    let mut world = setup().start(Arc::new(RouteTable::default())).await;
+    assert_eq!(world.get("aa.test", "/").await.status, 404);
+    world.set(7, vec![app("aa", Serving, vec![backend(1, instance.address)])]).await;
+    within(async {
+        while !dir.path().join("router/routes.json").exists() {
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+    })
+    .await;
+    world.stop().await;
+    // Nobody tells it anything.
+    let world = setup().start(Arc::new(RouteTable::default())).await;
+    assert_eq!(world.status.borrow().revision, 7);
+    assert_eq!(world.get("aa.test", "/").await.text(), "kept");
+    world.stop().await;
+    // A newer table wins over the kept one.
+    let world = setup().start(table(8, vec![])).await;
+    assert_eq!(world.get("aa.test", "/").await.status, 404);
+    world.stop().await;
+    // A damaged file does not keep it from starting.
+    std::fs::write(dir.path().join("router/routes.json"), "{").unwrap();
+    let world = setup().start(table(9, vec![app("aa", Serving, vec![backend(1, instance.address)])])).await;
+    assert_eq!(world.get("aa.test", "/").await.text(), "kept");
+    world.stop().await;
+}
+
+#[tokio::test]
+async fn stopping_ends_what_runs_and_takes_no_more() {
+    let (go, wait) = tokio::sync::watch::channel(false);
+    let instance = instance(move |mut conn, _| {
+        let mut wait = wait.clone();
+        async move {
+            request(&mut conn).await;
+            conn.send("HTTP/1.1 200 OK\r\nContent-Length: 6\r\n\r\nbeg").await;
+            let _ = wait.wait_for(|go| *go).await;
+            conn.send("end").await;
+        }
+    })
+    .await;
+    let mut world = World::new(vec![app("aa", Serving, vec![backend(1, instance.address)])]).await;
+    let (mut running, mut idle) = (world.client().await, world.client().await);
+    idle.send("GET / HTTP/1.1\r\nHost: nobody.test\r\n\r\n").await;
+    assert_eq!(idle.answer().await.status, 404);
+    running.send("GET / HTTP/1.1\r\nHost: aa.test\r\n\r\n").await;
+    running.head().await.unwrap();
+    world.begin_stop();
+    assert_eq!(idle.fill().await, 0);
+    go.send(true).unwrap();
+    assert_eq!(running.rest().await, b"begend");
+    let address = world.address;
+    world.stop().await;
+    assert!(tokio::net::TcpStream::connect(address).await.is_err());
+}
