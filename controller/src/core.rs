@@ -1,0 +1,288 @@
+//! The controller: what it holds, and the small helpers that every operation uses.
+
+use crate::crypt::{Crypt, Vars, random};
+use crate::db::{Db, Tx, keys};
+use crate::ports::{Builders, Clock, Machine, Runs};
+use flex_api::{ApiError, ErrorId};
+use flex_logs::LogStore;
+use flex_model::{
+    App, AppId, AppName, Assignment, BuildId, DomainName, Email, Event, EventId, Host, HostId, LogLine, LogSource, Report,
+    RouteTable, RouterStatus, StackName, Timestamp, UserId, Uuid,
+};
+use flex_scheduler::{Pending, ReportView};
+use flex_store::StateStore;
+use std::collections::{BTreeMap, HashMap};
+use std::path::PathBuf;
+use std::sync::{Arc, Mutex, PoisonError};
+use tokio::sync::{Notify, mpsc, watch};
+use tokio_util::sync::CancellationToken;
+
+/// What the server tells the controller about itself.
+#[derive(Debug, Clone)]
+pub struct Settings {
+    /// Apps are `NAME.DOMAIN`.
+    pub domain: DomainName,
+    /// Port of the HTTP router, for URLs.
+    pub http_port: u16,
+    /// Where git pushes go: host and port, and the server's public key line.
+    pub ssh_host: String,
+    pub ssh_port: u16,
+    pub ssh_host_key: String,
+    /// Base URL of this API, without a slash at the end.
+    pub api_url: String,
+    /// Stack of new apps.
+    pub stack: StackName,
+    /// Version of the server.
+    pub version: String,
+}
+
+/// What the executable hands in.
+pub struct Deps {
+    pub store: Arc<dyn StateStore>,
+    pub data_dir: PathBuf,
+    pub clock: Arc<dyn Clock>,
+    pub builders: Arc<dyn Builders>,
+    pub runs: Arc<dyn Runs>,
+    pub machine: Arc<dyn Machine>,
+    pub logs: Arc<LogStore>,
+    pub settings: Settings,
+}
+
+/// Who does something.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Actor {
+    pub user: Option<UserId>,
+    /// E-mail, or `flex`.
+    pub name: String,
+}
+
+impl Actor {
+    /// The platform itself.
+    pub fn platform() -> Self {
+        Self { user: None, name: "flex".into() }
+    }
+    pub fn user(id: UserId, email: &Email) -> Self {
+        Self { user: Some(id), name: email.to_string() }
+    }
+    /// Whose name a build or a release carries.
+    pub fn id(&self) -> UserId {
+        self.user.unwrap_or(UserId(Uuid::nil()))
+    }
+}
+
+pub struct Inner {
+    pub db: Db,
+    pub crypt: Crypt,
+    pub deps: Deps,
+    /// Differs from run to run: reports to an earlier run do not count.
+    pub epoch: u64,
+    pub wake: Notify,
+    pub reports: Mutex<BTreeMap<HostId, ReportView>>,
+    pub routers: Mutex<BTreeMap<String, RouterStatus>>,
+    pub table: watch::Sender<Arc<RouteTable>>,
+    pub assignments: Mutex<HashMap<HostId, watch::Sender<Option<Arc<Assignment>>>>>,
+    pub pending: Mutex<Vec<Pending>>,
+    /// Raised after each pass of the plan loop, for whoever waits for a release.
+    pub passes: watch::Sender<u64>,
+    pub build_locks: Mutex<HashMap<AppId, Arc<tokio::sync::Mutex<()>>>>,
+    pub running_builds: Mutex<HashMap<BuildId, CancellationToken>>,
+    pub phases_running: Mutex<std::collections::HashSet<(AppId, u64)>>,
+    pub attach: Mutex<HashMap<String, crate::runs::Waiting>>,
+    pub log_sessions: Mutex<HashMap<String, crate::http::logs::LogSession>>,
+    pub vars: Mutex<HashMap<(AppId, u64), Arc<Vars>>>,
+    pub started: std::time::Instant,
+}
+
+/// The control plane. Cheap to clone.
+#[derive(Clone)]
+pub struct Controller(pub Arc<Inner>);
+
+impl std::ops::Deref for Controller {
+    type Target = Inner;
+    fn deref(&self) -> &Inner {
+        &self.0
+    }
+}
+
+/// A lock that another thread's panic does not poison for ever: what is behind it is whole after every statement.
+pub fn lock<T>(mutex: &Mutex<T>) -> std::sync::MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+impl Controller {
+    /// Opens it on a store; nothing runs before [`Controller::run_loops`].
+    ///
+    /// # Errors
+    /// A sentence for the operator.
+    pub async fn open(deps: Deps) -> Result<Self, String> {
+        let crypt = Crypt::open(&deps.data_dir.join("master.key"))?;
+        let builds = deps.data_dir.join("builds");
+        std::fs::create_dir_all(&builds).map_err(|e| format!("cannot make {}: {e}", builds.display()))?;
+        let controller = Self(Arc::new(Inner {
+            db: Db::new(deps.store.clone()),
+            crypt,
+            epoch: u64::try_from(deps.clock.now().micros()).unwrap_or(0),
+            deps,
+            wake: Notify::new(),
+            reports: Mutex::default(),
+            routers: Mutex::default(),
+            table: watch::channel(Arc::new(RouteTable::default())).0,
+            assignments: Mutex::default(),
+            pending: Mutex::default(),
+            passes: watch::channel(0).0,
+            build_locks: Mutex::default(),
+            running_builds: Mutex::default(),
+            phases_running: Mutex::default(),
+            attach: Mutex::default(),
+            log_sessions: Mutex::default(),
+            vars: Mutex::default(),
+            started: std::time::Instant::now(),
+        }));
+        controller.interrupt_old_builds().await.map_err(|e| e.to_string())?;
+        Ok(controller)
+    }
+
+    pub fn now(&self) -> Timestamp {
+        self.deps.clock.now()
+    }
+
+    /// A new id of any kind.
+    pub fn id<T: From<Uuid>>(&self) -> T {
+        Uuid::from_bytes(random::<16>()).into()
+    }
+
+    /// The routing table as it is published.
+    pub fn routes(&self) -> watch::Receiver<Arc<RouteTable>> {
+        self.table.subscribe()
+    }
+
+    /// The assignments of a host.
+    pub fn assignment(&self, host: HostId) -> watch::Receiver<Option<Arc<Assignment>>> {
+        lock(&self.assignments).entry(host).or_insert_with(|| watch::channel(None).0).subscribe()
+    }
+
+    /// Where hosts' reports go.
+    pub fn reports(&self) -> mpsc::Sender<Report> {
+        let (sender, mut inbox) = mpsc::channel::<Report>(64);
+        let this = self.clone();
+        tokio::spawn(async move {
+            while let Some(report) = inbox.recv().await {
+                this.take_report(report);
+            }
+        });
+        sender
+    }
+
+    /// Keeps a host's newest report.
+    pub fn take_report(&self, report: Report) {
+        let counts = report.epoch == self.epoch;
+        let mut reports = lock(&self.reports);
+        // A report to an earlier controller is a guess that a newer one must not be overwritten by.
+        if !counts && reports.get(&report.host).is_some_and(|r| r.counts) {
+            return;
+        }
+        let news = reports.get(&report.host).is_none_or(|r| r.counts != counts || r.report.instances != report.instances);
+        reports.insert(report.host, ReportView { report: Arc::new(report), counts });
+        drop(reports);
+        if news {
+            self.wake.notify_one();
+        }
+    }
+
+    /// Where routers' statuses go.
+    pub fn router_status(&self) -> mpsc::Sender<RouterStatus> {
+        let (sender, mut inbox) = mpsc::channel::<RouterStatus>(64);
+        let this = self.clone();
+        tokio::spawn(async move {
+            while let Some(status) = inbox.recv().await {
+                lock(&this.routers).insert(status.router.clone(), status);
+                this.wake.notify_one();
+            }
+        });
+        sender
+    }
+
+    /// Makes a host known, or brings what is known of it up to date.
+    ///
+    /// # Errors
+    /// The store's.
+    pub async fn register_host(&self, host: Host) -> Result<(), ApiError> {
+        self.db
+            .retry(|| async {
+                let key = keys::host(host.id);
+                let tx = match self.db.get::<Host>(&key).await? {
+                    Some(old) => {
+                        let merged = Host {
+                            state: old.value.state,
+                            created_at: old.value.created_at,
+                            labels: old.value.labels.clone(),
+                            ..host.clone()
+                        };
+                        if *old.value == merged { Tx::new() } else { Tx::new().unchanged(&old).put(key, &merged) }
+                    }
+                    None => Tx::new().absent(&key).put(key.clone(), &host),
+                };
+                Ok((tx, ()))
+            })
+            .await
+    }
+
+    /// An event, to be committed with the change that it tells of.
+    pub fn event(&self, actor: &Actor, app: Option<AppId>, kind: &str, message: impl Into<String>) -> Event {
+        Event {
+            id: self.id::<EventId>(),
+            at: self.now(),
+            actor: actor.user,
+            actor_name: actor.name.clone(),
+            app,
+            kind: kind.into(),
+            message: message.into(),
+        }
+    }
+
+    /// A line in an app's log stream.
+    pub fn log(&self, app: AppId, source: LogSource, process: &str, text: impl Into<String>) {
+        self.deps.logs.append(app, LogLine { at: self.now(), source, process: process.into(), text: text.into() });
+    }
+
+    /// `app[api]: …`, as Heroku tells what users did.
+    pub fn log_api(&self, app: AppId, text: impl Into<String>) {
+        self.log(app, LogSource::App, "api", text);
+    }
+
+    /// The app of that name or id.
+    pub async fn find_app(&self, name_or_id: &str) -> Result<Arc<App>, ApiError> {
+        self.read_app(name_or_id).await.map(|a| a.value)
+    }
+
+    pub async fn read_app(&self, name_or_id: &str) -> Result<crate::db::Stored<Arc<App>>, ApiError> {
+        let id = match name_or_id.parse::<AppId>() {
+            Ok(id) => Some(id),
+            Err(_) => match name_or_id.parse::<AppName>() {
+                Ok(name) => self.db.get::<AppId>(&keys::app_name(&name)).await?.map(|s| *s.value),
+                Err(_) => None,
+            },
+        };
+        match id {
+            Some(id) => self.db.get::<App>(&keys::app(id)).await?.ok_or_else(app_not_found),
+            None => Err(app_not_found()),
+        }
+    }
+
+    /// Tells the plan loop that something changed.
+    pub fn nudge(&self) {
+        self.wake.notify_one();
+    }
+}
+
+pub fn app_not_found() -> ApiError {
+    not_found("Couldn't find that app.")
+}
+
+pub fn not_found(message: impl Into<String>) -> ApiError {
+    ApiError::new(ErrorId::NotFound, message)
+}
+
+pub fn invalid(message: impl std::fmt::Display) -> ApiError {
+    ApiError::new(ErrorId::InvalidParams, message.to_string())
+}

@@ -1,0 +1,96 @@
+//! Which key holds what.
+//!
+//! | key | value |
+//! |---|---|
+//! | `users/ID`, `emails/EMAIL` | user, and its id by e-mail |
+//! | `ssh-keys/ID`, `fingerprints/SHA256…` | key, and its id by fingerprint |
+//! | `tokens/SHA256` | token |
+//! | `apps/ID`, `app-names/NAME` | app, and its id by name |
+//! | `collaborators/APP/USER` | collaborator |
+//! | `releases/APP/VERSION`, `slugs/APP/ID`, `builds/APP/ID` | as named; versions padded, so that they sort |
+//! | `config/APP/REV` | encrypted config vars |
+//! | `domains/HOSTNAME` | domain |
+//! | `placements/ID`, `hosts/ID` | as named |
+//! | `sources/ID` | uploaded source |
+//! | `events/TIME-ID` | event; times padded, so that they sort |
+
+use flex_model::{AppId, AppName, BuildId, DomainName, Email, Event, HostId, InstanceId, KeyId, SlugId, SourceId, UserId};
+
+pub const APPS: &str = "apps/";
+pub const USERS: &str = "users/";
+pub const SSH_KEYS: &str = "ssh-keys/";
+pub const TOKENS: &str = "tokens/";
+pub const RELEASES: &str = "releases/";
+pub const DOMAINS: &str = "domains/";
+pub const PLACEMENTS: &str = "placements/";
+pub const HOSTS: &str = "hosts/";
+pub const EVENTS: &str = "events/";
+pub const BUILDS: &str = "builds/";
+
+pub fn app(id: AppId) -> String {
+    format!("{APPS}{id}")
+}
+pub fn app_name(name: &AppName) -> String {
+    format!("app-names/{name}")
+}
+pub fn user(id: UserId) -> String {
+    format!("{USERS}{id}")
+}
+pub fn email(email: &Email) -> String {
+    format!("emails/{email}")
+}
+pub fn ssh_key(id: KeyId) -> String {
+    format!("{SSH_KEYS}{id}")
+}
+/// Fingerprints hold `/`, which is only a character here.
+pub fn fingerprint(fingerprint: &str) -> String {
+    format!("fingerprints/{fingerprint}")
+}
+pub fn token(sha256: &str) -> String {
+    format!("{TOKENS}{sha256}")
+}
+pub fn collaborators(app: AppId) -> String {
+    format!("collaborators/{app}/")
+}
+pub fn collaborator(app: AppId, user: UserId) -> String {
+    format!("collaborators/{app}/{user}")
+}
+pub fn releases(app: AppId) -> String {
+    format!("{RELEASES}{app}/")
+}
+pub fn release(app: AppId, version: u64) -> String {
+    format!("{RELEASES}{app}/{version:010}")
+}
+pub fn slugs(app: AppId) -> String {
+    format!("slugs/{app}/")
+}
+pub fn slug(app: AppId, id: SlugId) -> String {
+    format!("slugs/{app}/{id}")
+}
+pub fn builds(app: AppId) -> String {
+    format!("{BUILDS}{app}/")
+}
+pub fn build(app: AppId, id: BuildId) -> String {
+    format!("{BUILDS}{app}/{id}")
+}
+pub fn configs(app: AppId) -> String {
+    format!("config/{app}/")
+}
+pub fn config(app: AppId, rev: u64) -> String {
+    format!("config/{app}/{rev:010}")
+}
+pub fn domain(name: &DomainName) -> String {
+    format!("{DOMAINS}{name}")
+}
+pub fn placement(id: InstanceId) -> String {
+    format!("{PLACEMENTS}{id}")
+}
+pub fn host(id: HostId) -> String {
+    format!("{HOSTS}{id}")
+}
+pub fn source(id: SourceId) -> String {
+    format!("sources/{id}")
+}
+pub fn event(e: &Event) -> String {
+    format!("{EVENTS}{:020}-{}", e.at.micros().max(0), e.id)
+}

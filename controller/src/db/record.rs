@@ -1,0 +1,23 @@
+//! Records that only the control plane knows.
+
+use flex_model::{AppId, DomainId, DomainName, SourceId, Timestamp, UserId};
+use serde::{Deserialize, Serialize};
+
+/// A custom domain of an app.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct DomainRecord {
+    pub id: DomainId,
+    pub app: AppId,
+    pub hostname: DomainName,
+    pub created_at: Timestamp,
+}
+
+/// A source archive that was promised a place, and may have been uploaded.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct SourceRecord {
+    pub id: SourceId,
+    pub user: UserId,
+    /// SHA-256 of the secret in its URLs.
+    pub secret_sha256: String,
+    pub created_at: Timestamp,
+}

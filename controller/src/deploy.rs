@@ -1,0 +1,503 @@
+//! From a source to a served release: one build at a time per app, its output live and kept, its end one commit.
+//!
+//! A deploy goes on when whoever asked for it goes away. After a crash of the server its build counts as interrupted: the
+//! pusher's connection is gone, nothing was committed, and the same push works again.
+
+use crate::core::{Actor, Controller, lock};
+use crate::db::{Tx, keys};
+use crate::ports::{BuildJob, BuildProduct, Source};
+use flex_api::{ApiError, ErrorId};
+use flex_model::build::BuildSource;
+use flex_model::{
+    App, AppId, Build, BuildId, BuildPhase, BuildStatus, CommitId, LogSource, PhaseTime, Release, ReleaseStatus, Slug,
+};
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+use tokio::io::AsyncWriteExt;
+use tokio::sync::mpsc;
+use tokio_util::sync::CancellationToken;
+
+/// How long a push waits for its release beyond what the planner itself allows: a safety net, not a limit that users meet.
+const SERVING_PATIENCE: Duration = Duration::from_secs(20 * 60);
+/// Lines of an instance's output that a failed release shows.
+const LAST_LINES: usize = 20;
+/// Output on its way to a client that reads slowly; beyond it the client misses lines, the kept output does not.
+const BUFFERED_LINES: usize = 1024;
+
+/// What a deploy says while it goes on.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum DeployEvent {
+    /// A line of output.
+    Line(String),
+    /// The end: whether it succeeded.
+    Verdict(bool),
+}
+
+/// What is to be deployed.
+#[derive(Debug, Clone)]
+pub struct DeployRequest {
+    pub app: AppId,
+    pub source: Source,
+    pub source_version: Option<String>,
+    /// What was spent before: receiving.
+    pub phases: Vec<PhaseTime>,
+}
+
+/// The kept output of a build, and whoever listens.
+struct Output {
+    file: tokio::fs::File,
+    client: mpsc::Sender<DeployEvent>,
+}
+
+impl Output {
+    async fn line(&mut self, text: impl AsRef<str>) {
+        let text = text.as_ref();
+        let mut bytes = text.as_bytes().to_vec();
+        bytes.push(b'\n');
+        // A full disk must not end a deploy that may still succeed; what fails for want of room says so itself.
+        let _ = self.file.write_all(&bytes).await;
+        let _ = self.file.flush().await;
+        let _ = self.client.try_send(DeployEvent::Line(text.to_owned()));
+    }
+}
+
+impl Controller {
+    pub fn build_dir(&self, app: AppId) -> PathBuf {
+        self.deps.data_dir.join("builds").join(app.to_string())
+    }
+
+    pub fn build_log(&self, app: AppId, build: BuildId) -> PathBuf {
+        self.build_dir(app).join(format!("{build}.log"))
+    }
+
+    /// An app's bare repository.
+    pub fn repository_path(&self, app: AppId) -> PathBuf {
+        self.deps.data_dir.join("repositories").join(format!("{app}.git"))
+    }
+
+    /// Queues a build and starts on it. The events end with a verdict; dropping them changes nothing.
+    pub async fn deploy(&self, actor: Actor, request: DeployRequest) -> Result<(Build, mpsc::Receiver<DeployEvent>), ApiError> {
+        let app = self.find_app(&request.app.to_string()).await?;
+        let source = match &request.source {
+            Source::Git { commit, .. } => BuildSource::Push(commit.parse::<CommitId>().map_err(crate::core::invalid)?),
+            Source::Tar(path) => {
+                let id = path.file_stem().and_then(|s| s.to_str()).and_then(|s| s.parse().ok());
+                BuildSource::Archive(id.unwrap_or_else(|| self.id()))
+            }
+            Source::Image(image) => BuildSource::Image(image.clone()),
+        };
+        let build = Build {
+            id: self.id(),
+            app: app.id,
+            status: BuildStatus::Queued,
+            source,
+            source_version: request.source_version.clone(),
+            stack: app.stack.clone(),
+            user: actor.id(),
+            created_at: self.now(),
+            updated_at: self.now(),
+            phases: request.phases.clone(),
+            buildpacks: Vec::new(),
+            slug: None,
+            release: None,
+            error: None,
+            cancel: false,
+        };
+        let event = self.event(&actor, Some(app.id), "build.create", "Build started");
+        let tx = Tx::new().put(keys::build(app.id, build.id), &build).put(keys::event(&event), &event);
+        self.db.commit(tx).await.map_err(crate::core_error)?;
+        let dir = self.build_dir(app.id);
+        let unwritable =
+            |e: std::io::Error| ApiError::new(ErrorId::Unavailable, format!("The build's output cannot be kept: {e}"));
+        tokio::fs::create_dir_all(&dir).await.map_err(unwritable)?;
+        let file = tokio::fs::File::create(self.build_log(app.id, build.id)).await.map_err(unwritable)?;
+        let (client, events) = mpsc::channel(BUFFERED_LINES);
+        let cancel = CancellationToken::new();
+        lock(&self.running_builds).insert(build.id, cancel.clone());
+        let (this, queued) = (self.clone(), build.clone());
+        tokio::spawn(async move {
+            let mut output = Output { file, client: client.clone() };
+            let id = queued.id;
+            let good = this.run_deploy(&actor, queued, request, &mut output, cancel).await;
+            lock(&this.running_builds).remove(&id);
+            let _ = client.send(DeployEvent::Verdict(good)).await;
+        });
+        Ok((build, events))
+    }
+
+    async fn run_deploy(
+        &self,
+        actor: &Actor,
+        mut build: Build,
+        request: DeployRequest,
+        output: &mut Output,
+        cancel: CancellationToken,
+    ) -> bool {
+        let gate = lock(&self.build_locks).entry(build.app).or_default().clone();
+        let _turn = match gate.clone().try_lock_owned() {
+            Ok(turn) => turn,
+            Err(_) => {
+                output.line("-----> Another build of this app is running; this one waits for it").await;
+                tokio::select! {
+                    turn = gate.lock_owned() => turn,
+                    () = cancel.cancelled() => {
+                        self.end_failed(actor, &mut build, "Build cancelled", output).await;
+                        return false;
+                    }
+                }
+            }
+        };
+        match self.build_and_release(actor, &mut build, request, output, &cancel).await {
+            Ok(release) => self.wait_serving(&build, &release, output).await,
+            Err(message) => {
+                self.end_failed(actor, &mut build, &message, output).await;
+                false
+            }
+        }
+    }
+
+    /// Builds, and commits the release. The error is what the pusher reads.
+    async fn build_and_release(
+        &self,
+        actor: &Actor,
+        build: &mut Build,
+        request: DeployRequest,
+        output: &mut Output,
+        cancel: &CancellationToken,
+    ) -> Result<Arc<Release>, String> {
+        let app = self.find_app(&build.app.to_string()).await.map_err(|e| e.message)?;
+        build.status = BuildStatus::Running;
+        self.save_build(build).await.map_err(|e| e.message)?;
+        self.log_api(app.id, format!("Build started by user {}", actor.name));
+        let product = self.run_build(&app, build, request, output, cancel).await?;
+        let slug = self.slug_of(build, product.clone());
+        let released = Instant::now();
+        let release = self.release_build(actor, build, &slug, &product.app_json).await.map_err(|e| e.message)?;
+        build.slug = Some(slug.id);
+        build.release = Some(release.version);
+        build.status = BuildStatus::Succeeded;
+        self.log_api(app.id, "Build succeeded");
+        output.line("-----> Launching...").await;
+        if let Some(command) = &release.release_command {
+            output.line(format!("-----> Release phase: {command}")).await;
+            self.wait_released(&release, output).await?;
+        }
+        build.phases.push(phase(BuildPhase::Release, released.elapsed()));
+        Ok(release)
+    }
+
+    async fn run_build(
+        &self,
+        app: &App,
+        build: &mut Build,
+        request: DeployRequest,
+        output: &mut Output,
+        cancel: &CancellationToken,
+    ) -> Result<BuildProduct, String> {
+        let config = self.vars(app.id, app.config_rev).await.map_err(|e| e.message)?;
+        let job = BuildJob {
+            build: build.id,
+            app: app.id,
+            app_name: app.name.to_string(),
+            stack: app.stack.clone(),
+            source: request.source,
+            buildpacks: app.buildpacks.clone(),
+            config: (*config).clone(),
+            source_version: request.source_version,
+        };
+        let (log, mut lines) = mpsc::channel::<String>(256);
+        let work = self.deps.builders.build(job, log, cancel.clone());
+        tokio::pin!(work);
+        let result = loop {
+            tokio::select! {
+                biased;
+                Some(line) = lines.recv() => output.line(line).await,
+                result = &mut work => break result,
+            }
+        };
+        while let Ok(line) = lines.try_recv() {
+            output.line(line).await;
+        }
+        match result {
+            Ok(product) => {
+                build.phases.extend(product.phases.iter().copied());
+                build.buildpacks.clone_from(&product.buildpacks);
+                Ok(product)
+            }
+            Err(failure) => {
+                build.phases.extend(failure.phases);
+                Err(failure.message)
+            }
+        }
+    }
+
+    fn slug_of(&self, build: &Build, p: BuildProduct) -> Slug {
+        Slug {
+            id: self.id(),
+            app: build.app,
+            image: p.image,
+            size_bytes: p.size_bytes,
+            stack: build.stack.clone(),
+            commit: match &build.source {
+                BuildSource::Push(commit) => Some(commit.to_string()),
+                _ => build.source_version.clone(),
+            },
+            process_types: p.process_types,
+            config_vars: p.config_vars,
+            addons: p.addons,
+            checks: p.app_json.checks,
+            formation: p.app_json.formation,
+            postdeploy: p.app_json.postdeploy,
+            buildpack_description: (!p.buildpacks.is_empty()).then(|| p.buildpacks.join(", ")),
+            has_launcher: p.has_launcher,
+            created_at: self.now(),
+        }
+    }
+
+    async fn end_failed(&self, actor: &Actor, build: &mut Build, message: &str, output: &mut Output) {
+        output.line("").await;
+        for (i, line) in message.lines().enumerate() {
+            let what = if i == 0 { format!(" !     Push rejected, {}", lower_first(line)) } else { format!(" !     {line}") };
+            output.line(what).await;
+        }
+        // A release that was made already says for itself how it ended.
+        if build.release.is_none() {
+            build.status = BuildStatus::Failed;
+            self.log_api(build.app, format!("Build failed -- {message} (by user {})", actor.name));
+        }
+        build.error = Some(message.to_owned());
+        if let Err(e) = self.save_build(build).await {
+            tracing::error!(build = %build.id, error = %e, "the end of a build could not be stored; it counts as interrupted at the next start");
+        }
+    }
+
+    async fn save_build(&self, build: &mut Build) -> Result<(), ApiError> {
+        build.updated_at = self.now();
+        let key = keys::build(build.app, build.id);
+        let built = &*build;
+        self.db
+            .retry(|| async {
+                let stored =
+                    self.db.get::<Build>(&key).await?.ok_or_else(|| crate::core::not_found("The build is gone with its app."))?;
+                Ok((Tx::new().unchanged(&stored).put(key.clone(), built), ()))
+            })
+            .await
+    }
+
+    /// Waits for the release phase, whose runner is the plan loop.
+    async fn wait_released(&self, release: &Release, output: &mut Output) -> Result<(), String> {
+        let mut passes = self.passes.subscribe();
+        let query = flex_logs::LogQuery { process: Some(phase_name(release.version)), ..flex_logs::LogQuery::newest(0) };
+        let mut lines = self.deps.logs.follow(release.app, query);
+        loop {
+            let now = self.find_release(release.app, &release.version.to_string()).await.map_err(|e| e.message)?;
+            if now.released || now.status == ReleaseStatus::Failed {
+                // What it printed last may still be on its way.
+                while let Ok(Some(line)) =
+                    tokio::time::timeout(Duration::from_millis(100), futures_util::StreamExt::next(&mut lines)).await
+                {
+                    output.line(format!("       {}", line.text)).await;
+                }
+                if now.released {
+                    return Ok(());
+                }
+                return Err(now.failure.clone().unwrap_or_else(|| "the release phase failed".into()));
+            }
+            tokio::select! {
+                line = futures_util::StreamExt::next(&mut lines) => if let Some(line) = line {
+                    output.line(format!("       {}", line.text)).await;
+                },
+                _ = passes.changed() => {}
+            }
+        }
+    }
+
+    /// Waits until routers send requests to the release, or it failed; says which.
+    async fn wait_serving(&self, build: &Build, release: &Release, output: &mut Output) -> bool {
+        let started = Instant::now();
+        let mut phases = build.phases.clone();
+        let mut passes = self.passes.subscribe();
+        let mut seen = Seen::default();
+        output.line(format!("       Released v{}", release.version)).await;
+        loop {
+            let now = match self.find_release(release.app, &release.version.to_string()).await {
+                Ok(r) => r,
+                Err(_) => {
+                    output.line(" !     The app was destroyed.").await;
+                    return false;
+                }
+            };
+            seen.look(self, release, &now, started).await;
+            match now.status {
+                ReleaseStatus::Failed => {
+                    self.say_failed(&now, output).await;
+                    let mut failed = build.clone();
+                    failed.error = now.failure.as_deref().and_then(|f| f.lines().next()).map(str::to_owned);
+                    let _ = self.save_build(&mut failed).await;
+                    return false;
+                }
+                ReleaseStatus::Succeeded if seen.routed.is_some() => break,
+                _ => {}
+            }
+            if self.is_superseded(release).await && now.status == ReleaseStatus::Pending {
+                output.line("       A newer release took over before this one was up.").await;
+                return true;
+            }
+            if started.elapsed() > SERVING_PATIENCE {
+                output.line(" !     The release is still not up. It goes on in the background: flex ps, flex logs").await;
+                return false;
+            }
+            let _ = tokio::time::timeout(Duration::from_secs(1), passes.changed()).await;
+        }
+        phases.extend(seen.phases());
+        let mut done = build.clone();
+        done.phases = phases;
+        let _ = self.save_build(&mut done).await;
+        if let Ok(app) = self.find_app(&release.app.to_string()).await {
+            output.line(format!("       {} deployed to Flex", self.web_url(&app))).await;
+        }
+        output.line("").await;
+        for line in phase_lines(&done.phases) {
+            output.line(line).await;
+        }
+        output.line("").await;
+        output.line("Verifying deploy... done.").await;
+        true
+    }
+
+    async fn say_failed(&self, release: &Release, output: &mut Output) {
+        let failure = release.failure.clone().unwrap_or_else(|| "it never became healthy".into());
+        let mut lines = failure.lines();
+        output.line("").await;
+        output.line(format!(" !     Release v{} failed: {}", release.version, lines.next().unwrap_or_default())).await;
+        for line in lines {
+            output.line(format!(" !       {line}")).await;
+        }
+        let good = self.find_app(&release.app.to_string()).await.ok().and_then(|a| a.good);
+        output
+            .line(match good {
+                Some(v) => format!(" !     v{v} keeps serving. Fix it, commit and push again."),
+                None => " !     Nothing is serving yet. Fix it, commit and push again.".to_owned(),
+            })
+            .await;
+    }
+
+    async fn is_superseded(&self, release: &Release) -> bool {
+        self.find_app(&release.app.to_string()).await.is_ok_and(|a| a.target.is_some_and(|t| t > release.version))
+    }
+
+    /// The app's URL.
+    pub fn web_url(&self, app: &App) -> String {
+        let port = match self.deps.settings.http_port {
+            80 => String::new(),
+            p => format!(":{p}"),
+        };
+        format!("http://{}{port}/", self.default_domain(&app.name))
+    }
+
+    /// Asks a build to stop. `false`: it was over already.
+    pub fn cancel_build(&self, build: BuildId) -> bool {
+        let token = lock(&self.running_builds).get(&build).cloned();
+        token.map(|t| t.cancel()).is_some()
+    }
+
+    pub async fn cancel_builds_of(&self, app: AppId) {
+        for build in self.db.list::<Build>(&keys::builds(app)).await.unwrap_or_default() {
+            if !build.value.status.is_over() {
+                self.cancel_build(build.value.id);
+            }
+        }
+    }
+
+    /// Builds that a crash ended: their pusher is gone and nothing came of them.
+    pub(crate) async fn interrupt_old_builds(&self) -> Result<(), ApiError> {
+        for stored in self.db.list::<Build>(keys::BUILDS).await? {
+            if stored.value.status.is_over() {
+                continue;
+            }
+            let ended = Build {
+                status: BuildStatus::Failed,
+                error: Some("The server was stopped during the build. Push again.".into()),
+                updated_at: self.now(),
+                ..(*stored.value).clone()
+            };
+            self.db.commit(Tx::new().unchanged(&stored).put(stored.key.clone(), &ended)).await.map_err(crate::core_error)?;
+            self.log(ended.app, LogSource::App, "api", "Build failed -- the server was stopped during the build");
+        }
+        Ok(())
+    }
+
+    /// The last lines that an instance wrote.
+    pub async fn last_lines(&self, app: AppId, process: &str) -> Vec<String> {
+        let query = flex_logs::LogQuery {
+            process: Some(process.to_owned()),
+            source: Some(LogSource::App),
+            ..flex_logs::LogQuery::newest(LAST_LINES)
+        };
+        let lines = self.deps.logs.query(app, query).await.unwrap_or_default();
+        lines.into_iter().map(|l| format!("{process}: {}", l.text)).collect()
+    }
+}
+
+/// The name of a release phase's process: `release.5`.
+pub fn phase_name(version: u64) -> String {
+    format!("release.{version}")
+}
+
+/// When a release passed its milestones, since it was launched.
+#[derive(Default)]
+struct Seen {
+    started: Option<Duration>,
+    healthy: Option<Duration>,
+    routed: Option<Duration>,
+}
+
+impl Seen {
+    async fn look(&mut self, controller: &Controller, release: &Release, now: &Release, since: Instant) {
+        let elapsed = since.elapsed();
+        let routes_expected = controller.expects_routes(release).await;
+        let (exists, routed) = controller.progress_of(release).await;
+        if exists && self.started.is_none() {
+            self.started = Some(elapsed);
+        }
+        if now.status == ReleaseStatus::Succeeded && self.healthy.is_none() {
+            self.healthy = Some(elapsed);
+        }
+        if now.status == ReleaseStatus::Succeeded && self.routed.is_none() && (routed || !routes_expected) {
+            self.routed = Some(elapsed);
+        }
+    }
+
+    fn phases(&self) -> Vec<PhaseTime> {
+        let (healthy, routed) = (self.healthy.unwrap_or_default(), self.routed.unwrap_or_default());
+        let started = self.started.unwrap_or_default().min(healthy);
+        vec![
+            phase(BuildPhase::Start, started),
+            phase(BuildPhase::Healthy, healthy.saturating_sub(started)),
+            phase(BuildPhase::Routed, routed.saturating_sub(healthy)),
+        ]
+    }
+}
+
+fn phase(phase: BuildPhase, took: Duration) -> PhaseTime {
+    PhaseTime { phase, millis: u64::try_from(took.as_millis()).unwrap_or(u64::MAX) }
+}
+
+fn phase_lines(phases: &[PhaseTime]) -> Vec<String> {
+    let seconds = |ms: u64| format!("{:>7.2} s", Duration::from_millis(ms).as_secs_f64());
+    let mut lines: Vec<String> = phases.iter().map(|p| format!("       {:<12}{}", p.phase, seconds(p.millis))).collect();
+    lines.push(format!("       {:<12}{}", "in all", seconds(phases.iter().map(|p| p.millis).sum())));
+    lines
+}
+
+fn lower_first(text: &str) -> String {
+    let mut chars = text.chars();
+    match chars.next() {
+        // An abbreviation or a file name keeps its capital.
+        Some(c) if chars.clone().next().is_some_and(|n| n.is_lowercase() || n == ' ') && !text.starts_with("Procfile") => {
+            c.to_lowercase().collect::<String>() + chars.as_str()
+        }
+        _ => text.to_owned(),
+    }
+}

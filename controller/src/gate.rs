@@ -1,0 +1,140 @@
+//! What the git receiver asks: who is this, may they, and what becomes of the push.
+
+use crate::core::{Actor, Controller};
+use crate::deploy::{DeployEvent, DeployRequest};
+use crate::http::access::Role;
+use crate::ports::Source;
+use flex_model::{App, AppId, AppName, BuildPhase, CommitId, Email, PhaseTime, User, UserId};
+use std::path::PathBuf;
+use std::sync::Arc;
+use tokio::sync::mpsc;
+
+/// Who pushes.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct GitCaller {
+    pub user: UserId,
+    pub email: Email,
+}
+
+/// One ref of a push.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct GitUpdate {
+    /// `refs/heads/main`.
+    pub name: String,
+    /// Zeros: deleted.
+    pub new: String,
+}
+
+impl Controller {
+    /// The user with this public key (`type base64`).
+    pub async fn caller_by_key(&self, openssh: &str) -> Option<GitCaller> {
+        let user: Arc<User> = self.user_by_key(openssh).await.ok().flatten()?;
+        Some(GitCaller { user: user.id, email: user.email.clone() })
+    }
+
+    /// Whether a user may use an app's repository.
+    ///
+    /// # Errors
+    /// Lines that say what to do.
+    pub async fn authorize_git(&self, user: UserId, app: &str) -> Result<(AppId, AppName), Vec<String>> {
+        let refuse = || {
+            vec![
+                format!("There is no app {} that you may use.", app.chars().take(40).collect::<String>()),
+                "See yours:      flex apps".to_owned(),
+                format!("Or make it:     flex create {}", if app.parse::<AppName>().is_ok() { app } else { "NAME" }),
+                "Or ask its owner to add you:  flex access:add YOUR-EMAIL".to_owned(),
+            ]
+        };
+        let broken = |e: flex_api::ApiError| vec![e.message];
+        let user = self.user(user).await.map_err(broken)?.ok_or_else(refuse)?;
+        let found: Arc<App> = self.find_app(app).await.map_err(|_| refuse())?;
+        match self.role_in(&user, &found).await.map_err(broken)? {
+            Some(Role::Owner | Role::Admin | Role::Collaborator) => Ok((found.id, found.name.clone())),
+            None => Err(refuse()),
+        }
+    }
+
+    /// Takes a push whose objects are in quarantine. Events end with a verdict.
+    pub async fn push(
+        &self,
+        caller: GitCaller,
+        app: AppId,
+        repository: PathBuf,
+        quarantine: Option<PathBuf>,
+        updates: Vec<GitUpdate>,
+        receive_millis: u64,
+    ) -> mpsc::Receiver<DeployEvent> {
+        let (out, events) = mpsc::channel(64);
+        let this = self.clone();
+        tokio::spawn(async move {
+            let good = this.push_now(caller, app, repository, quarantine, &updates, receive_millis, &out).await;
+            let _ = out.send(DeployEvent::Verdict(good)).await;
+        });
+        events
+    }
+
+    #[allow(clippy::too_many_arguments, reason = "the parts of one push")]
+    async fn push_now(
+        &self,
+        caller: GitCaller,
+        app: AppId,
+        repository: PathBuf,
+        quarantine: Option<PathBuf>,
+        updates: &[GitUpdate],
+        receive_millis: u64,
+        out: &mpsc::Sender<DeployEvent>,
+    ) -> bool {
+        let say = async |text: String| drop(out.send(DeployEvent::Line(text)).await);
+        let Ok(app) = self.find_app(&app.to_string()).await else {
+            say(" !     The app was destroyed.".into()).await;
+            return false;
+        };
+        let branch_of = |u: &GitUpdate| {
+            u.name.strip_prefix("refs/heads/").filter(|b| app.deploy_branches.iter().any(|d| d == b)).map(str::to_owned)
+        };
+        let is_deleted = |u: &GitUpdate| u.new.bytes().all(|b| b == b'0');
+        let deploying: Vec<(&GitUpdate, String)> = updates.iter().filter_map(|u| Some((u, branch_of(u)?))).collect();
+        if let Some((_, branch)) = deploying.iter().find(|(u, _)| is_deleted(u)) {
+            say(format!(" !     {branch} is deployed from and cannot be deleted. To remove the app: flex apps:destroy")).await;
+            return false;
+        }
+        if deploying.len() > 1 {
+            say(" !     More than one branch that deploys was pushed at once. Push one of them.".into()).await;
+            return false;
+        }
+        for u in updates.iter().filter(|u| branch_of(u).is_none()) {
+            let name = u.name.strip_prefix("refs/heads/").or(u.name.strip_prefix("refs/tags/")).unwrap_or(&u.name);
+            let what = if is_deleted(u) { "deleted" } else { "stored, not deployed" };
+            say(format!("-----> {name}: {what} (these branches deploy: {})", app.deploy_branches.join(", "))).await;
+        }
+        let Some((update, _)) = deploying.first() else { return true };
+        if update.new.parse::<CommitId>().is_err() {
+            say(" !     That is no commit.".into()).await;
+            return false;
+        }
+        say("Building source:".into()).await;
+        say(String::new()).await;
+        let request = DeployRequest {
+            app: app.id,
+            source: Source::Git { repository, quarantine, commit: update.new.clone() },
+            source_version: Some(update.new.clone()),
+            phases: vec![PhaseTime { phase: BuildPhase::Receive, millis: receive_millis }],
+        };
+        match self.deploy(Actor::user(caller.user, &caller.email), request).await {
+            Err(e) => {
+                say(format!(" !     {e}")).await;
+                false
+            }
+            Ok((_, mut events)) => {
+                let mut good = false;
+                while let Some(event) = events.recv().await {
+                    match event {
+                        DeployEvent::Verdict(v) => good = v,
+                        line => drop(out.send(line).await),
+                    }
+                }
+                good
+            }
+        }
+    }
+}

@@ -1,0 +1,126 @@
+//! Who is asking, and may they: one middleware for every route, driven by the table.
+
+use super::Failure;
+use super::table::{Needs, find};
+use crate::core::{Actor, Controller, app_not_found};
+use crate::db::keys;
+use axum::body::Body;
+use axum::extract::{MatchedPath, Request, State};
+use axum::http::{HeaderValue, header};
+use axum::middleware::Next;
+use axum::response::{IntoResponse, Response};
+use base64::Engine as _;
+use base64::engine::general_purpose::STANDARD;
+use flex_api::{ApiError, ErrorId};
+use flex_model::{App, Collaborator, User};
+use std::sync::Arc;
+
+/// What someone is to an app.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Role {
+    /// May do everything everywhere.
+    Admin,
+    Owner,
+    Collaborator,
+}
+
+/// Who is asking, once the table's demand is met. A handler finds it in the request's extensions.
+#[derive(Debug, Clone)]
+pub struct Caller {
+    pub user: Arc<User>,
+}
+
+impl Caller {
+    pub fn actor(&self) -> Actor {
+        Actor::user(self.user.id, &self.user.email)
+    }
+}
+
+impl Controller {
+    /// A user's role in an app; none: it is none of their business.
+    pub async fn role_in(&self, user: &User, app: &App) -> Result<Option<Role>, ApiError> {
+        if user.admin {
+            return Ok(Some(Role::Admin));
+        }
+        if app.owner == user.id {
+            return Ok(Some(Role::Owner));
+        }
+        let found = self.db.get::<Collaborator>(&keys::collaborator(app.id, user.id)).await?;
+        Ok(found.map(|_| Role::Collaborator))
+    }
+
+    /// The user whose credentials a request carries: `Bearer TOKEN`, or Basic with a token as the password, as git and
+    /// Heroku's client send it.
+    async fn caller(&self, authorization: Option<&str>) -> Result<Option<Arc<User>>, ApiError> {
+        let Some(value) = authorization else { return Ok(None) };
+        let token = match value.split_once(' ') {
+            Some((scheme, token)) if scheme.eq_ignore_ascii_case("bearer") => token.trim().to_owned(),
+            Some((scheme, _)) if scheme.eq_ignore_ascii_case("basic") => match basic(value) {
+                Some((_, password)) => password,
+                None => return Ok(None),
+            },
+            _ => return Ok(None),
+        };
+        Ok(self.user_by_token(&token).await?.map(|(user, _)| user))
+    }
+}
+
+/// Name and password of a Basic header.
+pub fn basic(value: &str) -> Option<(String, String)> {
+    let (scheme, encoded) = value.split_once(' ')?;
+    if !scheme.eq_ignore_ascii_case("basic") {
+        return None;
+    }
+    let text = String::from_utf8(STANDARD.decode(encoded.trim()).ok()?).ok()?;
+    text.split_once(':').map(|(u, p)| (u.to_owned(), p.to_owned()))
+}
+
+/// The middleware: denies what the table does not allow, and hands the caller (and the app) on.
+pub async fn check(State(controller): State<Controller>, mut request: Request, next: Next) -> Response {
+    let id = hex::encode(crate::crypt::random::<16>());
+    let mut response = match admit(&controller, &mut request).await {
+        Ok(()) => next.run(request).await,
+        Err(e) => {
+            // What a client still sends would otherwise be in the way of the answer.
+            drop(std::mem::replace(request.body_mut(), Body::empty()));
+            Failure(e).into_response()
+        }
+    };
+    if let Ok(id) = HeaderValue::from_str(&id) {
+        response.headers_mut().insert("request-id", id);
+    }
+    response
+}
+
+async fn admit(controller: &Controller, request: &mut Request) -> Result<(), ApiError> {
+    let path = request.extensions().get::<MatchedPath>().map(|m| m.as_str().to_owned()).unwrap_or_default();
+    let needs = find(request.method(), &path)
+        .ok_or_else(|| ApiError::new(ErrorId::NotFound, "The requested API endpoint was not found."))?;
+    if needs == Needs::Nothing {
+        return Ok(());
+    }
+    let authorization = request.headers().get(header::AUTHORIZATION).and_then(|v| v.to_str().ok()).map(str::to_owned);
+    let user = controller.caller(authorization.as_deref()).await?;
+    let user = user.ok_or_else(|| ApiError::new(ErrorId::Unauthorized, "Invalid credentials provided. Sign in: flex login"))?;
+    match needs {
+        Needs::Nothing | Needs::User => {}
+        Needs::Admin if user.admin => {}
+        Needs::Admin => return Err(ApiError::new(ErrorId::Forbidden, "Only an administrator may do this.")),
+        Needs::App | Needs::AppOwner => {
+            // /apps/{app}/…
+            let name = request.uri().path().split('/').nth(2).unwrap_or_default().to_owned();
+            let app = controller.find_app(&name).await?;
+            match controller.role_in(&user, &app).await? {
+                // Whether it exists is none of a stranger's business.
+                None => return Err(app_not_found()),
+                Some(Role::Collaborator) if needs == Needs::AppOwner => {
+                    return Err(ApiError::new(ErrorId::Forbidden, "Only the app's owner may do this."));
+                }
+                Some(_) => {}
+            }
+            request.extensions_mut().insert(app);
+        }
+    }
+    request.extensions_mut().insert(Caller { user });
+    Ok(())
+}

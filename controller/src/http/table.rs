@@ -1,0 +1,130 @@
+//! Every route of the API, with what it needs. What is not in the table is denied; the middleware looks here and nowhere
+//! else, and so does the OpenAPI document.
+
+use super::{access, accounts, apps, builds, logs, openapi, releases, run};
+use crate::core::Controller;
+use axum::Router;
+use axum::http::Method;
+use axum::routing::{MethodRouter, delete, get, patch, post, put};
+
+/// What a caller must be.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Needs {
+    /// Anybody: the handler checks what it is given, or there is nothing to protect.
+    Nothing,
+    /// Signed in.
+    User,
+    /// The app's owner or a collaborator (or an administrator).
+    App,
+    /// The app's owner (or an administrator).
+    AppOwner,
+    Admin,
+}
+
+/// One route.
+pub struct Route {
+    pub method: Method,
+    pub path: &'static str,
+    pub needs: Needs,
+    /// One line for the OpenAPI document.
+    pub summary: &'static str,
+    handler: fn() -> MethodRouter<Controller>,
+}
+
+macro_rules! routes {
+    ($($method:ident $fun:ident $path:literal $needs:ident $handler:path, $summary:literal;)*) => {
+        /// All routes.
+        pub fn all() -> Vec<Route> {
+            vec![$(Route {
+                method: Method::$method,
+                path: $path,
+                needs: Needs::$needs,
+                summary: $summary,
+                handler: || $fun($handler),
+            }),*]
+        }
+    };
+}
+
+routes! {
+    GET get "/health" Nothing accounts::health, "Whether the server answers";
+    GET get "/openapi.json" Nothing openapi::document, "This document";
+    GET get "/flex/server" Nothing accounts::server, "Version, checks, and how to reach git over SSH";
+    POST post "/oauth/authorizations" Nothing accounts::authorize, "Make a token, with Basic e-mail and password or with a token";
+    GET get "/oauth/authorizations" User accounts::authorizations, "List own tokens";
+    DELETE delete "/oauth/authorizations/{id}" User accounts::revoke, "Remove a token";
+    GET get "/account" User accounts::account, "The signed-in user";
+    GET get "/users/~" User accounts::account, "The signed-in user";
+    GET get "/account/keys" User accounts::keys, "List own SSH keys";
+    POST post "/account/keys" User accounts::add_key, "Register an SSH key";
+    GET get "/account/keys/{key}" User accounts::key, "One SSH key";
+    DELETE delete "/account/keys/{key}" User accounts::remove_key, "Remove an SSH key";
+    GET get "/users" Admin accounts::users, "List users";
+    POST post "/users" Admin accounts::add_user, "Add a user";
+    GET get "/events" Admin accounts::events, "The history of changes";
+    GET get "/hosts" Admin accounts::hosts, "Hosts and what they report";
+    GET get "/stacks" User accounts::stacks, "Stacks";
+    GET get "/regions" User accounts::regions, "Regions (there is one)";
+    POST post "/sources" User builds::source, "A place to upload a source archive to";
+    PUT put "/sources/{id}/{secret}" Nothing builds::upload, "Upload a source archive; the URL holds a secret";
+    GET get "/apps" User apps::list, "Apps of the signed-in user";
+    GET get "/users/~/apps" User apps::list, "Apps of the signed-in user";
+    POST post "/apps" User apps::create, "Make an app";
+    GET get "/apps/{app}" App apps::info, "One app";
+    PATCH patch "/apps/{app}" App apps::update, "Rename an app, set maintenance mode";
+    DELETE delete "/apps/{app}" AppOwner apps::destroy, "Destroy an app";
+    GET get "/apps/{app}/config-vars" App releases::config, "Config vars";
+    PATCH patch "/apps/{app}/config-vars" App releases::set_config, "Set and (with null) remove config vars";
+    GET get "/apps/{app}/formation" App apps::formation, "Process types with quantity and size";
+    PATCH patch "/apps/{app}/formation" App apps::scale, "Scale several process types";
+    PATCH patch "/apps/{app}/formation/{type}" App apps::scale_one, "Scale one process type";
+    GET get "/apps/{app}/dynos" App run::dynos, "Instances";
+    POST post "/apps/{app}/dynos" App run::start, "Run a one-off command";
+    DELETE delete "/apps/{app}/dynos" App run::restart_all, "Restart all instances";
+    GET get "/apps/{app}/dynos/{dyno}" App run::dyno, "One instance";
+    DELETE delete "/apps/{app}/dynos/{dyno}" App run::restart, "Restart an instance or a process type";
+    DELETE delete "/apps/{app}/formations/{dyno}" App run::restart, "Restart a process type";
+    POST post "/apps/{app}/dynos/{dyno}/actions/stop" App run::restart, "Stop an instance; it is replaced";
+    GET get "/apps/{app}/dynos/{dyno}/why" App run::why, "Why an instance is where it is, or is not running";
+    GET get "/runs/{secret}" Nothing run::attach, "Attach to a run over a WebSocket; the URL holds a secret";
+    GET get "/apps/{app}/releases" App releases::list, "Releases";
+    POST post "/apps/{app}/releases" App releases::rollback, "Go back to an earlier release";
+    GET get "/apps/{app}/releases/{release}" App releases::info, "One release";
+    GET get "/apps/{app}/releases/{release}/config-vars" App releases::config_of, "Config vars of a release";
+    GET get "/apps/{app}/builds" App builds::list, "Builds";
+    POST post "/apps/{app}/builds" App builds::create, "Build and release a source archive or an image";
+    GET get "/apps/{app}/builds/{build}" App builds::info, "One build, with the time of each phase";
+    DELETE delete "/apps/{app}/builds/{build}" App builds::cancel, "Cancel a build";
+    GET get "/apps/{app}/builds/{build}/output" App builds::output, "A build's output, live while it runs";
+    DELETE delete "/apps/{app}/build-cache" App builds::purge_cache, "Remove the build cache";
+    GET get "/apps/{app}/slugs/{slug}" App builds::slug, "One slug";
+    GET get "/apps/{app}/buildpack-installations" App apps::buildpacks, "Buildpacks";
+    PUT put "/apps/{app}/buildpack-installations" App apps::set_buildpacks, "Set the buildpacks";
+    GET get "/apps/{app}/collaborators" App apps::collaborators, "Collaborators";
+    POST post "/apps/{app}/collaborators" AppOwner apps::add_collaborator, "Add a collaborator";
+    DELETE delete "/apps/{app}/collaborators/{user}" AppOwner apps::remove_collaborator, "Remove a collaborator";
+    GET get "/apps/{app}/domains" App apps::domains, "Domains";
+    POST post "/apps/{app}/domains" App apps::add_domain, "Add a domain";
+    DELETE delete "/apps/{app}/domains/{domain}" App apps::remove_domain, "Remove a domain";
+    POST post "/apps/{app}/log-sessions" App logs::create, "A URL to read the log from";
+    GET get "/logs/{secret}" Nothing logs::read, "Read a log session; the URL holds a secret";
+    GET get "/apps/{app}/events" App apps::events, "The app's history of changes";
+}
+
+/// The demand of a route; none: there is no such route.
+pub fn find(method: &Method, path: &str) -> Option<Needs> {
+    // HEAD is answered by GET's handler.
+    let method = if method == Method::HEAD { &Method::GET } else { method };
+    all().iter().find(|r| r.method == *method && r.path == path).map(|r| r.needs)
+}
+
+pub fn router(controller: Controller) -> Router {
+    let mut router = Router::new();
+    for route in all() {
+        router = router.route(route.path, (route.handler)());
+    }
+    router
+        .route_layer(axum::middleware::from_fn_with_state(controller.clone(), access::check))
+        .fallback(accounts::nothing_here)
+        .with_state(controller)
+}

@@ -1,0 +1,37 @@
+//! The loops. Each takes no input: it is woken, reads everything again, and is safe to run twice.
+
+mod plan;
+mod publish;
+mod tidy;
+
+use crate::core::Controller;
+use std::time::Duration;
+use tokio_util::sync::CancellationToken;
+
+/// The longest that the plan loop sleeps: what it was not told of, it finds by itself.
+const LOOK_AGAIN: Duration = Duration::from_secs(2);
+
+impl Controller {
+    /// Runs until told to stop. Stopping stops no app.
+    pub async fn run_loops(&self, stop: CancellationToken) {
+        let tidy = tokio::spawn(self.clone().tidy_loop(stop.clone()));
+        let Ok(mut changes) = self.deps.store.watch("", 0).await else { return };
+        while !stop.is_cancelled() {
+            let sleep = match self.pass().await {
+                Ok(wake) => wake.min(LOOK_AGAIN),
+                Err(e) => {
+                    tracing::warn!(error = %e, "the plan loop could not read or commit; it tries again");
+                    Duration::from_millis(500)
+                }
+            };
+            self.passes.send_modify(|n| *n += 1);
+            tokio::select! {
+                () = stop.cancelled() => break,
+                () = self.wake.notified() => {}
+                _ = changes.changes.changed() => {}
+                () = tokio::time::sleep(sleep) => {}
+            }
+        }
+        let _ = tidy.await;
+    }
+}

@@ -1,0 +1,272 @@
+//! One pass: read the world, plan, commit, publish.
+
+use crate::core::{Actor, Controller, lock};
+use crate::db::{CommitError, DomainRecord, Stored, Tx, keys};
+use flex_api::{ApiError, ErrorId};
+use flex_model::{App, AppId, Host, InstanceId, Placement, PlacementPhase, Release, ReleaseStatus, Timestamp};
+use flex_scheduler::{AppView, Change, ChangeKind, IdSource, Settings, World};
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::time::Duration;
+
+/// Rounds of planning in one pass before others get their turn.
+const MAX_ROUNDS: usize = 20;
+/// Reads that a commit may spoil, one after another.
+const MAX_READS: usize = 100;
+/// No key has this name: only the revision is of interest.
+const REVISION: &str = "-";
+/// Operations of one commit; the store refuses 100.
+const MAX_OPS: usize = 80;
+
+/// Everything that was read, with the revisions to fence commits by.
+pub(super) struct Read {
+    pub world: World,
+    apps: BTreeMap<AppId, Stored<Arc<App>>>,
+    placements: BTreeMap<InstanceId, Stored<Arc<Placement>>>,
+    pub revision: u64,
+}
+
+struct Ids<'a>(&'a Controller);
+
+impl IdSource for Ids<'_> {
+    fn instance(&mut self) -> InstanceId {
+        self.0.id()
+    }
+}
+
+impl Controller {
+    /// Plans until nothing is left to change, then publishes. Returns when to look again.
+    pub(super) async fn pass(&self) -> Result<Duration, ApiError> {
+        let mut read = self.read_world().await?;
+        let mut wake_at: Option<Timestamp> = None;
+        for _ in 0..MAX_ROUNDS {
+            let plan = flex_scheduler::plan(&read.world, &mut Ids(self));
+            wake_at = plan.wake_at;
+            lock(&self.pending).clone_from(&plan.pending);
+            if plan.changes.is_empty() {
+                break;
+            }
+            self.commit_plan(&read, plan.changes).await?;
+            read = self.read_world().await?;
+        }
+        for view in read.world.apps.values() {
+            if let Some(release) = view.app.target.and_then(|t| view.releases.get(&t))
+                && !release.released
+                && release.status == ReleaseStatus::Pending
+            {
+                self.start_release_phase(view.app.clone(), release.clone());
+            }
+        }
+        self.publish(&read).await;
+        Ok(wake_at.map_or(Duration::MAX, |at| at.since(self.now())))
+    }
+
+    /// Reads everything at one revision: again, when a commit came in between. A host refuses two different assignments
+    /// under one number.
+    pub(super) async fn read_world(&self) -> Result<Read, ApiError> {
+        for _ in 0..MAX_READS {
+            let before = self.deps.store.get(REVISION).await.map_or(0, |(_, r)| r);
+            let read = self.read_once(before).await?;
+            if self.deps.store.get(REVISION).await.is_ok_and(|(_, r)| r == before) {
+                return Ok(read);
+            }
+        }
+        Err(ApiError::new(ErrorId::Conflict, "changes come faster than they can be read"))
+    }
+
+    async fn read_once(&self, revision: u64) -> Result<Read, ApiError> {
+        let apps = self.db.list::<App>(keys::APPS).await?;
+        let releases = self.db.list::<Release>(keys::RELEASES).await?;
+        let domains = self.db.list::<DomainRecord>(keys::DOMAINS).await?;
+        let hosts = self.db.list::<Host>(keys::HOSTS).await?;
+        let placements = self.db.list::<Placement>(keys::PLACEMENTS).await?;
+        let mut views: BTreeMap<AppId, AppView> = apps
+            .iter()
+            .map(|a| {
+                let own = self.default_domain(&a.value.name);
+                (a.value.id, AppView { app: a.value.clone(), releases: BTreeMap::new(), domains: vec![own] })
+            })
+            .collect();
+        for r in releases {
+            if let Some(view) = views.get_mut(&r.value.app) {
+                view.releases.insert(r.value.version, r.value);
+            }
+        }
+        for d in domains {
+            if let Some(view) = views.get_mut(&d.value.app) {
+                view.domains.push(d.value.hostname.clone());
+            }
+        }
+        let table = self.table.borrow().clone();
+        let draining = placements.iter().filter(|p| p.value.phase != PlacementPhase::Active).map(|p| p.value.instance);
+        let routed: std::collections::BTreeSet<InstanceId> =
+            table.apps.iter().flat_map(|a| a.backends.iter().map(|b| b.instance)).collect();
+        let world = World {
+            now: self.now(),
+            apps: views,
+            hosts: hosts.into_iter().map(|h| (h.value.id, (*h.value).clone())).collect(),
+            // Any table that lacks it will do: routers acknowledge the newest one that they have.
+            table_without: draining.filter(|i| !routed.contains(i)).map(|i| (i, table.revision)).collect(),
+            placements: placements.iter().map(|p| (p.value.instance, (*p.value).clone())).collect(),
+            reports: lock(&self.reports).clone(),
+            routers: lock(&self.routers).values().cloned().collect(),
+            settings: Settings::default(),
+        };
+        Ok(Read {
+            world,
+            apps: apps.into_iter().map(|a| (a.value.id, a)).collect(),
+            placements: placements.into_iter().map(|p| (p.value.instance, p)).collect(),
+            revision,
+        })
+    }
+
+    /// Commits app by app. A commit that lost against another change is dropped: the next round plans anew.
+    async fn commit_plan(&self, read: &Read, changes: Vec<Change>) -> Result<(), ApiError> {
+        let mut by_app: BTreeMap<Option<AppId>, Vec<Change>> = BTreeMap::new();
+        for change in changes {
+            let app = match &change.kind {
+                ChangeKind::Place(p) => Some(p.app),
+                ChangeKind::Drain { instance, .. } | ChangeKind::Remove { instance } => {
+                    read.placements.get(instance).map(|p| p.value.app)
+                }
+                ChangeKind::ReleaseSucceeded { app, .. } | ChangeKind::ReleaseFailed { app, .. } => Some(*app),
+            };
+            by_app.entry(app).or_default().push(change);
+        }
+        for (app, changes) in by_app {
+            let mut tx = self.fence(read, app);
+            for change in changes {
+                tracing::info!(reason = change.reason, "plan");
+                match change.kind {
+                    ChangeKind::ReleaseSucceeded { app, version } => {
+                        if self.succeed_release(app, version).await? {
+                            let this = self.clone();
+                            tokio::spawn(async move { this.postdeploy(app, version).await });
+                        }
+                        // The app's record changed under the fence of what else was planned for it.
+                        tx = Tx::new();
+                        break;
+                    }
+                    ChangeKind::ReleaseFailed { app, version, instance } => {
+                        let name = instance.and_then(|i| read.placements.get(&i)).map(|p| p.value.name());
+                        let lines = match name {
+                            Some(name) => self.last_lines(app, &name).await,
+                            None => Vec::new(),
+                        };
+                        self.fail_release(app, version, &change.reason, &lines).await?;
+                        tx = Tx::new();
+                        break;
+                    }
+                    kind => tx = self.add(tx, read, kind),
+                }
+                if tx.len() >= MAX_OPS {
+                    self.commit_part(tx).await?;
+                    tx = self.fence(read, app);
+                }
+            }
+            self.commit_part(tx).await?;
+        }
+        Ok(())
+    }
+
+    /// What is planned for an app holds only while the app is what the plan saw.
+    fn fence(&self, read: &Read, app: Option<AppId>) -> Tx {
+        match app.and_then(|a| read.apps.get(&a)) {
+            Some(stored) => Tx::new().unchanged(stored),
+            None => Tx::new(),
+        }
+    }
+
+    fn add(&self, tx: Tx, read: &Read, kind: ChangeKind) -> Tx {
+        match kind {
+            ChangeKind::Place(p) => {
+                let key = keys::placement(p.instance);
+                tx.absent(&key).put(key, &p)
+            }
+            ChangeKind::Drain { instance, deadline } => match read.placements.get(&instance) {
+                Some(stored) => {
+                    let draining = Placement { phase: PlacementPhase::Draining { deadline }, ..(*stored.value).clone() };
+                    tx.unchanged(stored).put(stored.key.clone(), &draining)
+                }
+                None => tx,
+            },
+            ChangeKind::Remove { instance } => match read.placements.get(&instance) {
+                Some(stored) => tx.unchanged(stored).delete(stored.key.clone()),
+                None => tx,
+            },
+            ChangeKind::ReleaseSucceeded { .. } | ChangeKind::ReleaseFailed { .. } => tx,
+        }
+    }
+
+    async fn commit_part(&self, tx: Tx) -> Result<(), ApiError> {
+        if tx.is_empty() {
+            return Ok(());
+        }
+        match self.db.commit(tx).await {
+            Ok(_) | Err(CommitError::Conflict(_)) => Ok(()),
+            Err(CommitError::Api(e)) => Err(e),
+        }
+    }
+
+    /// Whether requests are expected to reach a release: it has a web process that the formation wants.
+    pub async fn expects_routes(&self, release: &Release) -> bool {
+        let Ok(app) = self.find_app(&release.app.to_string()).await else { return false };
+        !app.maintenance
+            && release.image.is_some()
+            && release.processes.keys().any(|p| p.is_web() && app.formation.get(p).is_some_and(|s| s.quantity > 0))
+    }
+
+    /// Whether an instance of the release was seen running, and whether every router sends requests to one.
+    pub async fn progress_of(&self, release: &Release) -> (bool, bool) {
+        let placements = self.db.list::<Placement>(keys::PLACEMENTS).await.unwrap_or_default();
+        let mine: Vec<InstanceId> = placements
+            .iter()
+            .filter(|p| p.value.app == release.app && p.value.version == release.version)
+            .map(|p| p.value.instance)
+            .collect();
+        let exists = {
+            let reports = lock(&self.reports);
+            reports.values().any(|v| v.report.instances.iter().any(|i| mine.contains(&i.instance) && i.address.is_some()))
+        };
+        let table = self.table.borrow().clone();
+        let in_table = table.apps.iter().any(|a| a.app == release.app && a.backends.iter().any(|b| mine.contains(&b.instance)));
+        let acknowledged = lock(&self.routers).values().all(|r| r.revision >= table.revision);
+        (exists, in_table && acknowledged)
+    }
+
+    /// Why an instance is where it is, or why it is not running.
+    pub async fn why(&self, app: &App, name: &str) -> Result<Vec<String>, ApiError> {
+        let mut lines = Vec::new();
+        let placements = self.db.list::<Placement>(keys::PLACEMENTS).await?;
+        for p in placements.iter().map(|p| &p.value).filter(|p| p.app == app.id && p.name() == name) {
+            let host =
+                self.db.get::<Host>(&keys::host(p.host)).await?.map_or_else(|| p.host.to_string(), |h| h.value.name.clone());
+            lines.push(format!("{name} (v{}) was placed on {host}: {}", p.version, p.reason));
+            let reports = lock(&self.reports);
+            let report = reports.get(&p.host).and_then(|v| v.report.instances.iter().find(|i| i.instance == p.instance));
+            lines.push(match report {
+                Some(r) => {
+                    let state = format!("{:?}", r.state).to_lowercase();
+                    let more = r.message.as_ref().map(|m| format!(": {m}")).unwrap_or_default();
+                    format!("It is {state} since {}, restarted {} times{more}", r.since.rfc3339_seconds(), r.restarts)
+                }
+                None => "Its host has not reported it yet".to_owned(),
+            });
+            if let PlacementPhase::Draining { deadline } = p.phase {
+                lines.push(format!("It drains until {} at the latest", deadline.rfc3339_seconds()));
+            }
+        }
+        for p in lock(&self.pending).iter().filter(|p| p.app == app.id && format!("{}.{}", p.process, p.index) == name) {
+            lines.push(format!("{name} is wanted but cannot be placed: {}", p.why));
+        }
+        if lines.is_empty() {
+            return Err(crate::core::not_found(format!("There is no {name}. See: flex ps")));
+        }
+        Ok(lines)
+    }
+
+    /// The platform's own actor, for what loops do.
+    pub fn platform(&self) -> Actor {
+        Actor::platform()
+    }
+}

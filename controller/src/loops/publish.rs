@@ -1,0 +1,80 @@
+//! What hosts and routers are told, from what was read.
+
+use super::plan::Read;
+use crate::core::{Controller, lock};
+use flex_model::{Assignment, HostId, Placement, RouteTable, WorkItem};
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
+use std::time::Duration;
+
+/// How long a controller that has just started waits for its hosts before it publishes routes without them: until then
+/// routers go on with the table that they have.
+const FIRST_REPORTS: Duration = Duration::from_secs(15);
+
+impl Controller {
+    pub(super) async fn publish(&self, read: &Read) {
+        self.publish_assignments(read).await;
+        self.publish_routes(read);
+    }
+
+    async fn publish_assignments(&self, read: &Read) {
+        let mut by_host: BTreeMap<HostId, Vec<&Placement>> = read.world.hosts.keys().map(|h| (*h, Vec::new())).collect();
+        for p in read.world.placements.values() {
+            by_host.entry(p.host).or_default().push(p);
+        }
+        for (host, placements) in by_host {
+            let mut items = Vec::with_capacity(placements.len());
+            for p in placements {
+                match self.work_item(read, p).await {
+                    Ok(item) => items.push(item),
+                    Err(e) => {
+                        // An assignment that lacks an instance would stop it: rather keep the old one.
+                        tracing::error!(instance = %p.instance, error = %e, "an assignment cannot be made");
+                        return;
+                    }
+                }
+            }
+            let mut senders = lock(&self.assignments);
+            let sender = senders.entry(host).or_insert_with(|| tokio::sync::watch::channel(None).0);
+            if sender.borrow().as_ref().is_none_or(|a| a.items != items) {
+                let assignment = Assignment { host, revision: read.revision, epoch: self.epoch, items };
+                sender.send_replace(Some(Arc::new(assignment)));
+            }
+        }
+    }
+
+    async fn work_item(&self, read: &Read, p: &Placement) -> Result<WorkItem, flex_api::ApiError> {
+        let missing = || crate::core::not_found(format!("{} v{} of {} is not known", p.name(), p.version, p.app));
+        let view = read.world.apps.get(&p.app).ok_or_else(missing)?;
+        let release = view.releases.get(&p.version).ok_or_else(missing)?;
+        let mut spec = self.instance_spec(&view.app, release, &p.process, &p.name()).await?;
+        // A running instance keeps the size it was placed with; another size is another placement.
+        spec.memory = p.memory;
+        Ok(WorkItem {
+            instance: p.instance,
+            app: p.app,
+            app_name: view.app.name.clone(),
+            name: p.name(),
+            version: p.version,
+            spec,
+        })
+    }
+
+    fn publish_routes(&self, read: &Read) {
+        let hosts: BTreeSet<HostId> = read.world.placements.values().map(|p| p.host).collect();
+        let heard = hosts.iter().all(|h| read.world.reports.get(h).is_some_and(|r| r.counts));
+        if !heard && self.started.elapsed() < FIRST_REPORTS {
+            return;
+        }
+        let apps = flex_scheduler::routes(&read.world);
+        self.table.send_if_modified(|table| {
+            if table.apps == apps && table.revision > 0 {
+                return false;
+            }
+            // Grows over restarts too: routers keep the newest table on disk.
+            let now = u64::try_from(read.world.now.micros()).unwrap_or(0);
+            *table = Arc::new(RouteTable { revision: now.max(table.revision + 1), apps });
+            true
+        });
+    }
+}

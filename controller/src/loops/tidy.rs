@@ -1,0 +1,73 @@
+//! Removes what nothing desires any more: remains of destroyed apps, old events, old builds' output, unused sources.
+
+use crate::core::Controller;
+use crate::db::{SourceRecord, Tx, keys};
+use flex_api::ApiError;
+use flex_model::{App, AppId, Build, Release};
+use std::collections::BTreeSet;
+use std::time::Duration;
+use tokio_util::sync::CancellationToken;
+
+const EVERY: Duration = Duration::from_secs(300);
+const KEPT_EVENTS: usize = 20_000;
+const KEPT_BUILDS: usize = 100;
+/// A promised upload that nobody made use of.
+const SOURCE_LIFE: Duration = Duration::from_secs(24 * 3600);
+
+impl Controller {
+    pub(super) async fn tidy_loop(self, stop: CancellationToken) {
+        loop {
+            if let Err(e) = self.tidy().await {
+                tracing::warn!(error = %e, "tidying up was not possible; it is tried again later");
+            }
+            tokio::select! {
+                () = stop.cancelled() => return,
+                () = tokio::time::sleep(EVERY) => {}
+            }
+        }
+    }
+
+    pub(crate) async fn tidy(&self) -> Result<(), ApiError> {
+        let apps: BTreeSet<AppId> = self.db.list::<App>(keys::APPS).await?.iter().map(|a| a.value.id).collect();
+        let mut gone: BTreeSet<AppId> = BTreeSet::new();
+        gone.extend(self.db.list::<Release>(keys::RELEASES).await?.iter().map(|r| r.value.app).filter(|a| !apps.contains(a)));
+        gone.extend(self.db.list::<Build>(keys::BUILDS).await?.iter().map(|b| b.value.app).filter(|a| !apps.contains(a)));
+        for app in gone {
+            self.sweep_app(app).await?;
+        }
+        let (events, _) = self.deps.store.list(keys::EVENTS).await.map_err(store_error)?;
+        let surplus = events.len().saturating_sub(KEPT_EVENTS);
+        for chunk in events[..surplus].chunks(50) {
+            let tx = chunk.iter().fold(Tx::new(), |tx, e| tx.delete(e.key.to_string()));
+            self.db.commit(tx).await.map_err(crate::core_error)?;
+        }
+        for app in &apps {
+            self.tidy_builds(*app).await?;
+        }
+        self.tidy_sources().await
+    }
+
+    async fn tidy_builds(&self, app: AppId) -> Result<(), ApiError> {
+        let mut builds = self.db.list::<Build>(&keys::builds(app)).await?;
+        builds.sort_by_key(|b| std::cmp::Reverse(b.value.created_at));
+        for old in builds.iter().skip(KEPT_BUILDS).filter(|b| b.value.status.is_over()) {
+            self.db.commit(Tx::new().unchanged(old).delete(old.key.clone())).await.map_err(crate::core_error)?;
+            let _ = tokio::fs::remove_file(self.build_log(app, old.value.id)).await;
+        }
+        Ok(())
+    }
+
+    async fn tidy_sources(&self) -> Result<(), ApiError> {
+        for s in self.db.list::<SourceRecord>("sources/").await? {
+            if self.now().since(s.value.created_at) > SOURCE_LIFE {
+                self.db.commit(Tx::new().delete(s.key.clone())).await.map_err(crate::core_error)?;
+                let _ = tokio::fs::remove_file(self.source_path(s.value.id)).await;
+            }
+        }
+        Ok(())
+    }
+}
+
+fn store_error(e: flex_store::StoreError) -> ApiError {
+    ApiError::new(flex_api::ErrorId::Unavailable, e.to_string())
+}

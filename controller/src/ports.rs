@@ -1,0 +1,145 @@
+//! What the controller asks of the rest of the server. The executable supplies it; the controller knows no builder, no
+//! engine and no router.
+
+use async_trait::async_trait;
+use bytes::Bytes;
+use flex_model::app_json::AppJson;
+use flex_model::{
+    AppId, BuildId, BuildpackRef, ImageRef, InstanceId, InstanceSpec, PhaseTime, ProcessType, Secret, StackName, Timestamp,
+};
+use futures_util::stream::BoxStream;
+use std::collections::BTreeMap;
+use std::path::PathBuf;
+use tokio::sync::{mpsc, oneshot};
+use tokio_util::sync::CancellationToken;
+
+/// Where a build's source is.
+#[derive(Debug, Clone)]
+pub enum Source {
+    /// A commit of a bare repository; `quarantine` holds objects that are not accepted yet.
+    Git { repository: PathBuf, quarantine: Option<PathBuf>, commit: String },
+    /// A tar archive, maybe compressed.
+    Tar(PathBuf),
+    /// No build: an image.
+    Image(String),
+}
+
+/// One build to do.
+#[derive(Debug, Clone)]
+pub struct BuildJob {
+    pub build: BuildId,
+    pub app: AppId,
+    pub app_name: String,
+    pub stack: StackName,
+    pub source: Source,
+    pub buildpacks: Vec<BuildpackRef>,
+    pub config: BTreeMap<String, Secret>,
+    pub source_version: Option<String>,
+}
+
+/// What came of it.
+#[derive(Debug, Clone)]
+pub struct BuildProduct {
+    pub image: ImageRef,
+    pub size_bytes: u64,
+    pub process_types: BTreeMap<ProcessType, String>,
+    pub config_vars: BTreeMap<String, String>,
+    pub addons: Vec<String>,
+    pub app_json: AppJson,
+    pub buildpacks: Vec<String>,
+    pub has_launcher: bool,
+    pub phases: Vec<PhaseTime>,
+}
+
+/// Why there is no product: said to the pusher as it stands.
+#[derive(Debug, Clone)]
+pub struct BuildFailure {
+    /// One line, e.g. `failed to compile Python app`.
+    pub message: String,
+    pub phases: Vec<PhaseTime>,
+}
+
+/// Builds.
+#[async_trait]
+pub trait Builders: Send + Sync + 'static {
+    /// Builds, sending each line of output as it comes.
+    async fn build(
+        &self,
+        job: BuildJob,
+        log: mpsc::Sender<String>,
+        cancel: CancellationToken,
+    ) -> Result<BuildProduct, BuildFailure>;
+    /// Forgets an app's build cache.
+    async fn purge_cache(&self, app: AppId) -> Result<(), String>;
+    /// Forgets all that builds of an app left.
+    async fn remove_app(&self, app: AppId) -> Result<(), String>;
+}
+
+/// A one-off container.
+#[derive(Debug, Clone)]
+pub struct RunJob {
+    pub instance: InstanceId,
+    pub app: AppId,
+    pub app_name: String,
+    /// `run.4711`.
+    pub name: String,
+    pub version: u64,
+    pub spec: InstanceSpec,
+    /// Columns and rows of a terminal, if there is to be one.
+    pub tty: Option<(u16, u16)>,
+    pub stdin: bool,
+}
+
+/// To a run.
+#[derive(Debug, Clone)]
+pub enum RunInput {
+    Data(Bytes),
+    Eof,
+    /// Columns, rows.
+    Resize(u16, u16),
+    Signal(i32),
+}
+
+/// From a run.
+#[derive(Debug, Clone)]
+pub enum RunOutput {
+    Stdout(Bytes),
+    Stderr(Bytes),
+}
+
+/// A run under way.
+pub struct RunSession {
+    pub input: mpsc::Sender<RunInput>,
+    pub output: BoxStream<'static, Result<RunOutput, String>>,
+    /// Exit status, after the last output.
+    pub exit: oneshot::Receiver<Result<i64, String>>,
+}
+
+/// Runs one-off containers.
+#[async_trait]
+pub trait Runs: Send + Sync + 'static {
+    async fn run(&self, job: RunJob) -> Result<RunSession, String>;
+}
+
+/// What else the controller needs to know of the machine it is on.
+#[async_trait]
+pub trait Machine: Send + Sync + 'static {
+    /// Checks for `flex doctor`: what, and the problem with its remedy where there is one.
+    async fn checks(&self) -> Vec<(String, Option<(String, String)>)>;
+}
+
+/// Time and ids, so that tests can choose them.
+pub trait Clock: Send + Sync + 'static {
+    fn now(&self) -> Timestamp;
+}
+
+/// The machine's clock.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct SystemClock;
+
+impl Clock for SystemClock {
+    fn now(&self) -> Timestamp {
+        let since = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).unwrap_or_default();
+        Timestamp::from_micros(i64::try_from(since.as_micros()).unwrap_or(i64::MAX))
+    }
+}

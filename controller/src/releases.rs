@@ -1,0 +1,379 @@
+//! Releases: how one comes to be (deploy, config, rollback), and what becomes of it.
+
+use crate::core::{Actor, Controller, invalid, not_found};
+use crate::crypt::Vars;
+use crate::db::{Stored, Tx, keys};
+use flex_api::ApiError;
+use flex_model::{
+    App, AppId, Build, BuildStatus, ConfigKey, HealthCheck, LogSource, ProcessScale, ProcessSpec, ProcessType, Release,
+    ReleaseStatus, Secret, Slug,
+};
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+/// The largest sum of an app's config vars, in bytes: Heroku's limit, and what fits a record after encryption.
+const MAX_CONFIG_BYTES: usize = 32 << 10;
+
+impl Controller {
+    pub async fn releases_of(&self, app: AppId) -> Result<Vec<Arc<Release>>, ApiError> {
+        Ok(self.db.list::<Release>(&keys::releases(app)).await?.into_iter().map(|s| s.value).collect())
+    }
+
+    /// By number (`3`, `v3`) or id.
+    pub async fn find_release(&self, app: AppId, which: &str) -> Result<Arc<Release>, ApiError> {
+        let missing = || not_found("Couldn't find that release.");
+        if let Ok(version) = which.strip_prefix('v').unwrap_or(which).parse::<u64>() {
+            return Ok(self.db.get::<Release>(&keys::release(app, version)).await?.ok_or_else(missing)?.value);
+        }
+        self.releases_of(app).await?.into_iter().find(|r| r.id.to_string() == which).ok_or_else(missing)
+    }
+
+    /// The config vars of a revision.
+    pub async fn vars(&self, app: AppId, rev: u64) -> Result<Arc<Vars>, ApiError> {
+        if let Some(vars) = crate::core::lock(&self.vars).get(&(app, rev)) {
+            return Ok(vars.clone());
+        }
+        let key = keys::config(app, rev);
+        let vars = match self.db.get(&key).await? {
+            Some(sealed) => self.crypt.unseal(&key, &sealed.value)?,
+            None => Vars::new(),
+        };
+        let vars = Arc::new(vars);
+        let mut cache = crate::core::lock(&self.vars);
+        // Old revisions are asked for seldom: start over rather than keep every secret in memory for ever.
+        if cache.len() > 2000 {
+            cache.clear();
+        }
+        cache.insert((app, rev), vars.clone());
+        Ok(vars)
+    }
+
+    /// Sets (or, with none, removes) config vars: one new revision, and a release of it.
+    pub async fn set_config(
+        &self,
+        actor: &Actor,
+        id: AppId,
+        changes: &BTreeMap<ConfigKey, Option<Secret>>,
+    ) -> Result<Arc<Vars>, ApiError> {
+        let (vars, release) = self
+            .db
+            .retry(|| async {
+                let stored = self.read_app(&id.to_string()).await?;
+                let before = self.vars(id, stored.value.config_rev).await?;
+                let mut vars = (*before).clone();
+                for (key, value) in changes {
+                    match value {
+                        Some(v) => vars.insert(key.to_string(), v.clone()),
+                        None => vars.remove(key.as_str()),
+                    };
+                }
+                if vars == *before {
+                    return Ok((Tx::new(), (before, None)));
+                }
+                let size: usize = vars.iter().map(|(k, v)| k.len() + v.expose().len()).sum();
+                if size > MAX_CONFIG_BYTES {
+                    return Err(invalid(format!(
+                        "The config vars would be {size} bytes in all; at most {MAX_CONFIG_BYTES} are allowed."
+                    )));
+                }
+                let (set, unset): (Vec<_>, Vec<_>) = changes.iter().partition(|(_, v)| v.is_some());
+                let names =
+                    |list: &[(&ConfigKey, &Option<Secret>)]| list.iter().map(|(k, _)| k.as_str()).collect::<Vec<_>>().join(", ");
+                let said: Vec<String> = [("Set", &set), ("Unset", &unset)]
+                    .iter()
+                    .filter(|(_, l)| !l.is_empty())
+                    .map(|(verb, l)| format!("{verb} {} config vars", names(l)))
+                    .collect();
+                let description = said.join(", ");
+                let mut app = (*stored.value).clone();
+                app.config_rev += 1;
+                let key = keys::config(id, app.config_rev);
+                let sealed = self.crypt.seal(&key, &vars)?;
+                let base = self.base_release(&stored.value).await?;
+                let release = self.next_release(actor, &mut app, &description, base.as_deref());
+                let event = self.event(actor, Some(id), "config.update", &description);
+                let tx = Tx::new()
+                    .unchanged(&stored)
+                    .put(stored.key.clone(), &app)
+                    .put(key, &sealed)
+                    .put(keys::release(id, release.version), &release)
+                    .put(keys::event(&event), &event);
+                Ok((tx, (Arc::new(vars), Some(release))))
+            })
+            .await?;
+        if let Some(r) = release {
+            self.announce(&r, actor);
+        }
+        Ok(vars)
+    }
+
+    /// What a release that brings no new code takes its code from.
+    async fn base_release(&self, app: &App) -> Result<Option<Arc<Release>>, ApiError> {
+        for version in [app.target, app.good].into_iter().flatten() {
+            if let Some(r) = self.db.get::<Release>(&keys::release(app.id, version)).await?
+                && r.value.status != ReleaseStatus::Failed
+            {
+                return Ok(Some(r.value));
+            }
+        }
+        Ok(None)
+    }
+
+    /// The next release, with another one's code, or with none. Numbers it and makes it the app's target.
+    fn next_release(&self, actor: &Actor, app: &mut App, description: &str, base: Option<&Release>) -> Release {
+        app.last_version += 1;
+        app.target = Some(app.last_version);
+        app.updated_at = self.now();
+        Release {
+            id: self.id(),
+            app: app.id,
+            version: app.last_version,
+            status: ReleaseStatus::Pending,
+            description: description.to_owned(),
+            build: None,
+            slug: base.and_then(|b| b.slug),
+            image: base.and_then(|b| b.image.clone()),
+            has_launcher: base.is_some_and(|b| b.has_launcher),
+            commit: base.and_then(|b| b.commit.clone()),
+            config_rev: app.config_rev,
+            processes: base.map(|b| b.processes.clone()).unwrap_or_default(),
+            release_command: None,
+            released: true,
+            user: actor.id(),
+            created_at: self.now(),
+            updated_at: self.now(),
+            failure: None,
+        }
+    }
+
+    /// Goes back to an earlier release: its code and its config, as a new release.
+    pub async fn rollback(&self, actor: &Actor, id: AppId, to: &Release) -> Result<Arc<Release>, ApiError> {
+        if to.status == ReleaseStatus::Failed {
+            return Err(invalid(format!("v{} failed: there is nothing good in it to go back to.", to.version)));
+        }
+        let release = self
+            .db
+            .retry(|| async {
+                let stored = self.read_app(&id.to_string()).await?;
+                let mut app = (*stored.value).clone();
+                let description = format!("Rollback to v{}", to.version);
+                // The config of that release becomes the newest revision, so that the next change starts from it.
+                let vars = self.vars(id, to.config_rev).await?;
+                app.config_rev += 1;
+                let key = keys::config(id, app.config_rev);
+                let sealed = self.crypt.seal(&key, &vars)?;
+                let release = self.next_release(actor, &mut app, &description, Some(to));
+                let event = self.event(actor, Some(id), "release.rollback", &description);
+                let tx = Tx::new()
+                    .unchanged(&stored)
+                    .put(stored.key.clone(), &app)
+                    .put(key, &sealed)
+                    .put(keys::release(id, release.version), &release)
+                    .put(keys::event(&event), &event);
+                Ok((tx, release))
+            })
+            .await?;
+        self.announce(&release, actor);
+        Ok(Arc::new(release))
+    }
+
+    /// A build's success: build, slug, release and target in one commit. `None`: the app is gone.
+    pub async fn release_build(
+        &self,
+        actor: &Actor,
+        build: &Build,
+        slug: &Slug,
+        app_json: &flex_model::app_json::AppJson,
+    ) -> Result<Arc<Release>, ApiError> {
+        let id = build.app;
+        let release = self
+            .db
+            .retry(|| async {
+                let stored = self.read_app(&id.to_string()).await?;
+                let mut app = (*stored.value).clone();
+                let first = app.good.is_none();
+                let before = self.vars(id, app.config_rev).await?;
+                let vars = if first { first_vars(&before, slug, app_json)? } else { (*before).clone() };
+                let mut tx = Tx::new().unchanged(&stored);
+                if vars != *before {
+                    app.config_rev += 1;
+                    let key = keys::config(id, app.config_rev);
+                    let sealed = self.crypt.seal(&key, &vars)?;
+                    tx = tx.put(key, &sealed);
+                }
+                let description = describe(build);
+                let mut release = self.next_release(actor, &mut app, &description, None);
+                release.build = Some(build.id);
+                release.slug = Some(slug.id);
+                release.image = Some(slug.image.clone());
+                release.has_launcher = slug.has_launcher;
+                release.commit.clone_from(&slug.commit);
+                release.release_command = slug.process_types.iter().find(|(p, _)| p.is_release_phase()).map(|(_, c)| c.clone());
+                release.released = release.release_command.is_none();
+                release.processes = processes(&app, slug);
+                first_formation(&mut app, &release, slug);
+                let done = Build {
+                    status: BuildStatus::Succeeded,
+                    slug: Some(slug.id),
+                    release: Some(release.version),
+                    updated_at: self.now(),
+                    ..build.clone()
+                };
+                let event = self.event(actor, Some(id), "release.create", format!("v{}: {description}", release.version));
+                tx = tx
+                    .put(stored.key.clone(), &app)
+                    .put(keys::slug(id, slug.id), slug)
+                    .put(keys::build(id, build.id), &done)
+                    .put(keys::release(id, release.version), &release)
+                    .put(keys::event(&event), &event);
+                Ok((tx, release))
+            })
+            .await?;
+        self.announce(&release, actor);
+        Ok(Arc::new(release))
+    }
+
+    fn announce(&self, release: &Release, actor: &Actor) {
+        self.log_api(release.app, format!("{} by user {}", release.description, actor.name));
+        self.log_api(release.app, format!("Release v{} created by user {}", release.version, actor.name));
+        self.nudge();
+    }
+
+    /// Ends a pending release as failed; what was good before is what should run.
+    pub async fn fail_release(&self, app: AppId, version: u64, why: &str, last_lines: &[String]) -> Result<(), ApiError> {
+        let failed = self
+            .db
+            .retry(|| async {
+                let stored = self.read_app(&app.to_string()).await?;
+                let key = keys::release(app, version);
+                let release: Stored<Arc<Release>> =
+                    self.db.get(&key).await?.ok_or_else(|| not_found("Couldn't find that release."))?;
+                if release.value.status != ReleaseStatus::Pending {
+                    return Ok((Tx::new(), false));
+                }
+                let mut failure = why.to_owned();
+                if !last_lines.is_empty() {
+                    failure = format!("{failure}\n{}", last_lines.join("\n"));
+                }
+                let failure: String = failure.chars().take(8000).collect();
+                let release_now = Release {
+                    status: ReleaseStatus::Failed,
+                    failure: Some(failure),
+                    updated_at: self.now(),
+                    ..(*release.value).clone()
+                };
+                let event = self.event(&Actor::platform(), Some(app), "release.failed", format!("v{version}: {why}"));
+                let mut tx = Tx::new().unchanged(&release).put(key, &release_now).put(keys::event(&event), &event);
+                if stored.value.target == Some(version) {
+                    let app_now = App { target: stored.value.good, updated_at: self.now(), ..(*stored.value).clone() };
+                    tx = tx.unchanged(&stored).put(stored.key.clone(), &app_now);
+                }
+                Ok((tx, true))
+            })
+            .await?;
+        if failed {
+            self.log(app, LogSource::Flex, "release", format!("Release v{version} failed: {why}"));
+            self.nudge();
+        }
+        Ok(())
+    }
+
+    /// A pending release was seen serving.
+    pub async fn succeed_release(&self, app: AppId, version: u64) -> Result<bool, ApiError> {
+        self.db
+            .retry(|| async {
+                let stored = self.read_app(&app.to_string()).await?;
+                let key = keys::release(app, version);
+                let release: Stored<Arc<Release>> =
+                    self.db.get(&key).await?.ok_or_else(|| not_found("Couldn't find that release."))?;
+                if release.value.status != ReleaseStatus::Pending || stored.value.target != Some(version) {
+                    return Ok((Tx::new(), false));
+                }
+                let first = stored.value.good.is_none() && release.value.image.is_some();
+                let release_now =
+                    Release { status: ReleaseStatus::Succeeded, updated_at: self.now(), ..(*release.value).clone() };
+                let good = if release.value.image.is_some() { Some(version) } else { stored.value.good };
+                let app_now = App { good, updated_at: self.now(), ..(*stored.value).clone() };
+                let event = self.event(&Actor::platform(), Some(app), "release.succeeded", format!("v{version} is serving"));
+                let tx = Tx::new()
+                    .unchanged(&stored)
+                    .unchanged(&release)
+                    .put(stored.key.clone(), &app_now)
+                    .put(key, &release_now)
+                    .put(keys::event(&event), &event);
+                Ok((tx, first))
+            })
+            .await
+    }
+}
+
+fn describe(build: &Build) -> String {
+    match (&build.source, &build.source_version) {
+        (flex_model::build::BuildSource::Push(commit), _) => format!("Deploy {}", &commit.as_str()[..8]),
+        (flex_model::build::BuildSource::Image(image), _) => format!("Deploy image {image}"),
+        (_, Some(version)) => format!("Deploy {}", version.chars().take(8).collect::<String>()),
+        _ => "Deploy archive".into(),
+    }
+}
+
+/// The process types of a slug, each with its check: the owner's, else app.json's, else the default.
+fn processes(app: &App, slug: &Slug) -> BTreeMap<ProcessType, ProcessSpec> {
+    let spec = |p: &ProcessType, command: Option<String>| {
+        let check = app.checks.get(p).or(slug.checks.get(p)).cloned();
+        ProcessSpec { command, check: check.unwrap_or_else(|| HealthCheck::default_for(p)) }
+    };
+    let mut out: BTreeMap<_, _> = slug
+        .process_types
+        .iter()
+        .filter(|(p, _)| !p.is_release_phase())
+        .map(|(p, c)| (p.clone(), spec(p, Some(c.clone()))))
+        .collect();
+    // An image without a Procfile runs what it says itself.
+    if out.is_empty() {
+        out.insert(ProcessType::web(), spec(&ProcessType::web(), None));
+    }
+    out
+}
+
+/// The formation of new process types: what app.json says at the first deploy, else one web and none of the others.
+fn first_formation(app: &mut App, release: &Release, slug: &Slug) {
+    let first = app.good.is_none();
+    for p in release.processes.keys().filter(|p| !app.formation.contains_key(*p)).cloned().collect::<Vec<_>>() {
+        let (quantity, memory) = slug.formation.get(&p).copied().filter(|_| first).unwrap_or((u32::from(p.is_web()), None));
+        let mut scale = ProcessScale::default_for(quantity);
+        if let Some(m) = memory {
+            scale.memory = m;
+        }
+        app.formation.insert(p, scale);
+    }
+}
+
+/// Config vars at the first deploy: what is set wins over app.json, which wins over the buildpack's defaults.
+fn first_vars(before: &Vars, slug: &Slug, app_json: &flex_model::app_json::AppJson) -> Result<Vars, ApiError> {
+    use flex_model::app_json::EnvValue;
+    let mut vars: Vars = slug.config_vars.iter().map(|(k, v)| (k.clone(), Secret::new(v))).collect();
+    let mut missing = Vec::new();
+    for (key, value) in &app_json.env {
+        let value = match value {
+            EnvValue::Value(v) => v.clone(),
+            EnvValue::Generated => hex::encode(crate::crypt::random::<32>()),
+            EnvValue::Optional => continue,
+            EnvValue::Required => {
+                if !before.contains_key(key.as_str()) {
+                    missing.push(key.as_str());
+                }
+                continue;
+            }
+        };
+        vars.insert(key.to_string(), Secret::new(value));
+    }
+    if !missing.is_empty() {
+        return Err(invalid(format!(
+            "app.json requires config vars that are not set: {}. Set them: flex config:set {}=…",
+            missing.join(", "),
+            missing[0]
+        )));
+    }
+    vars.extend(before.iter().map(|(k, v)| (k.clone(), v.clone())));
+    Ok(vars)
+}

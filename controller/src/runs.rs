@@ -1,0 +1,292 @@
+//! One-off containers: `flex run`, the release phase, `postdeploy`.
+
+use crate::core::{Actor, Controller, invalid, lock};
+use crate::db::keys;
+use crate::deploy::phase_name;
+use crate::ports::{RunJob, RunOutput, RunSession};
+use bytes::Bytes;
+use flex_api::{ApiError, ErrorId};
+use flex_model::{
+    App, AppId, Command, HealthCheck, InstanceSpec, LogSource, Memory, ProcessScale, ProcessType, Release, ReleaseStatus, Secret,
+    Slug,
+};
+use futures_util::StreamExt;
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::time::Duration;
+
+/// Where `web` is told to listen, in its own network namespace.
+pub const PORT: u16 = 5000;
+/// Processes and threads of an instance: far beyond an ordinary app, far below what harms a host.
+const PIDS: u32 = 1024;
+/// How long a started run waits for its client.
+const ATTACH_PATIENCE: Duration = Duration::from_secs(60);
+
+/// A run that waits for its client to attach.
+pub struct Waiting {
+    pub session: RunSession,
+    pub app: AppId,
+    pub name: String,
+}
+
+/// What a user asks for.
+#[derive(Debug, Clone)]
+pub struct RunRequest {
+    pub command: String,
+    pub env: BTreeMap<String, String>,
+    pub memory: Option<Memory>,
+    pub tty: bool,
+}
+
+impl Controller {
+    /// What an instance of a process runs.
+    pub async fn instance_spec(
+        &self,
+        app: &App,
+        release: &Release,
+        process: &ProcessType,
+        name: &str,
+    ) -> Result<InstanceSpec, ApiError> {
+        let process_spec = release.processes.get(process);
+        let command = match process_spec.and_then(|p| p.command.clone()) {
+            None => Command::Image,
+            Some(line) => command(release, line),
+        };
+        let scale = app.formation.get(process).copied().unwrap_or(ProcessScale::default_for(1));
+        let check = process_spec.map_or_else(|| HealthCheck::default_for(process), |p| p.check.clone());
+        self.spec(app, release, command, scale, name, check, process.is_web().then_some(PORT)).await
+    }
+
+    #[allow(clippy::too_many_arguments, reason = "each is one field of the result")]
+    async fn spec(
+        &self,
+        app: &App,
+        release: &Release,
+        command: Command,
+        scale: ProcessScale,
+        name: &str,
+        check: HealthCheck,
+        port: Option<u16>,
+    ) -> Result<InstanceSpec, ApiError> {
+        let image =
+            release.image.clone().ok_or_else(|| invalid("There is no code to run yet. Deploy first: git push flex main"))?;
+        let vars = self.vars(app.id, release.config_rev).await?;
+        let mut env: BTreeMap<String, Secret> = (*vars).clone();
+        let mut set = |k: &str, v: String| env.insert(k.to_owned(), Secret::new(v));
+        set("DYNO", name.to_owned());
+        set("FLEX_APP", app.name.to_string());
+        set("FLEX_RELEASE", format!("v{}", release.version));
+        if let Some(commit) = &release.commit {
+            set("SOURCE_VERSION", commit.clone());
+        }
+        if let Some(port) = port {
+            set("PORT", port.to_string());
+        }
+        Ok(InstanceSpec {
+            image,
+            command,
+            env,
+            port,
+            memory: scale.memory,
+            cpu_shares: scale.cpu_shares,
+            pids: PIDS,
+            stop_grace_seconds: app.stop_grace_seconds,
+            read_only_root: app.read_only_root,
+            check,
+        })
+    }
+
+    async fn job(
+        &self,
+        app: &App,
+        release: &Release,
+        line: String,
+        name: &str,
+        memory: Option<Memory>,
+    ) -> Result<RunJob, ApiError> {
+        let mut scale = ProcessScale::default_for(1);
+        if let Some(m) = memory {
+            scale.memory = m;
+        }
+        let check = HealthCheck::default_for(&"run".parse::<ProcessType>().map_err(invalid)?);
+        let spec = self.spec(app, release, command(release, line), scale, name, check, None).await?;
+        Ok(RunJob {
+            instance: self.id(),
+            app: app.id,
+            app_name: app.name.to_string(),
+            name: name.to_owned(),
+            version: release.version,
+            spec,
+            tty: None,
+            stdin: false,
+        })
+    }
+
+    /// The release that one-off commands run in.
+    async fn running_release(&self, app: &App) -> Result<Arc<Release>, ApiError> {
+        let nothing = || invalid("There is no code to run yet. Deploy first: git push flex main");
+        let version = app.good.or(app.target).ok_or_else(nothing)?;
+        let mut release = self.find_release(app.id, &version.to_string()).await?;
+        // Config that was set since counts as well, as soon as it is there.
+        if let Some(target) = app.target
+            && let Ok(newer) = self.find_release(app.id, &target.to_string()).await
+            && newer.image == release.image
+        {
+            release = newer;
+        }
+        if release.image.is_none() { Err(nothing()) } else { Ok(release) }
+    }
+
+    /// Starts a run that its client attaches to by the secret that comes back with its name.
+    pub async fn run_attached(&self, actor: &Actor, app: &App, request: RunRequest) -> Result<(String, String, u64), ApiError> {
+        let (mut job, release) = self.run_job(app, &request).await?;
+        let number = |k: &str| request.env.get(k).and_then(|v| v.parse().ok());
+        job.tty = request.tty.then(|| (number("COLUMNS").unwrap_or(80), number("LINES").unwrap_or(24)));
+        job.stdin = true;
+        let name = job.name.clone();
+        self.log_api(app.id, format!("Starting process with command `{}` by user {}", request.command, actor.name));
+        let session = self.deps.runs.run(job).await.map_err(unavailable)?;
+        let secret = hex::encode(crate::crypt::random::<32>());
+        lock(&self.attach).insert(secret.clone(), Waiting { session, app: app.id, name: name.clone() });
+        let (this, key) = (self.clone(), secret.clone());
+        tokio::spawn(async move {
+            tokio::time::sleep(ATTACH_PATIENCE).await;
+            // Dropping the session of a client that never came stops its container.
+            lock(&this.attach).remove(&key);
+        });
+        Ok((name, secret, release.version))
+    }
+
+    /// Starts a run whose output goes to the log.
+    pub async fn run_detached(&self, actor: &Actor, app: &App, request: RunRequest) -> Result<(String, u64), ApiError> {
+        let (job, release) = self.run_job(app, &request).await?;
+        let name = job.name.clone();
+        self.log_api(app.id, format!("Starting process with command `{}` by user {}", request.command, actor.name));
+        let session = self.deps.runs.run(job).await.map_err(unavailable)?;
+        let (this, id, process) = (self.clone(), app.id, name.clone());
+        tokio::spawn(async move { this.log_session(id, &process, session).await });
+        Ok((name, release.version))
+    }
+
+    async fn run_job(&self, app: &App, request: &RunRequest) -> Result<(RunJob, Arc<Release>), ApiError> {
+        if request.command.trim().is_empty() || request.command.contains('\0') || request.command.len() > 32 << 10 {
+            return Err(invalid("Give a command to run, of at most 32 KiB."));
+        }
+        let release = self.running_release(app).await?;
+        let [a, b] = crate::crypt::random::<2>();
+        let name = format!("run.{}", 1000 + (u32::from(a) * 256 + u32::from(b)) % 9000);
+        let mut job = self.job(app, &release, request.command.clone(), &name, request.memory).await?;
+        for (k, v) in &request.env {
+            let key: flex_model::ConfigKey = k.parse().map_err(invalid)?;
+            job.spec.env.insert(key.to_string(), Secret::new(v));
+        }
+        Ok((job, release))
+    }
+
+    /// Writes a run's output to the log; returns its exit status.
+    async fn log_session(&self, app: AppId, process: &str, session: RunSession) -> Result<i64, String> {
+        let RunSession { input, mut output, exit } = session;
+        let mut rest = Vec::<u8>::new();
+        let mut failed = None;
+        while let Some(piece) = output.next().await {
+            let bytes: Bytes = match piece {
+                Ok(RunOutput::Stdout(b) | RunOutput::Stderr(b)) => b,
+                Err(e) => {
+                    failed = Some(e);
+                    break;
+                }
+            };
+            rest.extend_from_slice(&bytes);
+            while let Some(end) = rest.iter().position(|b| *b == b'\n') {
+                let line: Vec<u8> = rest.drain(..=end).collect();
+                self.log(app, LogSource::App, process, String::from_utf8_lossy(&line).trim_end_matches(['\r', '\n']));
+            }
+        }
+        if !rest.is_empty() {
+            self.log(app, LogSource::App, process, String::from_utf8_lossy(&rest));
+        }
+        let status = exit.await.unwrap_or_else(|_| Err(failed.unwrap_or_else(|| "the container was lost".into())));
+        drop(input);
+        match &status {
+            Ok(n) => self.log(app, LogSource::Flex, process, format!("Process exited with status {n}")),
+            Err(e) => self.log(app, LogSource::Flex, process, format!("Error R99 (Platform error) -> {e}")),
+        }
+        status
+    }
+
+    /// Runs a release phase once at a time; called again and again by the plan loop until the release is over it.
+    pub fn start_release_phase(&self, app: Arc<App>, release: Arc<Release>) {
+        let key = (app.id, release.version);
+        if !lock(&self.phases_running).insert(key) {
+            return;
+        }
+        let this = self.clone();
+        tokio::spawn(async move {
+            if let Err(e) = this.release_phase(&app, &release).await {
+                tracing::warn!(app = %app.name, version = release.version, error = %e, "a release phase could not be run");
+                tokio::time::sleep(Duration::from_secs(1)).await;
+            }
+            lock(&this.phases_running).remove(&key);
+            this.nudge();
+        });
+    }
+
+    async fn release_phase(&self, app: &App, release: &Release) -> Result<(), ApiError> {
+        let Some(command) = release.release_command.clone() else { return Ok(()) };
+        let name = phase_name(release.version);
+        let job = self.job(app, release, command.clone(), &name, None).await?;
+        self.log(app.id, LogSource::Flex, &name, format!("Starting process with command `{command}`"));
+        let status = match self.deps.runs.run(job).await {
+            Ok(session) => self.log_session(app.id, &name, session).await,
+            Err(e) => Err(e),
+        };
+        match status {
+            Ok(0) => {
+                self.db
+                    .retry(|| async {
+                        let key = keys::release(app.id, release.version);
+                        let Some(stored) = self.db.get::<Release>(&key).await? else { return Ok((crate::db::Tx::new(), ())) };
+                        let now = Release { released: true, updated_at: self.now(), ..(*stored.value).clone() };
+                        Ok((crate::db::Tx::new().unchanged(&stored).put(key, &now), ()))
+                    })
+                    .await
+            }
+            Ok(n) => {
+                let lines = self.last_lines(app.id, &name).await;
+                self.fail_release(app.id, release.version, &format!("its release phase exited with status {n}"), &lines).await
+            }
+            Err(e) => self.fail_release(app.id, release.version, &format!("its release phase could not be run: {e}"), &[]).await,
+        }
+    }
+
+    /// app.json's `postdeploy`, once, after the first release that served.
+    pub async fn postdeploy(&self, app: AppId, version: u64) {
+        let (Ok(app), Ok(release)) = (self.find_app(&app.to_string()).await, self.find_release(app, &version.to_string()).await)
+        else {
+            return;
+        };
+        let Some(slug) = release.slug else { return };
+        let Ok(Some(slug)) = self.db.get::<Slug>(&keys::slug(app.id, slug)).await else { return };
+        let Some(line) = slug.value.postdeploy.clone() else { return };
+        if release.status != ReleaseStatus::Succeeded {
+            return;
+        }
+        let name = "postdeploy.1";
+        match self.job(&app, &release, line, name, None).await {
+            Ok(job) => match self.deps.runs.run(job).await {
+                Ok(session) => drop(self.log_session(app.id, name, session).await),
+                Err(e) => self.log(app.id, LogSource::Flex, name, format!("Error R99 (Platform error) -> {e}")),
+            },
+            Err(e) => self.log(app.id, LogSource::Flex, name, format!("Error R99 (Platform error) -> {e}")),
+        }
+    }
+}
+
+/// How a Procfile line runs in a release's image.
+fn command(release: &Release, line: String) -> Command {
+    if release.has_launcher { Command::Launch(line) } else { Command::Shell(line) }
+}
+
+fn unavailable(e: String) -> ApiError {
+    ApiError::new(ErrorId::Unavailable, e)
+}
