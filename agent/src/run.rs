@@ -27,6 +27,8 @@ use tokio_util::{sync::CancellationToken, task::AbortOnDropHandle};
 const COALESCE: Duration = Duration::from_millis(10);
 /// A report goes out at least this often.
 const HEARTBEAT: Duration = Duration::from_secs(5);
+/// Pause before the next try to keep an assignment on disk.
+const KEEP_RETRY: Duration = Duration::from_secs(1);
 /// Pause before the next try when the control plane does not take reports fast enough.
 const REPORT_RETRY: Duration = Duration::from_millis(50);
 
@@ -116,6 +118,8 @@ impl Loop {
             self.step(Event::Assigned(assignment));
         }
         let mut control_lives = true;
+        // Could not be kept, and is to be tried again then.
+        let mut untaken: Option<(Arc<Assignment>, Instant)> = None;
         // What was sent before this started counts too.
         link.assignment.mark_changed();
         loop {
@@ -127,7 +131,12 @@ impl Loop {
                     let offered = link.assignment.borrow_and_update().clone();
                     control_lives = changed.is_ok();
                     if let Some(offered) = offered {
-                        self.take(offered).await;
+                        untaken = self.take(offered).await;
+                    }
+                }
+                () = sleep_until(untaken.as_ref().map(|u| u.1)) => {
+                    if let Some((offered, _)) = untaken.take() {
+                        untaken = self.take(offered).await;
                     }
                 }
                 Some(event) = inbox.recv() => self.step(event),
@@ -140,14 +149,19 @@ impl Loop {
     }
 
     /// An assignment is on disk before anything is done about it: a host that restarts must not fall back behind it.
-    async fn take(&mut self, offered: Arc<Assignment>) {
-        let ledger = self.ledger.clone();
-        let taken = blocking(move || ledger.lock().unwrap_or_else(PoisonError::into_inner).offer(&offered)).await;
+    /// Gives it back, with the time to try again, if it could not be kept.
+    async fn take(&mut self, offered: Arc<Assignment>) -> Option<(Arc<Assignment>, Instant)> {
+        let (ledger, assignment) = (self.ledger.clone(), offered.clone());
+        let taken = blocking(move || ledger.lock().unwrap_or_else(PoisonError::into_inner).offer(&assignment)).await;
         match taken {
             Ok(Some(assignment)) => self.step(Event::Assigned(assignment)),
             Ok(None) => {}
-            Err(e) => tracing::error!(error = %e, "an assignment is not applied, because it cannot be kept"),
+            Err(e) => {
+                tracing::error!(error = %e, "an assignment is not applied yet, because it cannot be kept");
+                return Some((offered, Instant::now() + KEEP_RETRY));
+            }
         }
+        None
     }
 
     fn now(&self) -> Now {

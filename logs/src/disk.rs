@@ -37,6 +37,8 @@ struct Wal {
     /// End of the last good record.
     len: u64,
     unsynced: bool,
+    /// Its name may not survive a power cut yet.
+    unnamed: bool,
 }
 
 #[derive(Debug, Clone)]
@@ -98,7 +100,7 @@ impl AppDisk {
             tracing::warn!(path = %path.display(), cut = bytes.len() as u64 - good, "cut a torn end off an app's log");
             file.set_len(good)?;
         }
-        self.wal = Some(Wal { path: path.to_owned(), file: Arc::new(file), len: good, unsynced: true });
+        self.wal = Some(Wal { path: path.to_owned(), file: Arc::new(file), len: good, unsynced: true, unnamed: true });
         self.next_seq = next;
         Ok(())
     }
@@ -134,7 +136,7 @@ impl AppDisk {
         fs::create_dir_all(&self.dir)?;
         let path = self.dir.join(format!("{:020}.wal", self.next_seq));
         let file = OpenOptions::new().read(true).write(true).create(true).truncate(true).mode(0o600).open(&path)?;
-        Ok(Wal { path, file: Arc::new(file), len: 0, unsynced: false })
+        Ok(Wal { path, file: Arc::new(file), len: 0, unsynced: false, unnamed: true })
     }
 
     /// Turns the write-ahead file into a block of the newest segment.
@@ -164,19 +166,21 @@ impl AppDisk {
     }
 
     fn append_block(&mut self, first_seq: u64, packed: &[u8]) -> io::Result<()> {
-        if self.segments.back().is_none_or(|s| s.len >= self.limits.segment_bytes) {
+        let is_new = self.segments.back().is_none_or(|s| s.len >= self.limits.segment_bytes);
+        if is_new {
             let path = self.dir.join(format!("{first_seq:020}.seg"));
             self.segments.push_back(Segment { path, len: 0 });
         }
         let Some(segment) = self.segments.back_mut() else { return Ok(()) };
         let file = OpenOptions::new().write(true).create(true).truncate(false).mode(0o600).open(&segment.path)?;
         let written = file.write_all_at(packed, segment.len).and_then(|()| file.sync_data());
-        if written.is_ok() {
-            segment.len += packed.len() as u64;
-        } else {
+        if let Err(e) = written {
             let _ = file.set_len(segment.len);
+            return Err(e);
         }
-        written
+        segment.len += packed.len() as u64;
+        // The write-ahead file goes next: the segment's name must be there to stay.
+        if is_new { File::open(&self.dir)?.sync_all() } else { Ok(()) }
     }
 
     fn enforce_size(&mut self) {
@@ -204,6 +208,9 @@ impl AppDisk {
         if let Some(wal) = self.wal.as_mut().filter(|w| w.unsynced) {
             wal.file.sync_data()?;
             wal.unsynced = false;
+            if std::mem::take(&mut wal.unnamed) {
+                File::open(&self.dir)?.sync_all()?;
+            }
         }
         Ok(())
     }

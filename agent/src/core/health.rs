@@ -3,12 +3,11 @@
 use flex_model::{HealthCheck, HealthProbe};
 use std::time::Duration;
 
-/// Pause between the first probes: how late readiness is noticed at most.
-const FIRST_PAUSE: Duration = Duration::from_millis(100);
-/// An instance that takes this long to start is asked less often.
-const EAGER: Duration = Duration::from_secs(10);
-/// Pause between probes after [`EAGER`].
-const LATER_PAUSE: Duration = Duration::from_millis(500);
+/// Shortest and longest pause between probes of one that starts.
+const SHORTEST: Duration = Duration::from_millis(20);
+const LONGEST: Duration = Duration::from_millis(500);
+/// In between, the pause is this part of the time it has been starting: that much later than at once is its readiness seen.
+const PART: u32 = 20;
 /// Pause between probes of one that failed after it was healthy: how late its recovery is noticed at most.
 const RECOVERY_PAUSE: Duration = Duration::from_secs(1);
 
@@ -91,8 +90,7 @@ impl Health {
         let pause = match self.verdict {
             Verdict::Healthy => interval,
             Verdict::Failing => interval.min(RECOVERY_PAUSE),
-            Verdict::Unproven if now.saturating_sub(self.running_since) < EAGER => FIRST_PAUSE,
-            Verdict::Unproven => LATER_PAUSE,
+            Verdict::Unproven => (now.saturating_sub(self.running_since) / PART).clamp(SHORTEST, LONGEST),
         };
         self.next_probe = Some(now + pause);
     }
@@ -142,9 +140,11 @@ mod tests {
         assert!(h.start_probe(&check, S));
         assert!(!h.start_probe(&check, S * 9), "one is under way");
         h.record(&check, S, Err(String::new()));
-        assert_eq!(h.next_due(&check), Some(S + FIRST_PAUSE));
+        assert_eq!(h.next_due(&check), Some(S + SHORTEST));
+        h.record(&check, S * 3, Err(String::new()));
+        assert_eq!(h.next_due(&check), Some(S * 3 + Duration::from_millis(100)));
         h.record(&check, S * 30, Err(String::new()));
-        assert_eq!(h.next_due(&check), Some(S * 30 + LATER_PAUSE));
+        assert_eq!(h.next_due(&check), Some(S * 30 + LONGEST));
         h.record(&check, S * 31, Ok(()));
         assert_eq!(h.next_due(&check), Some(S * 36));
         assert_eq!(h.boot_deadline(&check), None);

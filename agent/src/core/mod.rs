@@ -204,4 +204,6 @@ fn newest_of_each(observed: Vec<Observed>) -> BTreeMap<InstanceId, Observed> {
 }
 
 #[cfg(test)]
+mod chance;
+#[cfg(test)]
 pub mod tests;

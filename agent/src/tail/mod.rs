@@ -23,7 +23,9 @@ use tokio::sync::oneshot;
 /// Pause after a read that found something.
 const ACTIVE: Duration = Duration::from_millis(50);
 /// Longest pause: what a line may be late after a silence.
-const QUIET: Duration = Duration::from_millis(250);
+const QUIET: Duration = Duration::from_millis(150);
+/// Files due this soon are read with those that are due: one waking for many.
+const TOGETHER: Duration = Duration::from_millis(10);
 /// Bytes read of one file before the next one's turn.
 const TURN: usize = 1 << 20;
 /// Pause between two writes of the places.
@@ -196,7 +198,7 @@ impl Work {
 
     fn poll(&mut self) {
         let now = Instant::now();
-        let due: Vec<Key> = self.tails.iter().filter(|(_, t)| !t.finished && t.due <= now).map(|(k, _)| *k).collect();
+        let due: Vec<Key> = self.tails.iter().filter(|(_, t)| !t.finished && t.due <= now + TOGETHER).map(|(k, _)| *k).collect();
         for key in due {
             let Some(mut tail) = self.tails.remove(&key) else { continue };
             let before = self.places.get(&place_name(key)).copied();
@@ -211,11 +213,12 @@ impl Work {
     /// Reads a turn's worth; says whether there is more.
     fn read(&mut self, tail: &mut Tail) -> bool {
         let Tail { source, follow, joiner, .. } = tail;
-        let mut place = None;
+        let (mut place, mut newest) = (None, None);
         let result = follow.read(TURN, |raw, at| {
             match json::parse(raw) {
                 Some(piece) => {
                     if let Some((at, text)) = joiner.push(&piece) {
+                        newest = Some(at);
                         append(&self.logs, source, at, text);
                     }
                 }
@@ -229,8 +232,14 @@ impl Work {
             self.places.insert(place_name((source.instance, source.attempt)), place);
             self.changed = true;
         }
-        if std::mem::take(&mut follow.lost_files) {
-            tracing::warn!(instance = %source.instance, "log files were rotated away unread: lines are lost");
+        // Told at the time of the lines that came after the gap.
+        if let Some(at) = newest.filter(|_| std::mem::take(&mut follow.lost_files)) {
+            tracing::warn!(instance = %source.instance, "log files were rotated away unread");
+            let text = format!(
+                "Error L12 (Local buffer overflow): lines of {} are lost: it wrote faster than they were read",
+                source.name
+            );
+            self.logs.append(source.app, LogLine { at, source: LogSource::Flex, process: "logs".into(), text });
         }
         result.unwrap_or_else(|e| {
             tracing::warn!(instance = %source.instance, path = %source.path.display(), error = %e, "cannot read an instance's log");
