@@ -1,0 +1,128 @@
+# shellcheck shell=bash
+# What every built-in buildpack shares: how it talks, how it reads config vars, how it uses its cache. Sourced, never run.
+#
+# Nothing here or in a buildpack may: evaluate text of the app (no eval, no sourcing of its files), name a package
+# registry's host (the standard settings of each tool decide where it goes), or write outside BUILD_DIR, CACHE_DIR,
+# HOME, TMPDIR and the buildpack's own `export` file.
+
+# Where the build directory will be when the app runs.
+# shellcheck disable=SC2034
+readonly APP_DIR=/app
+
+header() { printf -- '-----> %s\n' "$*"; }
+info() { printf '       %s\n' "$*"; }
+indent() { sed -u 's/^/       /'; }
+
+warn() {
+  local line
+  for line in "$@"; do printf ' !     %s\n' "$line"; done
+}
+
+# Ends the build; each argument is a line: what failed, why, what to do.
+fail() {
+  printf '\n'
+  warn "$@"
+  printf '\n'
+  exit 1
+}
+
+# Runs a command with its output in the body of the log; ends the build with the given text when it fails.
+# or_fail "text" command args...
+or_fail() {
+  local text=$1 status
+  shift
+  "$@" 2>&1 </dev/null | indent
+  status=${PIPESTATUS[0]}
+  ((status == 0)) || fail "$text" "The command was: $(printf '%q ' "$@")" "Its exit status: $status"
+}
+
+# Prints the config var $1 (nothing when it is not set). ENV_DIR is the caller's.
+config_var() {
+  [[ -n ${ENV_DIR:-} && -f $ENV_DIR/$1 ]] && cat -- "$ENV_DIR/$1"
+  return 0
+}
+
+has_config_var() { [[ -n ${ENV_DIR:-} && -f $ENV_DIR/$1 ]]; }
+
+# Exports config vars into this build, less those that would change the build's own machinery.
+export_config_vars() {
+  local file name
+  [[ -n ${ENV_DIR:-} && -d $ENV_DIR ]] || return 0
+  for file in "$ENV_DIR"/*; do
+    name=${file##*/}
+    [[ -f $file && $name =~ ^[A-Za-z_][A-Za-z0-9_]*$ ]] || continue
+    case $name in
+      PATH | HOME | TMPDIR | SHELL | IFS | CDPATH | BASH* | SHELLOPTS | ENV | PS4 | PROMPT_COMMAND | LD_* | GIT_DIR | GIT_WORK_TREE | CPATH | \
+        LIBRARY_PATH | STACK | SOURCE_DATE_EPOCH | BUILD_DIR | CACHE_DIR | ENV_DIR | UID | EUID | PPID | PYTHONHOME | APP_DIR) continue ;;
+    esac
+    export "$name=$(<"$file")"
+  done
+}
+
+# The app asks to be refused rather than given another version than the one it names.
+strict_versions() { [[ $(config_var FLEX_STRICT_VERSIONS) == 1 ]]; }
+
+# wanted_unavailable LANGUAGE WANTED WHY TAKEN: refuses when the app is strict, warns loudly otherwise.
+wanted_unavailable() {
+  if strict_versions; then
+    fail "This app asks for $1 $2, which cannot be had: $3" \
+      "FLEX_STRICT_VERSIONS=1 is set, so the build stops here." \
+      "Ask for another version, or unset FLEX_STRICT_VERSIONS to build with $1 $4."
+  fi
+  warn "" "WARNING: this app asks for $1 $2, which cannot be had: $3" \
+    "Building with $1 $4 instead. Set FLEX_STRICT_VERSIONS=1 to have such a build refused." ""
+}
+
+# Milliseconds of the clock, for what a buildpack says about its own steps.
+now_ms() { printf '%s' "$((${EPOCHREALTIME//[!0-9]/} / 1000))"; }
+
+# A short name of the given texts and files: hash_of TEXT... ; hash_files FILE...
+hash_of() { printf '%s\0' "$@" | sha256sum | cut -c1-32; }
+hash_files() { cat -- "$@" | sha256sum | cut -c1-32; }
+
+# Copies a tree; shares blocks where the file system can.
+copy_tree() {
+  mkdir -p -- "${2%/*}"
+  rm -rf -- "$2"
+  cp -a --reflink=auto -- "$1" "$2"
+}
+
+# Keeps the tree $1 in the cache as $2, whole or not at all: a build killed half-way leaves no half entry.
+cache_put() {
+  rm -rf -- "$2.new"
+  copy_tree "$1" "$2.new" && rm -rf -- "$2" && mv -T -- "$2.new" "$2"
+}
+
+# Writes standard input to the snippet NAME.sh that is sourced before each process of the app.
+profile_script() {
+  mkdir -p "$BUILD_DIR/.profile.d"
+  cat >"$BUILD_DIR/.profile.d/$1.sh"
+}
+
+# Prints the default number of web workers, as shell text for a snippet: from the memory limit and the processors, unless
+# WEB_CONCURRENCY is set. $1: MiB that one worker usually takes.
+web_concurrency_snippet() {
+  cat <<SNIPPET
+if [ -z "\${WEB_CONCURRENCY:-}" ]; then
+  flex_limit=\$(cat /sys/fs/cgroup/memory.max 2>/dev/null || cat /sys/fs/cgroup/memory/memory.limit_in_bytes 2>/dev/null)
+  case \$flex_limit in
+    '' | max | *[!0-9]* | ??????????????*) flex_mib=\$(awk '/^MemTotal/ { print int(\$2 / 1024) }' /proc/meminfo) ;;
+    *) flex_mib=\$((flex_limit / 1048576)) ;;
+  esac
+  flex_most=\$((\$(nproc) * 2 + 1))
+  WEB_CONCURRENCY=\$((flex_mib / $1))
+  [ "\$WEB_CONCURRENCY" -le "\$flex_most" ] || WEB_CONCURRENCY=\$flex_most
+  [ "\$WEB_CONCURRENCY" -ge 1 ] || WEB_CONCURRENCY=1
+  export WEB_CONCURRENCY
+  unset flex_limit flex_mib flex_most
+fi
+SNIPPET
+}
+
+# Whether the app's Procfile has process type $1.
+procfile_has() { [[ -f $BUILD_DIR/Procfile ]] && grep -Eq "^[[:space:]]*$1[[:space:]]*:" "$BUILD_DIR/Procfile"; }
+
+# Says what to do when nothing says how the web process starts. $1: an example.
+note_no_web() {
+  procfile_has web || info "No web process is defined. Add a Procfile with a line such as:" "" "  web: $1"
+}

@@ -1,0 +1,138 @@
+"""Reads facts about a Python project for the buildpack; standard library only.
+
+facts.py requires-python FILE    prints what pyproject.toml asks for (PEP 621, then Poetry), or nothing
+facts.py satisfies SPEC VERSION  status 0: VERSION meets SPEC; 1: it does not; 3: SPEC cannot be understood
+facts.py packaged FILE           status 0: the project itself is to be installed (it has a build system)
+facts.py pipfile-lock FILE       prints the requirements of a Pipfile.lock's default section, with hashes
+facts.py included FILE           prints every file that a requirements file reads, one a line, itself first;
+                                 status 4: it installs something from the source tree
+"""
+
+import json
+import os
+import re
+import sys
+import tomllib
+
+
+def load(path):
+    try:
+        with open(path, "rb") as f:
+            return tomllib.load(f)
+    except (OSError, tomllib.TOMLDecodeError) as e:
+        print(f"       {path}: {e}", file=sys.stderr)
+        sys.exit(2)
+
+
+def table(value):
+    return value if isinstance(value, dict) else {}
+
+
+def requires_python(path):
+    data = load(path)
+    poetry = table(table(data.get("tool")).get("poetry"))
+    spec = table(data.get("project")).get("requires-python") or table(poetry.get("dependencies")).get("python") or ""
+    print(spec if isinstance(spec, str) else "")
+
+
+def numbers(text):
+    return tuple(int(p) for p in text.split("."))
+
+
+def padded(v, n=3):
+    return v + (0,) * (n - len(v))
+
+
+def meets(spec, have):
+    """One clause against a version tuple; raises ValueError on what it does not know."""
+    m = re.fullmatch(r"\s*(===?|~=|!=|>=|<=|>|<|\^|~|=)?\s*v?([0-9]+(?:\.[0-9]+){0,2})(\.\*|\.x|-dev|rc\d+|[ab]\d+)?\s*", spec)
+    if not m:
+        raise ValueError(spec)
+    op, want = m.group(1) or "", numbers(m.group(2))
+    if op in ("", "=", "==", "==="):
+        return have[: len(want)] == want
+    if op == "!=":
+        return have[: len(want)] != want
+    if op == ">=":
+        return have >= padded(want)
+    if op == ">":
+        return have[: len(want)] > want
+    if op == "<":
+        return have < padded(want)
+    if op == "<=":
+        return have[: len(want)] <= want
+    if op == "~=":
+        return have >= padded(want) and have[: len(want) - 1] == want[:-1]
+    if op == "~":
+        return have >= padded(want) and have[: min(len(want), 2)] == want[:2]
+    return have >= padded(want) and have[0] == want[0]
+
+
+def satisfies(spec, version):
+    have = padded(numbers(re.match(r"[0-9.]+", version).group().strip(".")))
+    if spec.strip() in ("*", ""):
+        return True
+    return any(all(meets(c, have) for c in alt.split(",") if c.strip()) for alt in re.split(r"\|\|?", spec))
+
+
+def pipfile_lock(path):
+    with open(path, encoding="utf-8") as f:
+        lock = json.load(f)
+    for source in lock.get("_meta", {}).get("sources", [])[1:]:
+        print(f"--extra-index-url {source['url']}")
+    for name, pin in sorted(lock.get("default", {}).items()):
+        extras = "[" + ",".join(pin["extras"]) + "]" if pin.get("extras") else ""
+        mark = f" ; {pin['markers']}" if pin.get("markers") else ""
+        if "git" in pin:
+            print(f"{name}{extras} @ git+{pin['git']}@{pin['ref']}{mark}")
+        elif "file" in pin:
+            print(f"{name}{extras} @ {pin['file']}{mark}")
+        elif "path" in pin:
+            print(f"{pin['path']}{extras}{mark}")
+        else:
+            hashes = "".join(f" --hash={h}" for h in pin.get("hashes", []))
+            print(f"{name}{extras}{pin['version']}{mark}{hashes}")
+
+
+def included(path):
+    seen, local, todo = [], False, [path]
+    while todo:
+        current = os.path.normpath(todo.pop(0))
+        if current in seen or not os.path.isfile(current):
+            continue
+        seen.append(current)
+        with open(current, encoding="utf-8-sig", errors="replace") as f:
+            for raw in f:
+                line = re.sub(r"(^|\s)#.*", "", raw).strip()
+                m = re.match(r"(?:-r|-c|--requirement|--constraint)[\s=]*(\S+)", line)
+                if m:
+                    if "://" not in m.group(1):
+                        todo.append(os.path.join(os.path.dirname(current), m.group(1)))
+                elif re.match(r"(-e|--editable|\.|/|file:)", line) or "@ file:" in line or "--find-links" in line:
+                    local = True
+                elif "/" in line.split(";")[0] and "://" not in line and not line.startswith("-"):
+                    local = True
+    print("\n".join(seen))
+    return 4 if local else 0
+
+
+def main():
+    what, *args = sys.argv[1:]
+    if what == "requires-python":
+        requires_python(*args)
+    elif what == "satisfies":
+        try:
+            return 0 if satisfies(*args) else 1
+        except ValueError:
+            return 3
+    elif what == "packaged":
+        data = load(*args)
+        return 0 if "build-system" in data and table(table(data.get("tool")).get("uv")).get("package") is not False else 1
+    elif what == "pipfile-lock":
+        pipfile_lock(*args)
+    elif what == "included":
+        return included(*args)
+    return 0
+
+
+sys.exit(main())

@@ -1,0 +1,15 @@
+#!/bin/bash
+# Ends the making of the run image; run as root inside it. Prints nothing when all is well.
+set -euo pipefail
+# The user of every app. Its home is where the app is; the image's own files stay root's.
+groupadd --gid 10001 app
+useradd --uid 10001 --gid 10001 --home-dir /app --no-create-home --shell /bin/bash app
+install -d -o app -g app -m 0755 /app
+# Buildpacks that read the old list of package sources expect the file to exist.
+touch /etc/apt/sources.list
+# What a service manager would run; here there is none.
+rm -rf /etc/nginx/sites-enabled/* /var/www /etc/logrotate.d /etc/cron.*/*
+# What differs between two makings of the same list, and caches.
+rm -rf /var/lib/apt/lists/* /var/cache/apt/* /var/cache/debconf/*-old /var/cache/ldconfig/aux-cache /var/lib/dpkg/*-old \
+  /var/log/* /tmp/* /root/.gnupg
+: >/etc/machine-id
