@@ -28,8 +28,9 @@ fn noise(megabytes: usize, mut seed: u64) -> Vec<u8> {
 
 async fn big_source(world: &World, megabytes: usize) {
     world.source("src").await;
-    // Noise does not compress; trying takes longer than the push.
+    // Noise does not compress and has no deltas; trying takes longer than the push.
     world.git("src", &["config", "core.compression", "0"]).await.ok();
+    world.git("src", &["config", "core.bigFileThreshold", "1m"]).await.ok();
     for n in 0..megabytes / 8 {
         fs::write(world.path("src").join(format!("noise{n}")), noise(8, n as u64 + 1)).unwrap();
     }
