@@ -1,1 +1,76 @@
-fn main() {}
+//! `flexd`, the one server executable: every role on this machine, and what is done on the server itself. The only place
+//! that names a concrete store, engine or builder.
+
+mod backup;
+mod commands;
+mod control;
+mod installation;
+mod ports;
+mod server;
+mod settings;
+
+use clap::Parser;
+use settings::{Flags, Settings};
+use std::process::ExitCode;
+
+const SETTINGS: &str =
+    "Settings come from flags, then FLEXD_* variables, then flexd.toml in the data directory. Also in flexd.toml:
+  [build] env = { NAME = \"value\" }, timeout_seconds = 900, memory = \"2G\", disk = \"4G\", slug_limit = \"500M\"
+  [router] workers = 0, trusted_proxies = [\"10.0.0.0/8\"]
+
+Examples:
+  flexd                                     serve, with every role on this machine
+  flexd stack build                         make the stack images
+  flexd user:token me@example.com --admin   the first user's token
+  flexd backup flex.tar.zst                 back everything up";
+
+/// Run apps on your own machines: the server.
+#[derive(Debug, Parser)]
+#[command(name = "flexd", version, about, after_help = SETTINGS, disable_help_subcommand = true)]
+struct Cli {
+    #[command(flatten)]
+    flags: Flags,
+    #[command(subcommand)]
+    command: Option<commands::Command>,
+}
+
+fn main() -> ExitCode {
+    // git starts its hook by a link to this executable.
+    if std::env::args_os().next().is_some_and(|a| a.to_string_lossy().ends_with("pre-receive")) {
+        return flex_gitreceive::run_hook();
+    }
+    let cli = Cli::parse();
+    if let Some(commands::Command::Hook { name }) = &cli.command
+        && name == "pre-receive"
+    {
+        return flex_gitreceive::run_hook();
+    }
+    let filter = tracing_subscriber::EnvFilter::try_from_env("FLEXD_LOG").unwrap_or_else(|_| "info".into());
+    let log = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr);
+    if cli.flags.log_json {
+        log.json().init()
+    } else {
+        log.with_ansi(false).init()
+    }
+    // One crypto backend for the process; an error means that it is set already.
+    let _ = rustls::crypto::ring::default_provider().install_default();
+    let result = Settings::load(cli.flags).and_then(|settings| {
+        let runtime =
+            tokio::runtime::Builder::new_multi_thread().enable_all().build().map_err(|e| format!("cannot start: {e}"))?;
+        let result = runtime.block_on(async {
+            match cli.command {
+                None => server::serve(settings).await,
+                Some(command) => commands::run(command, settings).await,
+            }
+        });
+        runtime.shutdown_background();
+        result
+    });
+    match result {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(e) => {
+            eprintln!("flexd: {e}");
+            ExitCode::FAILURE
+        }
+    }
+}

@@ -216,10 +216,10 @@ mod tests {
 
     #[test]
     fn a_flag_wins_over_the_file_and_the_file_over_the_default() {
-        let s = load("api = \"127.0.0.1:1\"\nhttp = \"127.0.0.1:2\"\n[build]\nmemory = \"3G\"", Flags {
-            api: Some(SocketAddr::from(([127, 0, 0, 1], 9))),
-            ..Flags::default()
-        })
+        let s = load(
+            "api = \"127.0.0.1:1\"\nhttp = \"127.0.0.1:2\"\n[build]\nmemory = \"3G\"",
+            Flags { api: Some(SocketAddr::from(([127, 0, 0, 1], 9))), ..Flags::default() },
+        )
         .unwrap();
         assert_eq!((s.api.port(), s.http.port(), s.ssh.port()), (9, 2, 2222));
         assert_eq!(s.build.memory, Memory::from_mib(3072));
@@ -228,7 +228,12 @@ mod tests {
 
     #[test]
     fn mistakes_stop_the_start_and_are_named() {
-        for (toml, word) in [("htpp = 1", "htpp"), ("domain = \"a b\"", "domain"), ("store = \"x\"", "sled or redb"), ("[build]\nmemory = \"1\"", "build.memory")] {
+        for (toml, word) in [
+            ("htpp = 1", "htpp"),
+            ("domain = \"a b\"", "domain"),
+            ("store = \"x\"", "sled or redb"),
+            ("[build]\nmemory = \"1\"", "build.memory"),
+        ] {
             let e = load(toml, Flags::default()).unwrap_err();
             assert!(e.contains(word), "{toml}: {e}");
         }

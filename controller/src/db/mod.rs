@@ -65,7 +65,7 @@ impl Db {
 
     /// One record.
     pub async fn get<T: DeserializeOwned + Send + Sync + 'static>(&self, key: &str) -> Result<Option<Stored<Arc<T>>>, ApiError> {
-        match self.store.get(key).await.map_err(unavailable)?.0 {
+        match self.store.get(key).await.map_err(|e| unavailable(&e))?.0 {
             Some(e) => Ok(Some(Stored { key: key.to_owned(), value: self.decode(&e)?, revision: e.revision })),
             None => {
                 self.decoded.lock().unwrap_or_else(PoisonError::into_inner).remove(key);
@@ -84,7 +84,7 @@ impl Db {
         &self,
         prefix: &str,
     ) -> Result<(Vec<Stored<Arc<T>>>, Revision), ApiError> {
-        let (entries, revision) = self.store.list(prefix).await.map_err(unavailable)?;
+        let (entries, revision) = self.store.list(prefix).await.map_err(|e| unavailable(&e))?;
         let found = entries.iter().map(|e| Ok(Stored { key: e.key.to_string(), value: self.decode(e)?, revision: e.revision }));
         Ok((found.collect::<Result<_, ApiError>>()?, revision))
     }
@@ -99,7 +99,7 @@ impl Db {
         let (preconditions, writes) = tx.parts()?;
         self.store.commit(preconditions, writes).await.map_err(|e| match e {
             StoreError::Conflict { key } => CommitError::Conflict(key),
-            e => CommitError::Api(unavailable(e)),
+            e => CommitError::Api(unavailable(&e)),
         })
     }
 
@@ -139,7 +139,7 @@ impl From<ApiError> for CommitError {
     }
 }
 
-fn unavailable(e: StoreError) -> ApiError {
+fn unavailable(e: &StoreError) -> ApiError {
     match e {
         StoreError::Conflict { .. } => ApiError::new(ErrorId::Conflict, e.to_string()),
         StoreError::Invalid(_) => ApiError::new(ErrorId::InvalidParams, e.to_string()),

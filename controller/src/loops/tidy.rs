@@ -35,7 +35,7 @@ impl Controller {
         for app in gone {
             self.sweep_app(app).await?;
         }
-        let (events, _) = self.deps.store.list(keys::EVENTS).await.map_err(store_error)?;
+        let (events, _) = self.deps.store.list(keys::EVENTS).await.map_err(|e| store_error(&e))?;
         let surplus = events.len().saturating_sub(KEPT_EVENTS);
         for chunk in events[..surplus].chunks(50) {
             let tx = chunk.iter().fold(Tx::new(), |tx, e| tx.delete(e.key.to_string()));
@@ -68,6 +68,6 @@ impl Controller {
     }
 }
 
-fn store_error(e: flex_store::StoreError) -> ApiError {
+fn store_error(e: &flex_store::StoreError) -> ApiError {
     ApiError::new(flex_api::ErrorId::Unavailable, e.to_string())
 }

@@ -1,0 +1,143 @@
+//! What is done on the server itself, beside serving.
+
+use crate::backup;
+use crate::control::{Order, ask};
+use crate::installation::{cluster_id, make_data_dir};
+use crate::server::{build_settings, runtime};
+use crate::settings::Settings;
+use clap::Subcommand;
+use flex_builder::StackBuilder;
+use flex_model::Email;
+use flex_store::Engine;
+use std::path::PathBuf;
+use tokio::sync::mpsc;
+
+/// Beside serving.
+#[derive(Debug, Subcommand)]
+pub enum Command {
+    /// Stack images: what apps are built and run on
+    Stack {
+        #[command(subcommand)]
+        verb: Stack,
+    },
+    /// Print a new token for a user, who is added if need be (flexd must be running)
+    #[command(name = "user:token", alias = "user-token")]
+    UserToken {
+        email: Email,
+        /// Make a new user an administrator
+        #[arg(long)]
+        admin: bool,
+    },
+    /// Write everything that cannot be made again to a file: state, keys, repositories, images of apps
+    Backup { file: PathBuf },
+    /// Bring a backup (or a snapshot of the state) back; what is there is set aside. flexd must not be running
+    Restore { file: PathBuf },
+    /// The state store
+    Store {
+        #[command(subcommand)]
+        verb: Store,
+    },
+    /// For git: the hook of a push
+    #[command(hide = true)]
+    Hook { name: String },
+}
+
+#[derive(Debug, Subcommand)]
+pub enum Stack {
+    /// Make a stack's images, unless they are there
+    Build {
+        /// The stack [default: that of new apps]
+        name: Option<String>,
+        /// Make them anew
+        #[arg(long)]
+        force: bool,
+    },
+    /// List the stacks on this machine
+    List,
+}
+
+#[derive(Debug, Subcommand)]
+pub enum Store {
+    /// Move the state into another engine's format
+    Convert {
+        #[arg(long, value_name = "ENGINE")]
+        to: Engine,
+    },
+}
+
+/// Does it.
+///
+/// # Errors
+/// A sentence for the operator.
+pub async fn run(command: Command, settings: Settings) -> Result<(), String> {
+    make_data_dir(&settings.data_dir)?;
+    match command {
+        Command::Stack { verb: Stack::Build { name, force } } => stack_build(&settings, name, force).await,
+        Command::Stack { verb: Stack::List } => stack_list(&settings),
+        Command::UserToken { email, admin } => {
+            let answer = ask(&settings.data_dir, &Order::Token { email, admin }).await?;
+            println!(
+                "{}",
+                answer.ok_or_else(|| format!("no flexd is running on {}; start it first", settings.data_dir.display()))?
+            );
+            Ok(())
+        }
+        Command::Backup { file } => backup::write(&settings, &file).await,
+        Command::Restore { file } => {
+            let said =
+                tokio::task::spawn_blocking(move || backup::restore(&settings, &file)).await.map_err(|e| e.to_string())??;
+            println!("{said}");
+            Ok(())
+        }
+        Command::Store { verb: Store::Convert { to } } => {
+            let from = Engine::ALL.into_iter().find(|e| *e != to && e.dir(&settings.data_dir).exists());
+            let from = from.ok_or_else(|| format!("there is no store of another engine in {}", settings.data_dir.display()))?;
+            let dir = settings.data_dir.clone();
+            let revision = tokio::task::spawn_blocking(move || flex_store::export::convert(&dir, from, to))
+                .await
+                .map_err(|e| e.to_string())?;
+            println!("The state is kept by {} now, at revision {}.", to.name(), revision.map_err(|e| e.to_string())?);
+            println!("Set it for good: store = \"{}\" in flexd.toml, or FLEXD_STORE={}", to.name(), to.name());
+            Ok(())
+        }
+        Command::Hook { name } => Err(format!("{name} is called by git, not by hand")),
+    }
+}
+
+async fn stack_build(settings: &Settings, name: Option<String>, force: bool) -> Result<(), String> {
+    let name = name.unwrap_or_else(|| settings.stack.clone());
+    let name: flex_model::StackName = name.parse().map_err(|e| format!("{e}"))?;
+    let dir = settings.buildpacks.join("stacks").join(name.as_str());
+    if !dir.is_dir() {
+        return Err(format!("there is no recipe {}", dir.display()));
+    }
+    let engine = runtime(settings, &cluster_id(&settings.data_dir)?)?;
+    let builder = StackBuilder::new(build_settings(settings), engine);
+    let (log, mut lines) = mpsc::channel::<String>(64);
+    let printer = tokio::spawn(async move {
+        while let Some(line) = lines.recv().await {
+            println!("{line}");
+        }
+    });
+    let result = builder.build(&dir, force, log).await;
+    let _ = printer.await;
+    let (record, made) = result.map_err(|e| crate::server::chain(&e))?;
+    let what = if made { "made" } else { "is there already" };
+    println!("       {name} {what}: run {} MiB, build {} MiB", record.run.plain_bytes >> 20, record.build.plain_bytes >> 20);
+    Ok(())
+}
+
+fn stack_list(settings: &Settings) -> Result<(), String> {
+    let engine = runtime(settings, &cluster_id(&settings.data_dir)?)?;
+    let stacks = StackBuilder::new(build_settings(settings), engine).list().map_err(|e| crate::server::chain(&e))?;
+    if stacks.is_empty() {
+        println!("There are no stacks here. Make one: flexd stack build");
+    }
+    for s in stacks {
+        println!("{}  built {}", s.name, s.built_at.rfc3339_seconds());
+        for image in [&s.run, &s.build] {
+            println!("  {:<24} {:>6} MiB  {}", image.tag, image.plain_bytes >> 20, image.id);
+        }
+    }
+    Ok(())
+}

@@ -1,0 +1,216 @@
+//! The seams between rooms: what the controller asks for, answered by builder, engine and machine; what the git receiver
+//! asks for, answered by the controller. Only names and shapes change here; nothing is decided.
+
+use async_trait::async_trait;
+use flex_builder::{BuildError, BuildInput, Builder};
+use flex_controller::ports::{
+    BuildFailure, BuildJob, BuildProduct, Builders, Machine, RunInput, RunJob, RunOutput, RunSession, Runs, Source,
+};
+use flex_controller::{Controller, DeployEvent, GitCaller, GitUpdate};
+use flex_gitreceive::{Access, Caller, Gate, Push, PushEvent, Refusal};
+use flex_model::{AppId, AppName};
+use flex_runtime::{Input, JobSpec, Output, Runtime, TtySize};
+use futures_util::StreamExt;
+use std::path::PathBuf;
+use std::sync::Arc;
+use tokio::sync::mpsc;
+use tokio_util::sync::CancellationToken;
+
+pub struct BuilderPort(pub Builder);
+
+#[async_trait]
+impl Builders for BuilderPort {
+    async fn build(
+        &self,
+        job: BuildJob,
+        log: mpsc::Sender<String>,
+        cancel: CancellationToken,
+    ) -> Result<BuildProduct, BuildFailure> {
+        let failed = |message: String| BuildFailure { message, phases: Vec::new() };
+        let source = match job.source {
+            Source::Git { repository, quarantine, commit } => flex_builder::Source::Commit {
+                repository,
+                quarantine,
+                commit: commit.parse().map_err(|e: flex_model::Invalid| failed(e.to_string()))?,
+            },
+            Source::Tar(path) => flex_builder::Source::Archive(path),
+            Source::Image(reference) => flex_builder::Source::Image(reference),
+        };
+        let input = BuildInput {
+            build: job.build,
+            app: job.app,
+            app_name: job.app_name.parse().map_err(|e: flex_model::Invalid| failed(e.to_string()))?,
+            stack: job.stack,
+            source,
+            source_version: job.source_version,
+            buildpacks: job.buildpacks,
+            config: job.config.into_iter().filter_map(|(k, v)| Some((k.parse().ok()?, v))).collect(),
+        };
+        let out = self.0.build(input, log, cancel).await.map_err(|e| {
+            if let BuildError::Platform(_) = &e {
+                tracing::error!(build = %job.build, error = %e, "a build failed for a reason of the platform's");
+            }
+            failed(e.to_string())
+        })?;
+        Ok(BuildProduct {
+            image: out.image,
+            size_bytes: out.size_bytes,
+            process_types: out.process_types,
+            config_vars: out.config_vars,
+            addons: out.addons,
+            app_json: out.app_json,
+            buildpacks: out.buildpacks,
+            has_launcher: out.has_launcher,
+            phases: out.phases,
+        })
+    }
+
+    async fn purge_cache(&self, app: AppId) -> Result<(), String> {
+        self.0.purge_cache(app).await.map_err(|e| e.to_string())
+    }
+
+    async fn remove_app(&self, app: AppId) -> Result<(), String> {
+        self.0.remove_app(app).await.map_err(|e| e.to_string())
+    }
+}
+
+pub struct RunPort(pub Arc<dyn Runtime>);
+
+#[async_trait]
+impl Runs for RunPort {
+    async fn run(&self, job: RunJob) -> Result<RunSession, String> {
+        let job = JobSpec {
+            instance: job.instance,
+            app: job.app,
+            app_name: job.app_name,
+            name: job.name,
+            version: job.version,
+            spec: job.spec,
+            tty: job.tty.map(|(cols, rows)| TtySize { rows, cols }),
+            stdin: job.stdin,
+        };
+        let session = self.0.run_once(job).await.map_err(|e| e.to_string())?;
+        let (input, mut orders) = mpsc::channel(32);
+        let to_engine = session.input;
+        tokio::spawn(async move {
+            while let Some(order) = orders.recv().await {
+                let order = match order {
+                    RunInput::Data(data) => Input::Data(data),
+                    RunInput::Eof => Input::Eof,
+                    RunInput::Resize(cols, rows) => Input::Resize(TtySize { rows, cols }),
+                    RunInput::Signal(n) => Input::Signal(n),
+                };
+                if to_engine.send(order).await.is_err() {
+                    break;
+                }
+            }
+        });
+        let output = session.output.map(|piece| match piece {
+            Ok(Output::Stdout(data)) => Ok(RunOutput::Stdout(data)),
+            Ok(Output::Stderr(data)) => Ok(RunOutput::Stderr(data)),
+            Err(e) => Err(e.to_string()),
+        });
+        let (done, exit) = tokio::sync::oneshot::channel();
+        tokio::spawn(async move {
+            let status = match session.exit.await {
+                Ok(result) => result.map_err(|e| e.to_string()),
+                Err(_) => Err("the container was lost".into()),
+            };
+            let _ = done.send(status);
+        });
+        Ok(RunSession { input, output: output.boxed(), exit })
+    }
+}
+
+/// Checks of this machine, for `flex doctor`.
+pub struct MachinePort {
+    pub runtime: Arc<dyn Runtime>,
+    pub data_dir: PathBuf,
+}
+
+/// Below this much room pushes begin to fail.
+const LOW_DISK: u64 = 2 << 30;
+
+#[async_trait]
+impl Machine for MachinePort {
+    async fn checks(&self) -> Vec<(String, Option<(String, String)>)> {
+        let mut found = Vec::new();
+        match self.runtime.facts().await {
+            Err(e) => found.push((
+                "container engine".into(),
+                Some((e.to_string(), "start Docker: systemctl start docker, or scripts/up".into())),
+            )),
+            Ok(facts) => {
+                found.push((
+                    format!("{} {}, cgroup v{}, {}", facts.engine, facts.version, facts.cgroup_version, facts.storage_driver),
+                    None,
+                ));
+                let problem = (!facts.live_restore).then(|| {
+                    (
+                        "it is off: restarting Docker would stop every app".to_owned(),
+                        "set \"live-restore\": true in /etc/docker/daemon.json and reload Docker; scripts/up does".to_owned(),
+                    )
+                });
+                found.push(("live-restore".into(), problem));
+            }
+        }
+        found.push(match nix::sys::statvfs::statvfs(&self.data_dir) {
+            Err(e) => ("disk".into(), Some((e.to_string(), format!("look at {}", self.data_dir.display())))),
+            Ok(fs) => {
+                let free = fs.blocks_available() * fs.fragment_size();
+                let what = format!("{:.1} GiB free for {}", free as f64 / f64::from(1 << 30), self.data_dir.display());
+                (
+                    what,
+                    (free < LOW_DISK).then(|| {
+                        ("less than 2 GiB is left".to_owned(), "make room, or give flexd a larger --data-dir".to_owned())
+                    }),
+                )
+            }
+        });
+        found
+    }
+}
+
+/// What the git receiver asks.
+pub struct GatePort(pub Controller);
+
+#[async_trait]
+impl Gate for GatePort {
+    async fn authenticate(&self, openssh: &str) -> Option<Caller> {
+        let caller = self.0.caller_by_key(openssh).await?;
+        Some(Caller { user: caller.user, email: caller.email })
+    }
+
+    async fn authorize(&self, caller: &Caller, app: &str, _: Access) -> Result<(AppId, AppName), Refusal> {
+        self.0.authorize_git(caller.user, app).await.map_err(|lines| Refusal { lines })
+    }
+
+    async fn repository(&self, app: AppId) -> Result<PathBuf, Refusal> {
+        let path = self.0.repository_path(app);
+        let made = path.clone();
+        let result = tokio::task::spawn_blocking(move || flex_gitreceive::init_repository(&made)).await;
+        match result {
+            Ok(Ok(())) => Ok(path),
+            Ok(Err(e)) => Err(Refusal { lines: vec![format!("The app's repository cannot be used: {e}")] }),
+            Err(e) => Err(Refusal { lines: vec![format!("The app's repository cannot be used: {e}")] }),
+        }
+    }
+
+    async fn push(&self, push: Push) -> mpsc::Receiver<PushEvent> {
+        let updates = push.updates.into_iter().map(|u| GitUpdate { name: u.name, new: u.new }).collect();
+        let caller = GitCaller { user: push.caller.user, email: push.caller.email };
+        let mut events = self.0.push(caller, push.app, push.repository, push.quarantine, updates, push.receive_millis).await;
+        let (out, relayed) = mpsc::channel(64);
+        tokio::spawn(async move {
+            while let Some(event) = events.recv().await {
+                let event = match event {
+                    DeployEvent::Line(text) => PushEvent::Line(text),
+                    DeployEvent::Verdict(good) => PushEvent::Verdict(good),
+                };
+                // A pusher that has gone away changes nothing: the events are read to their end.
+                let _ = out.send(event).await;
+            }
+        });
+        relayed
+    }
+}

@@ -1,0 +1,369 @@
+//! Every role on this machine: the rooms put together, started in the order in which they need one another, stopped in the
+//! reverse. Stopping leaves the apps running.
+
+use crate::control;
+use crate::installation::Installation;
+use crate::ports::{BuilderPort, GatePort, MachinePort, RunPort};
+use crate::settings::Settings;
+use flex_agent::{Agent, AgentSettings, ControlLink};
+use flex_builder::{BuildSettings, Builder};
+use flex_controller::ports::{Clock, SystemClock};
+use flex_controller::{Controller, Deps};
+use flex_gitreceive::{GitServer, GitSettings};
+use flex_logs::{LogSettings, LogStore};
+use flex_model::host::HostState;
+use flex_model::{Host, LogLine, LogSource, Memory};
+use flex_router::{AccessQueue, Router, RouterSettings};
+use flex_runtime::{DockerRuntime, DockerSettings, Runtime};
+use flex_store::EmbeddedStore;
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::Duration;
+use tokio::task::JoinSet;
+use tokio_util::sync::CancellationToken;
+
+/// Access lines on their way to the log; beyond it they are dropped and counted.
+const ACCESS_LINES: usize = 8192;
+/// How often the state is written to a snapshot, if it changed.
+const SNAPSHOT_EVERY: Duration = Duration::from_secs(300);
+/// What an engine that does not answer yet is taken to have.
+const UNKNOWN_MEMORY: Memory = Memory::from_mib(1024);
+/// CPU may be promised several times over: most instances wait most of the time.
+const CPU_OVERCOMMIT: u64 = 4;
+
+/// The build settings of an installation.
+pub fn build_settings(settings: &Settings) -> BuildSettings {
+    let mut build = BuildSettings::new(&settings.data_dir, &settings.buildpacks);
+    build.env.extend(settings.build.env.clone());
+    build.timeout = settings.build.timeout;
+    build.memory = settings.build.memory;
+    build.disk_bytes = settings.build.disk.bytes();
+    build.slug_bytes = settings.build.slug_limit.bytes();
+    build
+}
+
+/// The engine of an installation.
+///
+/// # Errors
+/// A sentence for the operator.
+pub fn runtime(settings: &Settings, cluster: &str) -> Result<Arc<dyn Runtime>, String> {
+    let mut docker = DockerSettings::local(cluster);
+    docker.socket.clone_from(&settings.docker);
+    docker.build_args.clone_from(&settings.build.env);
+    DockerRuntime::connect(docker).map(|r| Arc::new(r) as Arc<dyn Runtime>).map_err(|e| e.to_string())
+}
+
+/// Serves until SIGTERM or SIGINT.
+///
+/// # Errors
+/// A sentence for the operator: why it could not start, or had to stop.
+pub async fn serve(settings: Settings) -> Result<(), String> {
+    let installation = Installation::open(&settings.data_dir)?;
+    let stop = CancellationToken::new();
+    let store = open_store(&settings).await?;
+    let runtime = runtime(&settings, &installation.cluster)?;
+    let logs = LogStore::open(settings.data_dir.join("logs"), LogSettings::default()).map_err(|e| e.to_string())?;
+    let logs = Arc::new(logs);
+
+    let host_key = PathBuf::from("ssh_host_ed25519_key");
+    let mut git =
+        GitSettings::new(settings.ssh, settings.data_dir.join(host_key), own_path()?, settings.data_dir.join("git/hook.sock"));
+    git.repositories = Some(settings.data_dir.join("repositories"));
+    let gate = Arc::new(LateGate::default());
+    let git = GitServer::bind(git, gate.clone()).await.map_err(|e| chain(&e))?;
+    let ssh = git.local_addr().map_err(|e| e.to_string())?;
+
+    let api = tokio::net::TcpListener::bind(settings.api)
+        .await
+        .map_err(|e| format!("cannot listen for the API on {}: {e}. Set another address with --api", settings.api))?;
+    let api_addr = api.local_addr().map_err(|e| e.to_string())?;
+    let http = probe_port(settings.http)?;
+
+    let controller = Controller::open(Deps {
+        store: store.clone(),
+        data_dir: settings.data_dir.clone(),
+        clock: Arc::new(SystemClock),
+        builders: Arc::new(BuilderPort(Builder::new(build_settings(&settings), runtime.clone()))),
+        runs: Arc::new(RunPort(runtime.clone())),
+        machine: Arc::new(MachinePort { runtime: runtime.clone(), data_dir: settings.data_dir.clone() }),
+        logs: logs.clone(),
+        settings: controller_settings(&settings, http.port(), ssh.port(), git.host_key_openssh(), api_addr)?,
+    })
+    .await?;
+    gate.open(GatePort(controller.clone()));
+    controller.register_host(this_host(&installation, &*runtime).await).await.map_err(|e| e.to_string())?;
+    reap(&*runtime).await;
+
+    let (access, lines) = AccessQueue::new(ACCESS_LINES);
+    let router = RouterSettings {
+        listen: vec![http],
+        workers: settings.router_workers.unwrap_or(0),
+        state_dir: Some(settings.data_dir.join("router")),
+        trusted_proxies: settings
+            .trusted_proxies
+            .iter()
+            .map(|c| c.parse())
+            .collect::<Result<_, _>>()
+            .map_err(|e| format!("router.trusted_proxies: {e}"))?,
+        ..RouterSettings::default()
+    };
+    let router = Router::bind(router, controller.routes(), Arc::new(access)).await.map_err(|e| chain(&e))?;
+    let mut status = router.status();
+    let statuses = controller.router_status();
+    let agent = Agent::new(
+        AgentSettings { host: installation.host, state_dir: settings.data_dir.join("agent") },
+        runtime.clone(),
+        ControlLink { assignment: controller.assignment(installation.host), reports: controller.reports() },
+        logs.clone(),
+        Arc::new(|| SystemClock.now()),
+    );
+
+    let mut tasks = JoinSet::new();
+    let token = || stop.clone();
+    spawn(&mut tasks, "agent", {
+        let stop = token();
+        async move { agent.run(stop).await.map_err(|e| chain(&e)) }
+    });
+    spawn(&mut tasks, "router", {
+        let stop = token();
+        async move { router.serve(stop.cancelled_owned()).await.map_err(|e| chain(&e)) }
+    });
+    spawn(&mut tasks, "git", {
+        let stop = token();
+        async move {
+            git.serve(stop).await;
+            Ok(())
+        }
+    });
+    spawn(&mut tasks, "loops", {
+        let (c, stop) = (controller.clone(), token());
+        async move {
+            c.run_loops(stop).await;
+            Ok(())
+        }
+    });
+    spawn(&mut tasks, "api", serve_api(api, controller.clone(), token()));
+    spawn(&mut tasks, "control", control::serve(settings.data_dir.clone(), controller.clone(), store.clone(), token()));
+    spawn(&mut tasks, "snapshots", snapshots(store.clone(), settings.data_dir.clone(), token()));
+    spawn(&mut tasks, "access lines", access_lines(lines, logs.clone(), token()));
+    spawn(&mut tasks, "router status", {
+        let stop = token();
+        async move {
+            loop {
+                let now = status.borrow_and_update().clone();
+                let _ = statuses.send(now).await;
+                tokio::select! {
+                    () = stop.cancelled() => return Ok(()),
+                    changed = status.changed() => if changed.is_err() { return Ok(()) },
+                }
+            }
+        }
+    });
+    tracing::info!(api = %api_addr, http = %http, ssh = %ssh, data = %settings.data_dir.display(), "flexd serves");
+    println!(
+        "flexd {} serves: API {api_addr}, HTTP {http}, git over SSH {ssh}, data {}",
+        env!("CARGO_PKG_VERSION"),
+        settings.data_dir.display()
+    );
+    let result = wait(&mut tasks).await;
+    stop.cancel();
+    while tasks.join_next().await.is_some() {}
+    logs.flush().await;
+    if let Err(e) = flex_store::snapshot_now(&store, &settings.data_dir) {
+        tracing::warn!(error = %e, "the last snapshot could not be written");
+    }
+    drop(installation);
+    result
+}
+
+type Task = (&'static str, Result<(), String>);
+
+fn spawn(tasks: &mut JoinSet<Task>, name: &'static str, work: impl Future<Output = Result<(), String>> + Send + 'static) {
+    tasks.spawn(async move { (name, work.await) });
+}
+
+/// Until a signal, or until a part ends that must not.
+async fn wait(tasks: &mut JoinSet<Task>) -> Result<(), String> {
+    use tokio::signal::unix::{SignalKind, signal};
+    let mut terminate = signal(SignalKind::terminate()).map_err(|e| e.to_string())?;
+    let mut interrupt = signal(SignalKind::interrupt()).map_err(|e| e.to_string())?;
+    tokio::select! {
+        _ = terminate.recv() => { tracing::info!("stopping; the apps keep running"); Ok(()) }
+        _ = interrupt.recv() => { tracing::info!("stopping; the apps keep running"); Ok(()) }
+        ended = tasks.join_next() => Err(match ended {
+            Some(Ok((name, Err(e)))) => format!("the {name} part stopped: {e}"),
+            Some(Ok((name, Ok(())))) => format!("the {name} part ended unexpectedly"),
+            Some(Err(e)) => format!("a part stopped by a fault in the program: {e}"),
+            None => "nothing runs".into(),
+        }),
+    }
+}
+
+async fn open_store(settings: &Settings) -> Result<Arc<EmbeddedStore>, String> {
+    let (dir, engine) = (settings.data_dir.clone(), settings.store);
+    let store = tokio::task::spawn_blocking(move || flex_store::open(&dir, engine)).await.map_err(|e| e.to_string())?;
+    store.map(Arc::new).map_err(|e| e.to_string())
+}
+
+/// The path of this executable, also after it was replaced by an upgrade.
+fn own_path() -> Result<PathBuf, String> {
+    let path = std::env::current_exe().map_err(|e| format!("cannot tell where this executable is: {e}"))?;
+    let text = path.to_string_lossy();
+    Ok(text.strip_suffix(" (deleted)").map_or(path.clone(), PathBuf::from))
+}
+
+/// Port 0 takes a free port: which one has to be known before URLs are made.
+fn probe_port(addr: std::net::SocketAddr) -> Result<std::net::SocketAddr, String> {
+    if addr.port() != 0 {
+        return Ok(addr);
+    }
+    std::net::TcpListener::bind(addr).and_then(|l| l.local_addr()).map_err(|e| format!("cannot find a free port for HTTP: {e}"))
+}
+
+fn controller_settings(
+    settings: &Settings,
+    http_port: u16,
+    ssh_port: u16,
+    host_key: &str,
+    api: std::net::SocketAddr,
+) -> Result<flex_controller::Settings, String> {
+    let api_url = if settings.api.port() == 0 { format!("http://{api}") } else { settings.api_url.clone() };
+    Ok(flex_controller::Settings {
+        domain: settings.domain.clone(),
+        http_port,
+        ssh_host: settings.domain.to_string(),
+        ssh_port,
+        ssh_host_key: host_key.split_whitespace().take(2).collect::<Vec<_>>().join(" "),
+        api_url: api_url.trim_end_matches('/').to_owned(),
+        stack: settings.stack.parse().map_err(|e| format!("stack: {e}"))?,
+        version: env!("CARGO_PKG_VERSION").into(),
+    })
+}
+
+async fn this_host(installation: &Installation, runtime: &dyn Runtime) -> Host {
+    let facts = runtime.facts().await;
+    if let Err(e) = &facts {
+        tracing::warn!(error = %e, "the container engine does not answer yet; flexd goes on and waits for it");
+    }
+    let (memory, cpus) = facts.map_or((UNKNOWN_MEMORY, 1), |f| (f.memory, f.cpus));
+    let name = nix::unistd::gethostname().map_or_else(|_| "localhost".into(), |n| n.to_string_lossy().into_owned());
+    Host {
+        id: installation.host,
+        name,
+        state: HostState::Ready,
+        // A twentieth stays for the system.
+        memory: Memory::from_mib(memory.mib() / 20 * 19),
+        cpu_millis: u64::from(cpus) * 1000 * CPU_OVERCOMMIT,
+        labels: std::collections::BTreeMap::new(),
+        created_at: SystemClock.now(),
+    }
+}
+
+/// Containers of builds and runs that an earlier process left behind.
+async fn reap(runtime: &dyn Runtime) {
+    match runtime.reap(&[]).await {
+        Ok(gone) if !gone.is_empty() => tracing::info!(count = gone.len(), "removed containers of interrupted builds and runs"),
+        Ok(_) => {}
+        Err(e) => tracing::warn!(error = %e, "containers of interrupted builds could not be looked for"),
+    }
+}
+
+async fn serve_api(listener: tokio::net::TcpListener, controller: Controller, stop: CancellationToken) -> Result<(), String> {
+    let ended = stop.clone();
+    let serve = axum::serve(listener, controller.api()).with_graceful_shutdown(async move { ended.cancelled().await });
+    // Tails of logs go on for ever: they get a moment, not a veto.
+    tokio::select! {
+        result = serve => result.map_err(|e| e.to_string()),
+        () = async { stop.cancelled().await; tokio::time::sleep(Duration::from_secs(2)).await } => Ok(()),
+    }
+}
+
+async fn snapshots(store: Arc<EmbeddedStore>, data_dir: PathBuf, stop: CancellationToken) -> Result<(), String> {
+    loop {
+        tokio::select! {
+            () = stop.cancelled() => return Ok(()),
+            () = tokio::time::sleep(SNAPSHOT_EVERY) => {}
+        }
+        let (store, dir) = (store.clone(), data_dir.clone());
+        let written = tokio::task::spawn_blocking(move || flex_store::snapshot_now(&store, &dir)).await;
+        if let Ok(Err(e)) = written {
+            tracing::warn!(error = %e, "the state's snapshot could not be written");
+        }
+    }
+}
+
+async fn access_lines(
+    mut lines: tokio::sync::mpsc::Receiver<(flex_model::AppId, String)>,
+    logs: Arc<LogStore>,
+    stop: CancellationToken,
+) -> Result<(), String> {
+    loop {
+        tokio::select! {
+            line = lines.recv() => match line {
+                Some((app, text)) => logs.append(app, LogLine { at: SystemClock.now(), source: LogSource::Flex, process: "router".into(), text }),
+                None => { stop.cancelled().await; return Ok(()); }
+            },
+            () = stop.cancelled() => return Ok(()),
+        }
+    }
+}
+
+/// An error with its causes, each once.
+pub fn chain(e: &dyn std::error::Error) -> String {
+    let mut text = e.to_string();
+    let mut cause = e.source();
+    while let Some(c) = cause {
+        let more = c.to_string();
+        if !text.contains(&more) {
+            text = format!("{text}: {more}");
+        }
+        cause = c.source();
+    }
+    text
+}
+
+/// The receiver needs a gate before the controller is there, and the controller needs the receiver's key. Nobody connects
+/// before serving begins; a gate that is not open yet refuses.
+#[derive(Default)]
+struct LateGate(std::sync::OnceLock<GatePort>);
+
+impl LateGate {
+    fn open(&self, gate: GatePort) {
+        let _ = self.0.set(gate);
+    }
+}
+
+#[async_trait::async_trait]
+impl flex_gitreceive::Gate for LateGate {
+    async fn authenticate(&self, openssh: &str) -> Option<flex_gitreceive::Caller> {
+        self.0.get()?.authenticate(openssh).await
+    }
+    async fn authorize(
+        &self,
+        caller: &flex_gitreceive::Caller,
+        app: &str,
+        access: flex_gitreceive::Access,
+    ) -> Result<(flex_model::AppId, flex_model::AppName), flex_gitreceive::Refusal> {
+        match self.0.get() {
+            Some(gate) => gate.authorize(caller, app, access).await,
+            None => Err(starting()),
+        }
+    }
+    async fn repository(&self, app: flex_model::AppId) -> Result<PathBuf, flex_gitreceive::Refusal> {
+        match self.0.get() {
+            Some(gate) => gate.repository(app).await,
+            None => Err(starting()),
+        }
+    }
+    async fn push(&self, push: flex_gitreceive::Push) -> tokio::sync::mpsc::Receiver<flex_gitreceive::PushEvent> {
+        match self.0.get() {
+            Some(gate) => gate.push(push).await,
+            // A channel closed without a verdict is a refusal.
+            None => tokio::sync::mpsc::channel(1).1,
+        }
+    }
+}
+
+fn starting() -> flex_gitreceive::Refusal {
+    flex_gitreceive::Refusal { lines: vec!["The server is starting. Try again in a moment.".into()] }
+}
