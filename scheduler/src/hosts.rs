@@ -7,18 +7,18 @@ use flex_model::{AppId, Host, HostId, HostState, InstanceId, Memory};
 use std::cmp::Reverse;
 use std::collections::{BTreeMap, BTreeSet, BinaryHeap};
 
-/// Memory promised on each host, kept up to date while a plan grows.
+/// Memory promised on each host, kept up to date while a plan grows. Hosts are numbered in the order of their ids.
 pub(crate) struct Room<'a> {
-    hosts: &'a BTreeMap<HostId, Host>,
-    used: BTreeMap<HostId, u64>,
-    /// Instances of an app on a host.
-    neighbours: BTreeMap<(AppId, HostId), u64>,
+    hosts: Vec<&'a Host>,
+    used: Vec<u64>,
+    /// Instances of an app on a host, by the host's number.
+    neighbours: BTreeMap<AppId, BTreeMap<usize, u64>>,
     pack: bool,
 }
 
 /// Lower is better: neighbours of the same app first, then the share of memory in use (turned round for packing), then
-/// the id, so that the answer does not depend on the order of hosts.
-type Score = (u64, u64, HostId);
+/// the host's number, so that the answer does not depend on the order in which hosts were added.
+type Score = (u64, u64, usize);
 
 impl<'a> Room<'a> {
     pub(crate) fn of(world: &'a World, plan: &Plan) -> Self {
@@ -30,49 +30,56 @@ impl<'a> Room<'a> {
                 _ => None,
             })
             .collect();
-        let mut room =
-            Self { hosts: &world.hosts, used: BTreeMap::new(), neighbours: BTreeMap::new(), pack: world.settings.pack };
-        // What is being removed still has its memory until its host says that it is gone.
+        let numbers: BTreeMap<HostId, usize> = world.hosts.keys().enumerate().map(|(i, h)| (*h, i)).collect();
+        let hosts: Vec<&Host> = world.hosts.values().collect();
+        let mut used = vec![0; hosts.len()];
+        let mut neighbours: BTreeMap<AppId, BTreeMap<usize, u64>> = BTreeMap::new();
+        // What is being removed still has its memory until that is committed.
         for p in world.placements.values() {
-            *room.used.entry(p.host).or_default() += p.memory.bytes();
+            let Some(&host) = numbers.get(&p.host) else { continue };
+            used[host] += p.memory.bytes();
             if !removed.contains(&p.instance) {
-                *room.neighbours.entry((p.app, p.host)).or_default() += 1;
+                *neighbours.entry(p.app).or_default().entry(host).or_default() += 1;
             }
         }
-        room
+        Self { hosts, used, neighbours, pack: world.settings.pack }
     }
 
-    fn score(&self, app: AppId, host: &Host) -> Score {
-        let used = self.used.get(&host.id).copied().unwrap_or(0);
+    fn score(&self, neighbours: u64, host: usize) -> Score {
         // In ten-thousandths, so that whole numbers compare alike everywhere.
-        let share = u64::try_from(u128::from(used) * 10_000 / u128::from(host.memory.bytes().max(1))).unwrap_or(u64::MAX);
-        let load = if self.pack { 10_000u64.saturating_sub(share) } else { share };
-        (self.neighbours.get(&(app, host.id)).copied().unwrap_or(0), load, host.id)
+        let share = u128::from(self.used[host]) * 10_000 / u128::from(self.hosts[host].memory.bytes().max(1));
+        let share = u64::try_from(share).unwrap_or(u64::MAX);
+        (neighbours, if self.pack { 10_000u64.saturating_sub(share) } else { share }, host)
     }
 
     /// Chooses hosts for `count` instances of an app; fewer when room runs out, with the reason for the rest.
     pub(crate) fn choose(&mut self, app: AppId, memory: Memory, count: usize) -> (Vec<HostId>, Option<String>) {
+        if count == 0 {
+            return (Vec::new(), None);
+        }
         let (mut cordoned, mut full) = (0usize, 0usize);
-        let mut heap = BinaryHeap::new();
-        for host in self.hosts.values() {
+        let mut near = self.neighbours.remove(&app).unwrap_or_default();
+        let mut scores = Vec::with_capacity(self.hosts.len());
+        for (number, host) in self.hosts.iter().enumerate() {
             if host.state != HostState::Ready {
                 cordoned += usize::from(host.state == HostState::Cordoned);
-            } else if self.fits(host, memory) {
-                heap.push(Reverse(self.score(app, host)));
+            } else if self.fits(number, memory) {
+                scores.push(Reverse(self.score(near.get(&number).copied().unwrap_or(0), number)));
             } else {
                 full += 1;
             }
         }
+        let mut heap = BinaryHeap::from(scores);
         let mut chosen = Vec::with_capacity(count);
         while chosen.len() < count
-            && let Some(Reverse((_, _, id))) = heap.pop()
+            && let Some(Reverse((neighbours, _, number))) = heap.pop()
         {
-            let host = &self.hosts[&id];
-            *self.used.entry(id).or_default() += memory.bytes();
-            *self.neighbours.entry((app, id)).or_default() += 1;
-            chosen.push(id);
-            if self.fits(host, memory) { heap.push(Reverse(self.score(app, host))) } else { full += 1 }
+            self.used[number] += memory.bytes();
+            near.insert(number, neighbours + 1);
+            chosen.push(self.hosts[number].id);
+            if self.fits(number, memory) { heap.push(Reverse(self.score(neighbours + 1, number))) } else { full += 1 }
         }
+        self.neighbours.insert(app, near);
         let why = (chosen.len() < count).then(|| {
             let group = |n: usize, text: &str| (n > 0).then(|| format!("{n} host{}: {text}", if n == 1 { "" } else { "s" }));
             let groups: Vec<String> =
@@ -85,7 +92,7 @@ impl<'a> Room<'a> {
         (chosen, why)
     }
 
-    fn fits(&self, host: &Host, memory: Memory) -> bool {
-        self.used.get(&host.id).copied().unwrap_or(0) + memory.bytes() <= host.memory.bytes()
+    fn fits(&self, host: usize, memory: Memory) -> bool {
+        self.used[host] + memory.bytes() <= self.hosts[host].memory.bytes()
     }
 }

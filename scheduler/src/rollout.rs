@@ -4,7 +4,9 @@ use crate::IdSource;
 use crate::hosts::Room;
 use crate::plan::{ChangeKind, Pending, Plan};
 use crate::view::{AppView, World};
-use flex_model::{InstanceReport, InstanceState, Placement, PlacementPhase, ProcessScale, ProcessType, Release, ReleaseStatus};
+use flex_model::{
+    InstanceId, InstanceReport, InstanceState, Placement, PlacementPhase, ProcessScale, ProcessType, Release, ReleaseStatus,
+};
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
@@ -16,7 +18,7 @@ pub(crate) struct AppPlan<'a> {
 }
 
 impl<'a> AppPlan<'a> {
-    pub(crate) fn decide(self, room: &mut Room<'_>, ids: &mut dyn IdSource, plan: &mut Plan) {
+    pub(crate) fn decide(mut self, room: &mut Room<'_>, ids: &mut dyn IdSource, plan: &mut Plan) {
         if let Some(target) = self.pending_target() {
             if let Some((instance, why)) = self.failure(target, plan) {
                 let kind = ChangeKind::ReleaseFailed { app: self.view.app.id, version: target.version, instance };
@@ -30,11 +32,21 @@ impl<'a> AppPlan<'a> {
             }
         }
         let wanted = self.view.wanted_release();
-        self.remove_useless(wanted.map(|r| r.version), plan);
+        let gone = self.remove_useless(wanted.map(|r| r.version), plan);
+        self.placements.retain(|p| !gone.contains(&p.instance));
         let processes: BTreeSet<&ProcessType> = self.placements.iter().map(|p| &p.process).collect();
         let scales: BTreeMap<ProcessType, ProcessScale> =
             wanted.map(|r| self.view.wanted(r).into_iter().collect()).unwrap_or_default();
-        for process in processes.into_iter().filter(|p| !scales.contains_key(*p)) {
+        if wanted.is_none() && self.is_in_release_phase() {
+            // What serves of an earlier release, though never proved good, is better than nothing.
+            return;
+        }
+        // A process type that only the good release has stays until the new one has proved itself.
+        let unproven = wanted.is_some_and(|r| r.status == ReleaseStatus::Pending);
+        let good = self.view.app.good.filter(|_| unproven).and_then(|v| self.view.releases.get(&v));
+        let of_good: BTreeSet<ProcessType> =
+            good.map(|r| self.view.wanted(r).into_iter().map(|(p, _)| p).collect()).unwrap_or_default();
+        for process in processes.into_iter().filter(|p| !scales.contains_key(*p) && !of_good.contains(*p)) {
             for p in self.active(process) {
                 self.retire(p, "not wanted any more", plan);
             }
@@ -44,6 +56,11 @@ impl<'a> AppPlan<'a> {
                 self.decide_process(release, process, *scale, room, ids, plan);
             }
         }
+    }
+
+    fn is_in_release_phase(&self) -> bool {
+        let target = self.view.app.target.and_then(|t| self.view.releases.get(&t));
+        target.is_some_and(|t| t.status == ReleaseStatus::Pending && !t.released)
     }
 
     fn pending_target(&self) -> Option<&'a Release> {
@@ -60,7 +77,7 @@ impl<'a> AppPlan<'a> {
     }
 
     /// Why a release that is being rolled out has no chance any more.
-    fn failure(&self, target: &Release, plan: &mut Plan) -> Option<(Option<flex_model::InstanceId>, String)> {
+    fn failure(&self, target: &Release, plan: &mut Plan) -> Option<(Option<InstanceId>, String)> {
         for p in self.of_release(target.version) {
             if let Some(r) = self.world.evidence(p)
                 && let Some(why) = hopeless(r, self.world.settings.start_attempts)
@@ -69,7 +86,8 @@ impl<'a> AppPlan<'a> {
             }
         }
         target.image.as_ref()?;
-        let patience = self.view.wanted(target).iter().map(|(p, _)| target.processes[p].check.start_seconds).max()?;
+        let check = |p: &ProcessType| self.view.app.checks.get(p).unwrap_or(&target.processes[p].check).start_seconds;
+        let patience = self.view.wanted(target).iter().map(|(p, _)| check(p)).max()?;
         let deadline =
             target.updated_at.plus(Duration::from_secs(u64::from(patience) + u64::from(self.world.settings.rollout_seconds)));
         if deadline > self.world.now {
@@ -92,14 +110,18 @@ impl<'a> AppPlan<'a> {
         })
     }
 
-    /// Instances of a release that is neither wanted nor was ever good have nothing to offer.
-    fn remove_useless(&self, wanted: Option<u64>, plan: &mut Plan) {
+    /// Instances of a release that is neither wanted nor was ever good, and that are reported as not serving, have nothing
+    /// to offer.
+    fn remove_useless(&self, wanted: Option<u64>, plan: &mut Plan) -> BTreeSet<InstanceId> {
+        let mut gone = BTreeSet::new();
         for p in self.placements.iter().filter(|p| Some(p.version) != wanted && Some(p.version) != self.view.app.good) {
             let was_good = self.view.releases.get(&p.version).is_some_and(|r| r.status == ReleaseStatus::Succeeded);
-            if p.phase == PlacementPhase::Active && !was_good && !self.world.is_up(p) {
+            if p.phase == PlacementPhase::Active && !was_good && self.world.is_known_bad(p) {
                 plan.push(ChangeKind::Remove { instance: p.instance }, format!("{}: v{} was given up", p.name(), p.version));
+                gone.insert(p.instance);
             }
         }
+        gone
     }
 
     fn decide_process(
@@ -111,19 +133,16 @@ impl<'a> AppPlan<'a> {
         ids: &mut dyn IdSource,
         plan: &mut Plan,
     ) {
-        let gone: BTreeSet<_> = removed(plan);
-        let active: Vec<&Placement> = self.active(process).filter(|p| !gone.contains(&p.instance)).collect();
+        let active: Vec<&Placement> = self.active(process).collect();
         let is_current = |p: &Placement| {
             p.version == release.version
                 && p.memory == scale.memory
                 && self.view.app.restart_before(process, p.index).is_none_or(|moment| p.created_at >= moment)
         };
         let (current, old): (Vec<&Placement>, Vec<&Placement>) = active.into_iter().partition(|p| is_current(p));
-
-        let surplus: Vec<&&Placement> = current.iter().filter(|p| p.index > scale.quantity).collect();
-        for p in surplus {
-            self.retire(p, &format!("{process} is scaled to {}", scale.quantity), plan);
-        }
+        let current = self.retire_doubles(current, plan);
+        let (surplus, current): (Vec<&Placement>, Vec<&Placement>) = current.into_iter().partition(|p| p.index > scale.quantity);
+        self.retire_surplus(&current, surplus, &format!("{process} is scaled to {}", scale.quantity), plan);
         let have: BTreeSet<u32> = current.iter().map(|p| p.index).collect();
         let missing: Vec<u32> = (1..=scale.quantity).filter(|i| !have.contains(i)).collect();
         let (hosts, why) = room.choose(self.view.app.id, scale.memory, missing.len());
@@ -152,6 +171,7 @@ impl<'a> AppPlan<'a> {
             let line = format!("{}: {reason}", placement.name());
             plan.push(ChangeKind::Place(placement), line);
         }
+        let short_of_room = why.is_some();
         if let Some(why) = why {
             plan.pending.extend(indexes.map(|index| Pending {
                 app: self.view.app.id,
@@ -160,32 +180,63 @@ impl<'a> AppPlan<'a> {
                 why: why.clone(),
             }));
         }
-        self.retire_covered(&current, old, scale, release.version, plan);
+        self.retire_covered(&current, old, scale, release.version, short_of_room, plan);
+    }
+
+    /// Two controllers that planned at the same moment may have placed the same instance twice: the better one stays.
+    fn retire_doubles(&self, mut current: Vec<&'a Placement>, plan: &mut Plan) -> Vec<&'a Placement> {
+        current.sort_by_key(|p| (p.index, !self.world.is_up(p), self.world.is_known_bad(p), p.created_at, p.instance));
+        let mut kept: Vec<&Placement> = Vec::with_capacity(current.len());
+        for p in current {
+            if kept.last().is_some_and(|k| k.index == p.index) {
+                self.retire(p, "was placed twice", plan);
+            } else {
+                kept.push(p);
+            }
+        }
+        kept
+    }
+
+    /// Lets go of what is beyond the wanted number, except for one that may serve while none of the others is known to.
+    fn retire_surplus(&self, kept: &[&Placement], surplus: Vec<&'a Placement>, why: &str, plan: &mut Plan) {
+        let covered = surplus.iter().any(|p| !p.process.is_web()) || kept.iter().any(|p| self.world.is_up(p));
+        let may_serve = |p: &&&Placement| !self.world.is_known_bad(p);
+        let best = surplus.iter().filter(may_serve).min_by_key(|p| (!self.world.is_up(p), p.index)).map(|p| p.instance);
+        let spared = best.filter(|_| !covered);
+        for p in surplus.into_iter().filter(|p| Some(p.instance) != spared) {
+            self.retire(p, why, plan);
+        }
     }
 
     /// Lets go of as many old instances as new ones cover: those known to be bad first, then those whose index is covered.
+    /// One that nothing is known of goes when the new ones alone are as many as are wanted.
     fn retire_covered(
         &self,
         current: &[&Placement],
         mut old: Vec<&Placement>,
         scale: ProcessScale,
         version: u64,
+        short_of_room: bool,
         plan: &mut Plan,
     ) {
-        let up: BTreeSet<u32> =
-            current.iter().filter(|p| p.index <= scale.quantity && self.world.is_up(p)).map(|p| p.index).collect();
-        // Old ones beyond the wanted number need no cover, once as many as are wanted are up without them.
-        old.sort_by_key(|p| (!self.world.is_known_bad(p), !up.contains(&p.index), std::cmp::Reverse(p.index), p.instance));
-        let serving_old = old.iter().filter(|p| !self.world.is_known_bad(p)).count();
+        let up: BTreeSet<u32> = current.iter().filter(|p| self.world.is_up(p)).map(|p| p.index).collect();
+        old.sort_by_key(|p| (!up.contains(&p.index), std::cmp::Reverse(p.index), p.instance));
+        let serving_old = old.iter().filter(|p| self.world.is_up(p)).count();
         let mut may_go = (up.len() + serving_old).saturating_sub(scale.quantity as usize);
+        let all_up = up.len() >= scale.quantity as usize;
         for p in old {
-            if self.world.is_known_bad(p) {
-                // It serves nobody: nothing is lost, unless it is all that there is and may come back.
-                if !up.is_empty() || !self.is_hopeful(p) {
-                    self.retire(p, &format!("replaced by v{version}"), plan);
-                }
-            } else if may_go > 0 {
-                may_go -= 1;
+            let goes = if self.world.is_known_bad(p) {
+                // It serves nobody: nothing is lost, unless nothing else serves and it may come back. Where it takes the
+                // room that its replacement needs, it goes in any case.
+                !up.is_empty() || !self.is_hopeful(p) || short_of_room
+            } else if self.world.is_up(p) {
+                let goes = may_go > 0;
+                may_go = may_go.saturating_sub(1);
+                goes
+            } else {
+                all_up
+            };
+            if goes {
                 self.retire(p, &format!("replaced by v{version}"), plan);
             }
         }
@@ -193,14 +244,16 @@ impl<'a> AppPlan<'a> {
 
     /// A bad instance that served before may do so again.
     fn is_hopeful(&self, p: &Placement) -> bool {
-        self.world.evidence(p).is_some_and(|r| r.was_up || r.state == InstanceState::Starting)
+        self.world.evidence(p).is_some_and(|r| r.was_up && r.state != InstanceState::Down)
     }
 
     /// Drains what may have requests; removes what cannot.
     fn retire(&self, p: &Placement, why: &str, plan: &mut Plan) {
         let line = format!("{}: {why}", p.name());
         // Silence is not evidence: what was last heard of as serving may have requests still.
-        let may_serve = p.process.is_web() && self.world.last_heard(p).is_some_and(|r| r.address.is_some());
+        let host_spoke = self.world.reports.get(&p.host).is_some_and(|v| v.counts);
+        let heard = self.world.last_heard(p);
+        let may_serve = p.process.is_web() && heard.map_or(!host_spoke, |r| r.address.is_some());
         if may_serve && !self.world.is_known_bad(p) {
             let deadline = self.world.now.plus(Duration::from_secs(u64::from(self.world.settings.drain_seconds)));
             plan.wake(deadline);
@@ -209,16 +262,6 @@ impl<'a> AppPlan<'a> {
             plan.push(ChangeKind::Remove { instance: p.instance }, line);
         }
     }
-}
-
-fn removed(plan: &Plan) -> BTreeSet<flex_model::InstanceId> {
-    plan.changes
-        .iter()
-        .filter_map(|c| match c.kind {
-            ChangeKind::Remove { instance } => Some(instance),
-            _ => None,
-        })
-        .collect()
 }
 
 fn hopeless(r: &InstanceReport, attempts: u32) -> Option<String> {

@@ -1,15 +1,19 @@
 //! The routing table: placed ∩ reported healthy, and why an app has nothing to route to.
 
 use crate::view::{AppView, World};
-use flex_model::{AppRoute, AppState, Backend, InstanceState, Placement, ProcessType};
+use flex_model::{AppId, AppRoute, AppState, Backend, InstanceState, Placement, PlacementPhase, ProcessType};
+use std::collections::BTreeMap;
 
 /// Every app's routes, in the order of apps.
 pub fn routes(world: &World) -> Vec<AppRoute> {
-    world.apps.values().map(|view| route(world, view)).collect()
+    let mut web: BTreeMap<AppId, Vec<&Placement>> = BTreeMap::new();
+    for p in world.placements.values().filter(|p| p.process.is_web() && p.phase == PlacementPhase::Active) {
+        web.entry(p.app).or_default().push(p);
+    }
+    world.apps.iter().map(|(id, view)| route(world, view, &web.remove(id).unwrap_or_default())).collect()
 }
 
-fn route(world: &World, view: &AppView) -> AppRoute {
-    let web: Vec<&Placement> = world.active(view.app.id).filter(|p| p.process.is_web()).collect();
+fn route(world: &World, view: &AppView, web: &[&Placement]) -> AppRoute {
     // A report to an earlier controller is no reason to stop anything, and none to stop routing either: what served a
     // moment ago is the best guess until its host speaks again.
     let backend = |p: &&Placement| {
@@ -23,7 +27,7 @@ fn route(world: &World, view: &AppView) -> AppRoute {
     } else if !backends.is_empty() {
         AppState::Serving
     } else {
-        without_backends(world, view, &web)
+        without_backends(world, view, web)
     };
     AppRoute { app: view.app.id, name: view.app.name.clone(), domains: view.domains.clone(), state, backends }
 }

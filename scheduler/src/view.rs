@@ -1,8 +1,8 @@
 //! What a decision sees: desired state, placements, and what is known of reality.
 
 use flex_model::{
-    App, AppId, DomainName, Host, HostId, InstanceId, InstanceReport, InstanceState, Placement, PlacementPhase, ProcessScale,
-    ProcessType, Release, ReleaseStatus, Report, RouterStatus, Timestamp,
+    App, AppId, DomainName, Host, HostId, InstanceId, InstanceReport, InstanceState, Placement, ProcessScale, ProcessType,
+    Release, ReleaseStatus, Report, RouterStatus, Timestamp,
 };
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -95,9 +95,5 @@ impl World {
     /// Reported, and reported as not serving.
     pub(crate) fn is_known_bad(&self, p: &Placement) -> bool {
         self.evidence(p).is_some_and(|r| r.state != InstanceState::Up)
-    }
-
-    pub(crate) fn active(&self, app: AppId) -> impl Iterator<Item = &Placement> {
-        self.placements.values().filter(move |p| p.app == app && p.phase == PlacementPhase::Active)
     }
 }
