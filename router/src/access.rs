@@ -1,11 +1,14 @@
 //! Access lines: one per request, in Heroku's form, handed on without ever waiting for the reader.
 
 use flex_model::AppId;
-use std::sync::{
-    Arc,
-    atomic::{AtomicU64, Ordering::Relaxed},
+use std::{
+    sync::{
+        Arc, Mutex, MutexGuard, PoisonError,
+        atomic::{AtomicU64, Ordering::Relaxed},
+    },
+    time::Duration,
 };
-use tokio::sync::mpsc;
+use tokio::sync::Notify;
 
 /// Where access lines go. Called on the request path by several threads.
 pub trait AccessSink: Send + Sync + 'static {
@@ -14,29 +17,76 @@ pub trait AccessSink: Send + Sync + 'static {
 }
 
 /// A sink with a bounded queue: when it is full, lines are dropped and counted, and requests go on.
+///
+/// Lines are read in batches, because waking a reader for each line costs a request as much as its parsing does.
 #[derive(Debug, Clone)]
-pub struct AccessQueue {
-    send: mpsc::Sender<(AppId, String)>,
-    dropped: Arc<AtomicU64>,
+pub struct AccessQueue(Arc<Queue>);
+
+/// The reading end of an [`AccessQueue`].
+#[derive(Debug)]
+pub struct AccessLines(Arc<Queue>);
+
+#[derive(Debug)]
+struct Queue {
+    lines: Mutex<Vec<(AppId, String)>>,
+    limit: usize,
+    /// Told when the queue is no longer empty.
+    some: Notify,
+    dropped: AtomicU64,
 }
+
+/// How long a batch gathers. Readers are people and files: neither minds.
+const GATHER: Duration = Duration::from_millis(20);
 
 impl AccessQueue {
     /// The sink, and the end to read from. `lines` is how many may wait.
-    pub fn new(lines: usize) -> (Self, mpsc::Receiver<(AppId, String)>) {
-        let (send, receive) = mpsc::channel(lines);
-        (Self { send, dropped: Arc::default() }, receive)
+    pub fn new(lines: usize) -> (Self, AccessLines) {
+        let queue = Arc::new(Queue { lines: Mutex::default(), limit: lines, some: Notify::new(), dropped: AtomicU64::new(0) });
+        (Self(queue.clone()), AccessLines(queue))
     }
 
     /// Lines dropped since the start.
     pub fn dropped(&self) -> u64 {
-        self.dropped.load(Relaxed)
+        self.0.dropped.load(Relaxed)
+    }
+}
+
+impl AccessLines {
+    /// The lines that came since the last call, oldest first; waits for at least one. Safe to cancel: nothing is lost.
+    pub async fn batch(&mut self) -> Vec<(AppId, String)> {
+        loop {
+            if self.0.lock().is_empty() {
+                self.0.some.notified().await;
+            }
+            tokio::time::sleep(GATHER).await;
+            let lines = std::mem::take(&mut *self.0.lock());
+            if !lines.is_empty() {
+                return lines;
+            }
+        }
+    }
+}
+
+impl Queue {
+    fn lock(&self) -> MutexGuard<'_, Vec<(AppId, String)>> {
+        self.lines.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
 impl AccessSink for AccessQueue {
+    /// Holds a lock for as long as it takes to push a pointer.
     fn line(&self, app: AppId, text: String) {
-        if self.send.try_send((app, text)).is_err() {
-            self.dropped.fetch_add(1, Relaxed);
+        let mut lines = self.0.lock();
+        if lines.len() >= self.0.limit {
+            drop(lines);
+            self.0.dropped.fetch_add(1, Relaxed);
+            return;
+        }
+        lines.push((app, text));
+        let first = lines.len() == 1;
+        drop(lines);
+        if first {
+            self.0.some.notify_one();
         }
     }
 }
@@ -107,12 +157,19 @@ mod tests {
         );
     }
 
-    #[test]
-    fn a_full_queue_drops_and_counts() {
-        let (queue, _receive) = AccessQueue::new(2);
-        for _ in 0..5 {
-            queue.line(AppId(flex_model::Uuid::nil()), "x".into());
+    #[tokio::test]
+    async fn a_full_queue_drops_and_counts() {
+        let (queue, mut lines) = AccessQueue::new(2);
+        for n in 0..5 {
+            queue.line(AppId(flex_model::Uuid::nil()), n.to_string());
         }
+        assert_eq!(queue.dropped(), 3);
+        let texts: Vec<String> = lines.batch().await.into_iter().map(|(_, text)| text).collect();
+        assert_eq!(texts, ["0", "1"]);
+        let late = queue.clone();
+        let reader = tokio::spawn(async move { lines.batch().await.len() });
+        late.line(AppId(flex_model::Uuid::nil()), "x".into());
+        assert_eq!(reader.await.unwrap(), 1);
         assert_eq!(queue.dropped(), 3);
     }
 }

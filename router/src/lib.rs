@@ -24,7 +24,7 @@ mod table;
 mod upstream;
 mod worker;
 
-pub use access::{AccessQueue, AccessSink};
+pub use access::{AccessLines, AccessQueue, AccessSink};
 pub use codes::Code;
 pub use metrics::{Metrics, MetricsSnapshot};
 pub use router::{Router, RouterError};

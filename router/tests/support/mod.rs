@@ -47,7 +47,7 @@ pub struct World {
     pub tables: watch::Sender<Arc<RouteTable>>,
     pub status: watch::Receiver<RouterStatus>,
     pub metrics: Metrics,
-    pub lines: mpsc::Receiver<(AppId, String)>,
+    pub lines: mpsc::UnboundedReceiver<(AppId, String)>,
     stop: Option<oneshot::Sender<()>>,
     served: tokio::task::JoinHandle<()>,
 }
@@ -69,7 +69,17 @@ impl Default for Setup {
 impl Setup {
     pub async fn start(self, first: Arc<RouteTable>) -> World {
         let (tables, table) = watch::channel(first);
-        let (queue, lines) = AccessQueue::new(100_000);
+        let (queue, mut written) = AccessQueue::new(100_000);
+        let (forward, lines) = mpsc::unbounded_channel();
+        tokio::spawn(async move {
+            loop {
+                for line in written.batch().await {
+                    if forward.send(line).is_err() {
+                        return;
+                    }
+                }
+            }
+        });
         let settings = RouterSettings {
             name: "test".into(),
             listen: vec![([127, 0, 0, 1], 0).into()],
