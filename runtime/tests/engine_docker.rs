@@ -15,3 +15,10 @@ macro_rules! contract {
 }
 
 flex_runtime::contract_cases!(contract);
+
+/// Prints how long things take: `cargo test -p flex-runtime --test engine_docker -- --ignored --nocapture measure`.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+#[ignore = "a measurement, not a check"]
+async fn measure() {
+    with_docker("measure", async |d| engine_support::measure::all(d).await).await;
+}

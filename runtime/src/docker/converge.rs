@@ -65,6 +65,7 @@ impl Inner {
             state.failed.retain(|i, (attempt, _)| desired.get(i).is_some_and(|d| d.attempt <= *attempt));
             state.desired = Some(desired);
         }
+        self.wake();
         self.reconcile().await
     }
 
@@ -92,11 +93,13 @@ impl Inner {
                 }
             }
         }
+        if !work.is_empty() {
+            self.wake();
+        }
         for (instance, found) in work {
             let inner = self.clone();
             self.spawn(async move { inner.settle(instance, Some(found)).await });
         }
-        self.wake();
         Ok(())
     }
 
@@ -311,7 +314,16 @@ impl Inner {
         let options = ListNetworksOptionsBuilder::default().filters(&filter).build();
         let networks = self.engine.call("listing networks", QUICK, async |d| d.list_networks(Some(options)).await).await?;
         for id in networks.into_iter().filter_map(|n| n.id) {
-            self.engine.call("removing a network", SLOW, async |d| d.remove_network(&id).await).await?;
+            // A cancelled Dockerfile build takes a moment to let go of it.
+            let mut tries = 0;
+            while let Err(e) = self.engine.call("removing a network", SLOW, async |d| d.remove_network(&id).await).await {
+                tries += 1;
+                match e {
+                    RuntimeError::NotFound(_) => break,
+                    RuntimeError::Refused(_) if tries < 50 => tokio::time::sleep(Duration::from_millis(200)).await,
+                    e => return Err(e),
+                }
+            }
         }
         self.networks.lock().await.clear();
         let options: ListVolumesOptions = ListVolumesOptionsBuilder::default().filters(&filter).build();
@@ -322,5 +334,78 @@ impl Inner {
             self.engine.call("removing a volume", SLOW, async |d| d.remove_volume(&name, none).await).await?;
         }
         Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::docker::labels::Tag;
+    use flex_model::{AppId, Uuid};
+    use proptest::prelude::*;
+
+    fn have(attempt: u32, state: State) -> Listed {
+        let tag = Tag {
+            instance: InstanceId(Uuid::nil()),
+            app: AppId(Uuid::nil()),
+            app_name: "a".into(),
+            name: "web.1".into(),
+            version: 1,
+            attempt,
+            grace: 30,
+        };
+        Listed { id: format!("c{attempt}"), tag, state, ip: None }
+    }
+
+    #[test]
+    fn each_situation_has_its_step() {
+        use State::{CREATED, EXITED, RUNNING};
+        let retire = |n: u32, running| Step::Retire { id: format!("c{n}"), grace: 30, running };
+        let cases = [
+            (None, None, vec![], Step::Nothing),
+            (None, None, vec![have(0, RUNNING)], retire(0, true)),
+            (None, None, vec![have(0, EXITED)], retire(0, false)),
+            (Some(0), None, vec![], Step::Create),
+            (Some(0), Some(0), vec![], Step::Nothing),
+            (Some(1), Some(0), vec![], Step::Create),
+            (Some(0), None, vec![have(0, CREATED)], Step::Start { id: "c0".into() }),
+            (Some(0), None, vec![have(0, RUNNING)], Step::Nothing),
+            (Some(0), None, vec![have(0, EXITED)], Step::Nothing),
+            (Some(1), None, vec![have(0, EXITED)], retire(0, false)),
+            (Some(1), None, vec![have(0, RUNNING), have(1, RUNNING)], retire(0, true)),
+            (Some(0), None, vec![have(3, RUNNING)], Step::Nothing),
+        ];
+        for (want, failed, found, expected) in cases {
+            assert_eq!(step(want, failed, &found), expected, "{want:?} {failed:?} {found:?}");
+        }
+    }
+
+    fn state() -> impl Strategy<Value = State> {
+        use State::{CREATED, DEAD, EXITED, PAUSED, REMOVING, RUNNING};
+        proptest::sample::select(vec![CREATED, RUNNING, EXITED, PAUSED, REMOVING, DEAD])
+    }
+
+    proptest! {
+        /// Steps that are carried out lead to rest, never touch what is wanted, and at rest nothing unwanted is left.
+        #[test]
+        fn steps_lead_to_rest(want in proptest::option::of(0u32..4), states in proptest::collection::btree_map(0u32..4, state(), 0..4)) {
+            let mut found: Vec<_> = states.into_iter().map(|(attempt, s)| have(attempt, s)).collect();
+            for _ in 0..10 {
+                match step(want, None, &found) {
+                    Step::Nothing => {
+                        prop_assert!(found.iter().all(|c| want.is_some_and(|w| c.tag.attempt >= w)));
+                        prop_assert!(want.is_none() || !found.is_empty());
+                        return Ok(());
+                    }
+                    Step::Create => found.push(have(want.unwrap_or_default(), State::CREATED)),
+                    Step::Start { id } => found.iter_mut().filter(|c| c.id == id).for_each(|c| c.state = State::RUNNING),
+                    Step::Retire { id, .. } => {
+                        prop_assert!(found.iter().all(|c| c.id != id || want.is_none_or(|w| c.tag.attempt < w)));
+                        found.retain(|c| c.id != id);
+                    }
+                }
+            }
+            prop_assert!(false, "never came to rest");
+        }
     }
 }

@@ -10,6 +10,8 @@ use bollard::query_parameters::EventsOptionsBuilder;
 use futures_util::StreamExt;
 use std::{sync::Arc, time::Duration};
 
+/// How often it looks without being woken: events can be lost, and a step that failed may work by now.
+const DRIFT: Duration = Duration::from_secs(10);
 /// Pauses between attempts to reach an engine that is away.
 const FIRST_PAUSE: Duration = Duration::from_millis(200);
 const LONGEST_PAUSE: Duration = Duration::from_secs(3);
@@ -49,8 +51,17 @@ async fn follow(inner: &Arc<Inner>) -> RuntimeError {
         return e;
     }
     inner.wake();
+    let mut drift = tokio::time::interval_at(tokio::time::Instant::now() + DRIFT, DRIFT);
+    drift.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
     loop {
-        match stream.next().await {
+        let event = tokio::select! {
+            event = stream.next() => event,
+            _ = drift.tick() => match inner.reconcile().await {
+                Ok(()) => continue,
+                Err(e) => return e,
+            },
+        };
+        match event {
             Some(Ok(event)) => {
                 if let Some(id) = event.actor.and_then(|a| a.id) {
                     inner.state().details.remove(&id);

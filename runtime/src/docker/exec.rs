@@ -43,7 +43,7 @@ impl Inner {
         if let (Some(size), false) = (exec.tty, console_size) {
             session::resize(&self, &process, size).await;
         }
-        Ok(session::run(self, process, conn, exec.tty.is_some(), exec.stdin))
+        Ok(session::run(self, process, conn, exec.tty.is_some(), exec.stdin, None))
     }
 
     /// Runs a container to its end.
@@ -51,24 +51,23 @@ impl Inner {
         let console_size = self.engine.api().await? >= CONSOLE_SIZE;
         self.ensure_network(&self.names.network).await?;
         let name = Tag::of_job(&job).container_name(&self.names.cluster);
+        let taken = || RuntimeError::Refused(format!("starting {}: it is running already as {name}", job.name));
+        let claim = self.claim(&job.instance.to_string()).ok_or_else(taken)?;
         let body = spec::job(&job, &self.names, console_size);
-        let id = self.create(&name, body).await?;
-        let id = id.ok_or_else(|| RuntimeError::Refused(format!("starting {}: it is running already as {name}", job.name)))?;
-        self.state().live.push((job.instance.to_string(), id.clone()));
+        let id = self.create(&name, body).await?.ok_or_else(taken)?;
         match self.attach_and_start(&id, &job).await {
             Ok(conn) => {
                 let process = Process::Job(id, job.spec.stop_grace_seconds);
                 if let (Some(size), false) = (job.tty, console_size) {
                     session::resize(&self, &process, size).await;
                 }
-                Ok(session::run(self, process, conn, job.tty.is_some(), job.stdin))
+                Ok(session::run(self, process, conn, job.tty.is_some(), job.stdin, Some(claim)))
             }
             Err(e) => {
                 if matches!(&e, RuntimeError::NotFound(why) if why.contains("network")) {
                     self.forget_network(&self.names.network).await;
                 }
                 self.remove_container(&id).await;
-                self.forget_live(&id);
                 Err(e)
             }
         }
@@ -93,7 +92,7 @@ impl Inner {
             for container in list {
                 let reap_id = container.labels.unwrap_or_default().remove(labels::REAP);
                 let (Some(id), Some(reap_id)) = (container.id, reap_id) else { continue };
-                let live = self.state().live.iter().any(|(r, c)| *r == reap_id || *c == id);
+                let live = self.state().live.contains(&reap_id);
                 if !live && !keep.contains(&reap_id) {
                     self.remove_container_checked(&id).await?;
                     reaped.push(reap_id);

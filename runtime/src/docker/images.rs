@@ -3,7 +3,6 @@
 use super::{
     Inner,
     engine::{Engine, QUICK, SLOW},
-    labels,
 };
 use crate::RuntimeError;
 use bollard::query_parameters::{BuildImageOptionsBuilder, CreateImageOptionsBuilder, RemoveImageOptionsBuilder};
@@ -62,13 +61,15 @@ impl Inner {
         check_reference(tag)?;
         self.ensure_network(&self.names.build_network).await?;
         let args: HashMap<String, String> = self.settings.build_args.clone().into_iter().collect();
+        let memory = i32::try_from(self.settings.build_memory.bytes()).unwrap_or(i32::MAX);
         let options = BuildImageOptionsBuilder::default()
             .t(tag)
             .dockerfile(dockerfile)
             .rm(true)
             .forcerm(true)
             .buildargs(&args)
-            .labels(&labels::owned(&self.names.cluster))
+            .memory(memory)
+            .memswap(memory)
             .networkmode(&self.names.build_network)
             .build();
         let doing = "building the Dockerfile";

@@ -50,6 +50,8 @@ pub struct DockerSettings {
     pub parallel_starts: usize,
     /// Build arguments of every Dockerfile build: the machine's proxies and mirrors.
     pub build_args: BTreeMap<String, String>,
+    /// Hard limit on the memory of each step of a Dockerfile build. The engine's interface ends just below 2 GiB.
+    pub build_memory: Memory,
 }
 
 impl DockerSettings {
@@ -61,6 +63,7 @@ impl DockerSettings {
             network: None,
             parallel_starts: 4,
             build_args: BTreeMap::new(),
+            build_memory: Memory::from_mib(2047),
         }
     }
 }
@@ -96,8 +99,8 @@ struct State {
     failed: HashMap<InstanceId, (u32, String)>,
     /// What inspection told, by container id.
     details: HashMap<String, observe::Detail>,
-    /// Jobs and sandboxes of this process, by the id to reap by: (reap id, container id).
-    live: Vec<(String, String)>,
+    /// Jobs and sandboxes that somebody in this process has, by the id to reap by.
+    live: HashSet<String>,
     /// Layer chains known to be in the engine.
     chains: HashSet<String>,
 }
@@ -153,8 +156,10 @@ impl Inner {
         });
     }
 
-    fn forget_live(&self, container: &str) {
-        self.state().live.retain(|(_, c)| c != container);
+    /// Takes an id to reap by, so that the reaper leaves it alone. None: somebody has it.
+    fn claim(self: &Arc<Self>, id: &str) -> Option<Claim> {
+        let new = self.state().live.insert(id.to_owned());
+        new.then(|| Claim { inner: self.clone(), id: id.to_owned() })
     }
 
     /// Makes a bridge on which containers do not reach one another, unless it is there.
@@ -193,6 +198,18 @@ impl Inner {
     /// Called when the engine said that a network is missing: somebody removed it.
     async fn forget_network(&self, name: &str) {
         self.networks.lock().await.remove(name);
+    }
+}
+
+/// That a job or sandbox has someone who looks after it. Without, the reaper takes it.
+struct Claim {
+    inner: Arc<Inner>,
+    id: String,
+}
+
+impl Drop for Claim {
+    fn drop(&mut self) {
+        self.inner.state().live.remove(&self.id);
     }
 }
 

@@ -33,7 +33,7 @@ pub(super) struct Listed {
     pub(super) id: String,
     pub(super) tag: Tag,
     pub(super) state: State,
-    ip: Option<std::net::IpAddr>,
+    pub(super) ip: Option<std::net::IpAddr>,
 }
 
 impl Inner {

@@ -1,7 +1,7 @@
 //! Containers to build in.
 
 use super::{
-    Inner,
+    Claim, Inner,
     engine::{PROGRESS, QUICK, SLOW, refine},
     labels, spec,
 };
@@ -18,22 +18,22 @@ use std::sync::Arc;
 struct DockerSandbox {
     inner: Arc<Inner>,
     container: String,
+    _claim: Claim,
 }
 
 impl Inner {
     /// Makes and starts a sandbox.
     pub(super) async fn sandbox(self: Arc<Self>, spec: SandboxSpec) -> Result<Box<dyn Sandbox>, RuntimeError> {
-        let id = labels::name_part("the build's id", &spec.id)?.to_owned();
+        let name = self.names.sandbox(labels::name_part("the build's id", &spec.id)?);
+        let taken = || RuntimeError::Refused(format!("making build container {name}: it exists already"));
+        let claim = self.claim(&spec.id).ok_or_else(taken)?;
         self.ensure_network(&self.names.build_network).await?;
         let new_volume = match &spec.cache {
             Some((name, _)) => self.ensure_volume(name).await?,
             None => false,
         };
-        let name = self.names.sandbox(&id);
-        let made = self.create(&name, spec::sandbox(&spec, &self.names)).await?;
-        let container = made.ok_or_else(|| RuntimeError::Refused(format!("making build container {name}: it exists already")))?;
-        self.state().live.push((id, container.clone()));
-        let sandbox = DockerSandbox { inner: self.clone(), container };
+        let container = self.create(&name, spec::sandbox(&spec, &self.names)).await?.ok_or_else(taken)?;
+        let sandbox = DockerSandbox { inner: self.clone(), container, _claim: claim };
         let ready = async {
             if let (true, Some((_, at)), Some(owner)) = (new_volume, &spec.cache, spec.user.as_deref().and_then(numeric)) {
                 sandbox.give(at, owner).await?;
@@ -45,7 +45,6 @@ impl Inner {
                 self.forget_network(&self.names.build_network).await;
             }
             self.remove_container(&sandbox.container).await;
-            self.forget_live(&sandbox.container);
             return Err(e);
         }
         Ok(Box::new(sandbox))
@@ -156,8 +155,6 @@ impl Sandbox for DockerSandbox {
     }
 
     async fn destroy(&self) -> Result<(), RuntimeError> {
-        self.inner.remove_container_checked(&self.container).await?;
-        self.inner.forget_live(&self.container);
-        Ok(())
+        self.inner.remove_container_checked(&self.container).await
     }
 }

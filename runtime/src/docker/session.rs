@@ -4,7 +4,7 @@
 //! does not end an exec, but ends a job; the exit status comes after the last output was taken.
 
 use super::{
-    Inner,
+    Claim, Inner,
     engine::QUICK,
     hijack::{Frames, Hijacked},
 };
@@ -34,8 +34,8 @@ pub(crate) enum Process {
     Job(String, u32),
 }
 
-/// Starts moving the streams of a process that was started with them attached.
-pub(crate) fn run(inner: Arc<Inner>, process: Process, conn: Hijacked, tty: bool, stdin: bool) -> Session {
+/// Starts moving the streams of a process that was started with them attached. A job's claim is held to its removal.
+pub(super) fn run(inner: Arc<Inner>, process: Process, conn: Hijacked, tty: bool, stdin: bool, claim: Option<Claim>) -> Session {
     let (input, from_client) = mpsc::channel(PIECES);
     let (to_client, output) = mpsc::channel(PIECES);
     let (drained_tx, drained) = oneshot::channel();
@@ -43,14 +43,14 @@ pub(crate) fn run(inner: Arc<Inner>, process: Process, conn: Hijacked, tty: bool
     let (read, write) = conn.stream.into_split();
     let early = conn.early;
     tokio::spawn(async move {
-        let feeder = tokio::spawn(feed(inner.clone(), process.clone(), write, from_client, to_client.clone(), stdin));
+        let feeder = tokio::spawn(feed(inner.clone(), process.clone(), write, from_client, to_client.clone(), (stdin, tty)));
         let broken = pump(read, early, tty, to_client).await;
         feeder.abort();
         let status = ended(&inner, &process).await;
         if let Process::Job(id, _) = &process {
             inner.remove_container(id).await;
-            inner.forget_live(id);
         }
+        drop(claim);
         // Resolves also when the output was dropped unread.
         let _ = drained.await;
         let _ = exit_tx.send(match (status, broken) {
@@ -118,15 +118,14 @@ async fn feed(
     mut write: OwnedWriteHalf,
     mut from_client: mpsc::Receiver<Input>,
     to_client: mpsc::Sender<Result<Output, RuntimeError>>,
-    stdin: bool,
+    (stdin, tty): (bool, bool),
 ) {
     let mut pending: VecDeque<Bytes> = VecDeque::new();
     let mut open = stdin;
     let mut ending = false;
     loop {
         if ending && open && pending.is_empty() {
-            // Half a close: the command sees the end of its input, its output still flows.
-            let _ = write.shutdown().await;
+            end_input(&mut write, tty).await;
             open = false;
         }
         tokio::select! {
@@ -160,7 +159,7 @@ async fn feed(
         }
     }
     if open {
-        let _ = write.shutdown().await;
+        end_input(&mut write, tty).await;
     }
     if let Process::Job(id, grace) = &process {
         to_client.closed().await;
@@ -168,6 +167,12 @@ async fn feed(
     }
     // The write half stays until the end: dropping it would be a shutdown, which a command without stdin must not get.
     std::future::pending::<()>().await;
+}
+
+/// Lets the command see the end of its input while its output still flows. Half a close does it, but makes the engine
+/// cut a terminal's output too; there it is Ctrl-D, as sshd does it.
+async fn end_input(write: &mut OwnedWriteHalf, tty: bool) {
+    let _ = if tty { write.write_all(b"\x04").await } else { write.shutdown().await };
 }
 
 /// Tells a process its terminal's size. Best effort: it may just have ended.

@@ -1,5 +1,10 @@
 //! A small image without a registry, and a Docker engine with an installation of its own that cleans up behind itself.
 
+mod faults;
+mod hardening;
+mod images;
+pub mod measure;
+
 use async_trait::async_trait;
 use flex_model::ImageRef;
 use flex_runtime::{DockerRuntime, DockerSettings, ImageFiles, Runtime, contract::World};
@@ -12,7 +17,7 @@ use std::{
 /// The tools of the image; each is a link to one static busybox.
 const TOOLS: &[&str] = &[
     "sh", "sleep", "cat", "echo", "stty", "env", "true", "mkdir", "id", "dd", "yes", "head", "wc", "touch", "ls", "wget", "nc",
-    "mount", "ps", "kill", "tail", "httpd", "seq", "chown", "ping",
+    "mount", "ps", "kill", "tail", "httpd", "seq", "pwd", "printf", "chown", "ping",
 ];
 
 /// Debian's static busybox.
