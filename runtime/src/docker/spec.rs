@@ -76,7 +76,9 @@ fn argv(command: &Command) -> Option<Vec<String>> {
 /// Engines before API 1.42 make every terminal 0 by 0 and can resize it only once the program runs. Where there is a
 /// shell for certain it sets the size before the program starts; its text is constant, all else are arguments.
 pub(crate) fn sized(argv: Vec<String>, size: TtySize) -> Vec<String> {
-    const SET: &str = r#"stty rows "$1" cols "$2" 2>/dev/null; shift 2; exec "$@""#;
+    // Only while it has none (which busybox's stty calls an error): it may have been resized meanwhile.
+    const SET: &str =
+        r#"case "$(stty size 2>/dev/null)" in ""|"0 0") stty rows "$1" cols "$2" 2>/dev/null;; esac; shift 2; exec "$@""#;
     let mut all = vec!["/bin/sh".into(), "-c".into(), SET.into(), "sh".into(), size.rows.to_string(), size.cols.to_string()];
     all.extend(argv);
     all

@@ -141,6 +141,7 @@ async fn installations_leave_each_other_alone() {
 async fn expect(session: &mut Session, text: &str) -> String {
     let mut all = String::new();
     let wait = async {
+        let all = &mut all;
         while !all.contains(text) {
             match session.output.next().await {
                 Some(Ok(Output::Stdout(b) | Output::Stderr(b))) => all.push_str(&String::from_utf8_lossy(&b)),
@@ -149,7 +150,7 @@ async fn expect(session: &mut Session, text: &str) -> String {
         }
     };
     let done = tokio::time::timeout(Duration::from_secs(30), wait).await;
-    assert!(done.is_ok(), "never said {text:?}");
+    assert!(done.is_ok(), "never said {text:?}, but {all:?}");
     all
 }
 
