@@ -380,7 +380,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Exchange<'_, '_, S> {
         Counters::add(&worker.counters.upgrades, 1);
         self.status = Some(101);
         self.conn.guard.arm(idle);
-        let (mut up_open, mut down_open, mut none) = (true, true, Vec::new());
+        let (mut up_open, mut down_open, mut were_both, mut none) = (true, true, true, Vec::new());
         let ended = poll_fn(|cx| {
             let client = &self.conn.io;
             if up_open && let Poll::Ready(done) = up.poll(cx, client, &mut none, io) {
@@ -398,10 +398,17 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Exchange<'_, '_, S> {
             if !up_open && !down_open {
                 return Poll::Ready(Ok(()));
             }
-            if std::mem::take(&mut up.progress) | std::mem::take(&mut down.progress) {
-                self.conn.guard.arm(idle);
+            let both = up_open && down_open;
+            if std::mem::take(&mut up.progress) | std::mem::take(&mut down.progress) | (both != were_both) {
+                // Who hears the other side end usually ends too; who does not is not waited for as long.
+                self.conn.guard.arm(if both { idle } else { idle / 10 });
+                were_both = both;
             }
-            if self.conn.guard.poll_expired(cx) { Poll::Ready(Err(Code::IdleConnection)) } else { Poll::Pending }
+            match self.conn.guard.poll_expired(cx) {
+                true if both => Poll::Ready(Err(Code::IdleConnection)),
+                true => Poll::Ready(Ok(())),
+                false => Poll::Pending,
+            }
         })
         .await;
         self.bytes = down.moved;
