@@ -121,7 +121,8 @@ pub enum Input {
 pub struct Session {
     pub input: tokio::sync::mpsc::Sender<Input>,
     pub output: BoxStream<'static, Result<Output, RuntimeError>>,
-    /// Resolves with the exit status (128+n for a signal) after the last output was yielded.
+    /// Resolves with the exit status (128+n for a signal) after the last output was yielded, or `output` was dropped: read
+    /// the output to its end first.
     pub exit: tokio::sync::oneshot::Receiver<Result<i64, RuntimeError>>,
 }
 

@@ -33,10 +33,13 @@ impl Inner {
         let id = format!("sha256:{}", hex::encode(Sha256::digest(&image.config)));
         check(&image)?;
         let done = |reference: String| Ok(ImageRef { reference, manifest: None });
-        if self.image_id(&id).await?.is_some() {
-            self.tag(&id, &image.tag).await?;
-            self.remember(&image);
-            return done(id);
+        match self.tag(&id, &image.tag).await {
+            Ok(()) => {
+                self.remember(&image);
+                return done(id);
+            }
+            Err(RuntimeError::NotFound(_)) => {}
+            Err(e) => return Err(e),
         }
         let chains = chains(&image);
         let known = {

@@ -90,7 +90,7 @@ async fn what_is_not_as_it_says_is_refused() {
         assert!(!docker.docker().has_image(&files.tag).await.unwrap());
         let error = docker.docker().pull("127.0.0.1:9/none:1").await.unwrap_err();
         assert!(error.to_string().contains("127.0.0.1:9"), "{error}");
-        let image = docker.docker().pull("flex-test/runtime:base").await.unwrap();
+        let image = docker.docker().pull(&docker.tag).await.unwrap();
         assert_eq!(image.reference, docker.image().reference, "what is there is not pulled");
     })
     .await;
@@ -99,14 +99,16 @@ async fn what_is_not_as_it_says_is_refused() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn dockerfiles_build_and_say_why_not() {
     with_docker("dockerfile", async |docker| {
+        let base = docker.tag.clone();
         let context = |dockerfile: &str| {
+            let dockerfile = format!("FROM {base}\n{dockerfile}");
             let mut tar = tar::Builder::new(Vec::new());
             file(&mut tar, "Dockerfile", 0o644, dockerfile.as_bytes());
             stream::iter([Ok(bytes::Bytes::from(tar.into_inner().unwrap()))]).boxed()
         };
         let tag = unique("built");
         let (log, mut lines) = tokio::sync::mpsc::channel(1000);
-        let good = context("FROM flex-test/runtime:base\nRUN echo building && echo x > /made\nCMD [\"/bin/sleep\",\"9\"]\n");
+        let good = context("RUN echo building && echo x > /made\nCMD [\"/bin/sleep\",\"9\"]\n");
         let image = docker.docker().build_dockerfile(&tag, "Dockerfile", good, log).await.unwrap();
         let mut all = Vec::new();
         while let Some(line) = lines.recv().await {
@@ -118,12 +120,12 @@ async fn dockerfiles_build_and_say_why_not() {
         assert!(!docker.docker().has_image(&tag).await.unwrap());
         let (log, mut lines) = tokio::sync::mpsc::channel(1000);
         tokio::spawn(async move { while lines.recv().await.is_some() {} });
-        let bad = context("FROM flex-test/runtime:base\nRUN echo the last words; exit 3\n");
+        let bad = context("RUN echo the last words; exit 3\n");
         let error = docker.docker().build_dockerfile(&tag, "Dockerfile", bad, log).await.unwrap_err();
         assert!(matches!(&error, RuntimeError::Refused(why) if why.contains("returned a non-zero code: 3") && why.contains("last words")), "{error}");
         // A client that goes takes its build with it.
         let (log, mut lines) = tokio::sync::mpsc::channel(1);
-        let slow = context("FROM flex-test/runtime:base\nRUN echo begun; sleep 1000\n");
+        let slow = context("RUN echo begun; sleep 1000\n");
         let runtime = docker.docker();
         let build = tokio::spawn(async move { runtime.build_dockerfile("flex-test/never:1", "Dockerfile", slow, log).await });
         while lines.recv().await.is_some_and(|l| l != "begun") {}

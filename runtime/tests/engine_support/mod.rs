@@ -75,6 +75,8 @@ pub struct Docker {
     pub settings: DockerSettings,
     pub runtime: Option<Arc<DockerRuntime>>,
     pub image: ImageRef,
+    /// The image's name, which only this test has; its content is the same for all.
+    pub tag: String,
 }
 
 impl Docker {
@@ -82,18 +84,19 @@ impl Docker {
         let settings = DockerSettings::local(format!("test-{name}-{}", std::process::id()));
         let runtime = Arc::new(DockerRuntime::connect(settings.clone()).unwrap());
         let dir = tempfile::tempdir().unwrap();
-        let image =
-            runtime.import(image_files(dir.path(), "flex-test/runtime:base", "base")).await.expect("importing the test image");
-        Self { settings, runtime: Some(runtime), image }
+        let tag = format!("flex-test/{name}:{}", std::process::id());
+        let image = runtime.import(image_files(dir.path(), &tag, "base")).await.expect("importing the test image");
+        Self { settings, runtime: Some(runtime), image, tag }
     }
 
     pub fn docker(&self) -> Arc<DockerRuntime> {
         self.runtime.clone().unwrap()
     }
 
-    /// Removes all that the installation made. The image stays: it is shared by all tests and never changes.
+    /// Removes all that the installation made, and this test's name of the image.
     pub async fn clean_up(self) {
         self.docker().purge().await.expect("cleaning up");
+        self.docker().remove_image(&self.tag).await.expect("removing the test image");
     }
 }
 
