@@ -114,3 +114,29 @@ async fn an_engine_that_hangs_is_told_in_time() {
     assert!(matches!(runtime.reap(&[]).await, Err(RuntimeError::Unavailable(_))));
     assert!(start.elapsed() < std::time::Duration::from_secs(120), "{:?}", start.elapsed());
 }
+
+/// Needs an engine that may be killed: `FLEX_TEST_RESTART_ENGINE` names a program that kills it and starts it again.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+#[ignore = "kills the engine"]
+async fn a_killed_engine_is_survived() {
+    let program = std::env::var_os("FLEX_TEST_RESTART_ENGINE").expect("FLEX_TEST_RESTART_ENGINE");
+    with_docker("killed", async |docker| {
+        let runtime = docker.docker();
+        let list: Vec<_> = (1..=4).map(|i| desired(&docker.image(), &format!("web.{i}"), "sleep 1000")).collect();
+        let running =
+            |n: usize| move |s: &[flex_runtime::Observed]| s.iter().filter(|o| o.phase == ObservedPhase::Running).count() == n;
+        runtime.converge(list[..3].to_vec()).await.unwrap();
+        let before = until(&*runtime, "three run", running(3)).await;
+        let status = tokio::process::Command::new(program).status().await.unwrap();
+        assert!(status.success());
+        let after = until(&*runtime, "three run", running(3)).await;
+        assert_eq!(after, before, "live-restore kept them, and nothing was done to them");
+        runtime.converge(list.clone()).await.unwrap();
+        until(&*runtime, "four run", running(4)).await;
+        let session = runtime.exec(list[0].instance, super::hardening::shell("echo works")).await.unwrap();
+        assert_eq!(finish(session).await.0, "works\n");
+        runtime.converge(Vec::new()).await.unwrap();
+        until(&*runtime, "all are gone", |s| s.is_empty()).await;
+    })
+    .await;
+}
