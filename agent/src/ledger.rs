@@ -44,7 +44,9 @@ pub enum Offer {
     Known,
 }
 
-/// Decides about an assignment: only this host's, never an older one, never two different ones of one revision.
+/// Decides about an assignment: only this host's, never an older one, never two different ones of one revision and controller.
+///
+/// A controller that was started later may say something else at the same revision: an upgraded one renders the same state anew.
 pub fn fence(host: HostId, known: Option<&Assignment>, offered: &Assignment) -> Result<Offer, Refusal> {
     if offered.host != host {
         return Err(Refusal::OtherHost(offered.host));
@@ -53,13 +55,13 @@ pub fn fence(host: HostId, known: Option<&Assignment>, offered: &Assignment) -> 
     if offered.revision < known.revision {
         return Err(Refusal::Stale { given: offered.revision, seen: known.revision });
     }
-    if offered.revision > known.revision {
+    if offered.revision > known.revision || offered.epoch > known.epoch {
         return Ok(Offer::New);
     }
     if offered.items != known.items {
         return Err(Refusal::Changed(offered.revision));
     }
-    // A controller that has just started sends what the one before it sent, under its own epoch.
+    // Reports must echo who asks now, also where a clock was set back between two controllers.
     Ok(if offered.epoch == known.epoch { Offer::Known } else { Offer::New })
 }
 
@@ -170,6 +172,8 @@ mod tests {
         assert_eq!(fence(host(), Some(&known), &assignment(5, 2, vec![item(1)])), Ok(Offer::New));
         assert_eq!(fence(host(), Some(&known), &assignment(4, 2, vec![])), Err(Refusal::Stale { given: 4, seen: 5 }));
         assert_eq!(fence(host(), Some(&known), &assignment(5, 1, vec![])), Err(Refusal::Changed(5)));
+        assert_eq!(fence(host(), Some(&known), &assignment(5, 0, vec![])), Err(Refusal::Changed(5)), "an earlier controller");
+        assert_eq!(fence(host(), Some(&known), &assignment(5, 2, vec![])), Ok(Offer::New), "a later controller");
         let other = HostId(flex_model::Uuid::from_u128(99));
         assert_eq!(fence(other, None, &known), Err(Refusal::OtherHost(host())));
     }

@@ -111,7 +111,7 @@ async fn a_restarted_agent_touches_nothing_and_loses_no_line() {
     assert_eq!((world.starts(1), world.starts(2)), (1, 1));
     // Refused: older; different at the same revision. Taken: the same from a new controller.
     host.assign_as(2, 4, vec![]);
-    host.assign_as(2, 5, vec![]);
+    host.assign_as(1, 5, vec![]);
     host.assign_as(2, 5, vec![item(1, &world.image, line, None), item(2, &world.image, line, None)]);
     let report = host.until("the new epoch is echoed", |r| r.epoch == 2).await;
     assert!(up(&report), "{report:#?}");

@@ -112,6 +112,8 @@ struct Tail {
     pause: Duration,
     due: Instant,
     finished: bool,
+    /// Why it could not be read last time.
+    failing: Option<String>,
 }
 
 struct Work {
@@ -171,7 +173,7 @@ impl Work {
             let mut tail = self.tails.remove(&key).unwrap_or_else(|| {
                 let follow = Follow::new(source.path.clone(), self.places.get(&place_name(key)).copied());
                 let (joiner, due) = (Joiner::default(), Instant::now());
-                Tail { source: source.clone(), follow, joiner, pause: ACTIVE, due, finished: false }
+                Tail { source: source.clone(), follow, joiner, pause: ACTIVE, due, finished: false, failing: None }
             });
             tail.source = source;
             if tail.source.ended {
@@ -212,7 +214,7 @@ impl Work {
 
     /// Reads a turn's worth; says whether there is more.
     fn read(&mut self, tail: &mut Tail) -> bool {
-        let Tail { source, follow, joiner, .. } = tail;
+        let Tail { source, follow, joiner, failing, .. } = tail;
         let (mut place, mut newest) = (None, None);
         let result = follow.read(TURN, |raw, at| {
             match json::parse(raw) {
@@ -241,10 +243,17 @@ impl Work {
             );
             self.logs.append(source.app, LogLine { at, source: LogSource::Flex, process: "logs".into(), text });
         }
-        result.unwrap_or_else(|e| {
-            tracing::warn!(instance = %source.instance, path = %source.path.display(), error = %e, "cannot read an instance's log");
-            Progress::End
-        }) == Progress::More
+        let error = result.as_ref().err().map(ToString::to_string);
+        if let Some(error) = error.as_ref().filter(|e| failing.as_ref() != Some(e)) {
+            tracing::warn!(instance = %source.instance, path = %source.path.display(), error, "cannot read an instance's log");
+        }
+        *failing = error;
+        let more = result.is_ok_and(|progress| progress == Progress::More);
+        if more {
+            // A backlog is read faster than it is written: what waits in memory must stay small, or it would be dropped.
+            self.logs.flush_blocking();
+        }
+        more
     }
 
     fn save(&mut self) {
@@ -268,4 +277,102 @@ impl Work {
 
 fn append(logs: &LogStore, source: &Source, at: flex_model::Timestamp, text: String) {
     logs.append(source.app, LogLine { at, source: LogSource::App, process: source.name.clone(), text });
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use flex_logs::{LogQuery, LogSettings};
+    use flex_model::Uuid;
+    use std::io::Write;
+
+    fn source(dir: &Path, ended: bool) -> Source {
+        let (instance, app) = (InstanceId(Uuid::from_u128(1)), AppId(Uuid::from_u128(2)));
+        Source { instance, attempt: 0, app, name: "web.1".into(), path: dir.join("x.log"), ended }
+    }
+
+    fn write(path: &Path, from: u64, to: u64) {
+        let mut file = std::io::BufWriter::new(fs::File::options().create(true).append(true).open(path).unwrap());
+        for n in from..to {
+            let time = format!("2026-11-21T07:{:02}:{:02}.{:09}Z", n / 600_000 % 60, n / 10_000 % 60, n % 10_000 * 100_000);
+            writeln!(file, r#"{{"log":"line {n} {}\n","stream":"stdout","time":"{time}"}}"#, "x".repeat(100)).unwrap();
+        }
+    }
+
+    fn open(dir: &Path) -> Arc<LogStore> {
+        let settings = LogSettings { lines_per_second: 1 << 30, burst_lines: 1 << 40, ..LogSettings::default() };
+        Arc::new(LogStore::open(dir.join("logs"), settings).unwrap())
+    }
+
+    async fn numbers(logs: &LogStore) -> Vec<u64> {
+        let lines = logs.query(source(Path::new(""), false).app, LogQuery::newest(usize::MAX)).await.unwrap();
+        lines.iter().map(|l| l.text.split(' ').nth(1).unwrap().parse().unwrap()).collect()
+    }
+
+    #[tokio::test]
+    async fn an_orderly_restart_neither_loses_nor_doubles() {
+        let dir = tempfile::tempdir().unwrap();
+        for round in 0..4 {
+            let logs = open(dir.path());
+            write(&source(dir.path(), false).path, round * 1000, (round + 1) * 1000);
+            let tailer = Tailer::start(dir.path(), logs.clone()).unwrap();
+            tailer.sources(vec![source(dir.path(), true)]).await;
+            assert_eq!(numbers(&logs).await, (0..(round + 1) * 1000).collect::<Vec<_>>());
+            drop(tailer);
+        }
+    }
+
+    #[tokio::test]
+    async fn a_file_that_vanishes_is_read_to_its_end_first() {
+        let dir = tempfile::tempdir().unwrap();
+        let logs = open(dir.path());
+        let path = source(dir.path(), false).path;
+        write(&path, 0, 1);
+        let tailer = Tailer::start(dir.path(), logs.clone()).unwrap();
+        tailer.sources(vec![source(dir.path(), false)]).await;
+        let deadline = Instant::now() + Duration::from_secs(20);
+        while numbers(&logs).await.is_empty() {
+            assert!(Instant::now() < deadline);
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+        write(&path, 1, 500);
+        fs::remove_file(&path).unwrap();
+        tailer.sources(vec![]).await;
+        assert_eq!(numbers(&logs).await, (0..500).collect::<Vec<_>>());
+    }
+
+    /// A figure, not a test: `cargo test --release -p flex-agent -- --ignored --nocapture rate`.
+    #[tokio::test]
+    #[ignore = "measures; meaningful in release builds only"]
+    async fn rate() {
+        let dir = tempfile::tempdir().unwrap();
+        let logs = open(dir.path());
+        let lines = 2_000_000;
+        write(&source(dir.path(), false).path, 0, lines);
+        let tailer = Tailer::start(dir.path(), logs.clone()).unwrap();
+        let began = Instant::now();
+        while began.elapsed() < Duration::from_secs(120) {
+            tailer.sources(vec![source(dir.path(), true)]).await;
+            if tailer_is_done(&tailer, dir.path()).await {
+                break;
+            }
+        }
+        assert!(logs.flush().await);
+        let took = began.elapsed();
+        let found = logs.query(source(dir.path(), false).app, LogQuery { lines: 1, ..LogQuery::default() }).await.unwrap();
+        println!("{:.0} lines/s; the newest: {}", lines as f64 / took.as_secs_f64(), &found[0].text[..20]);
+        let began = Instant::now();
+        assert_eq!(numbers(&logs).await.len() as u64, lines);
+        println!("read all back in {:?}", began.elapsed());
+        let began = Instant::now();
+        let query = LogQuery { since: Some("2026-11-21T07:01:00Z".parse().unwrap()), lines: 100, ..LogQuery::default() };
+        logs.query(source(dir.path(), false).app, query).await.unwrap();
+        println!("a window in {:?}", began.elapsed());
+    }
+
+    async fn tailer_is_done(tailer: &Tailer, dir: &Path) -> bool {
+        let began = Instant::now();
+        tailer.sources(vec![source(dir, true)]).await;
+        began.elapsed() < Duration::from_millis(50)
+    }
 }
