@@ -284,7 +284,9 @@ impl Controller {
                     return Err(invalid(format!("Domain {} {what}.", record.hostname)));
                 }
                 let event = self.event(actor, Some(app.id), "domain.create", format!("Added domain {}", record.hostname));
-                Ok((Tx::new().absent(&key).put(key.clone(), &record).put(keys::event(&event), &event), ()))
+                self.find_app(&app.id.to_string()).await?;
+                let tx = Tx::new().present(&keys::app(app.id)).absent(&key);
+                Ok((tx.put(key.clone(), &record).put(keys::event(&event), &event), ()))
             })
             .await?;
         self.nudge();
@@ -319,7 +321,9 @@ impl Controller {
                     return Err(invalid(format!("{} is a collaborator already.", who.email)));
                 }
                 let event = self.event(actor, Some(app.id), "collaborator.create", format!("Added collaborator {}", who.email));
-                Ok((Tx::new().absent(&key).put(key.clone(), &c).put(keys::event(&event), &event), ()))
+                self.find_app(&app.id.to_string()).await?;
+                let tx = Tx::new().present(&keys::app(app.id)).absent(&key);
+                Ok((tx.put(key.clone(), &c).put(keys::event(&event), &event), ()))
             })
             .await?;
         Ok(Arc::new(c))

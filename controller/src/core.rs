@@ -90,6 +90,12 @@ pub struct Inner {
     pub attach: Mutex<HashMap<String, crate::runs::Waiting>>,
     pub log_sessions: Mutex<HashMap<String, crate::http::logs::LogSession>>,
     pub vars: Mutex<HashMap<(AppId, u64), Arc<Vars>>>,
+    /// What the plan loop read last.
+    pub desired: Mutex<Option<Arc<crate::loops::plan::Desired>>>,
+    /// Wrong passwords by e-mail, and since when.
+    pub sign_ins: Mutex<HashMap<String, (u32, std::time::Instant)>>,
+    /// Turns at hashing passwords.
+    pub hashing: tokio::sync::Semaphore,
     pub started: std::time::Instant,
 }
 
@@ -115,7 +121,7 @@ impl Controller {
     /// # Errors
     /// A sentence for the operator.
     pub async fn open(deps: Deps) -> Result<Self, String> {
-        let crypt = Crypt::open(&deps.data_dir.join("master.key"))?;
+        let crypt = open_crypt(&deps).await?;
         let builds = deps.data_dir.join("builds");
         std::fs::create_dir_all(&builds).map_err(|e| format!("cannot make {}: {e}", builds.display()))?;
         let controller = Self(Arc::new(Inner {
@@ -136,6 +142,9 @@ impl Controller {
             attach: Mutex::default(),
             log_sessions: Mutex::default(),
             vars: Mutex::default(),
+            desired: Mutex::default(),
+            sign_ins: Mutex::default(),
+            hashing: tokio::sync::Semaphore::new(2),
             started: std::time::Instant::now(),
         }));
         controller.interrupt_old_builds().await.map_err(|e| e.to_string())?;
@@ -272,6 +281,33 @@ impl Controller {
     /// Tells the plan loop that something changed.
     pub fn nudge(&self) {
         self.wake.notify_one();
+    }
+}
+
+/// Opens the master key, and holds it against what the store was written with: a key that was lost or exchanged is told
+/// at the start, not by each app that no longer gets its config.
+async fn open_crypt(deps: &Deps) -> Result<Crypt, String> {
+    let file = deps.data_dir.join("master.key");
+    let known = deps.store.get(keys::MASTER_KEY).await.map_err(|e| e.to_string())?.0;
+    if known.is_some() && !file.exists() {
+        return Err(format!(
+            "{} is missing, and the config vars of the apps are encrypted with it: put it back from a backup",
+            file.display()
+        ));
+    }
+    let crypt = Crypt::open(&file)?;
+    let print = crypt.fingerprint();
+    match known {
+        Some(entry) if *entry.value == *print.as_bytes() => Ok(crypt),
+        Some(_) => Err(format!(
+            "{} is not the key that the config vars of the apps are encrypted with: put the right one back from a backup",
+            file.display()
+        )),
+        None => {
+            let write = flex_store::Write::Put(keys::MASTER_KEY.into(), print.into_bytes());
+            deps.store.commit(Vec::new(), vec![write]).await.map_err(|e| e.to_string())?;
+            Ok(crypt)
+        }
     }
 }
 

@@ -8,9 +8,10 @@ use chacha20poly1305::{XChaCha20Poly1305, XNonce};
 use flex_api::{ApiError, ErrorId};
 use flex_model::Secret;
 use serde::{Deserialize, Serialize};
+use sha2::{Digest, Sha256};
 use std::collections::BTreeMap;
 use std::io::Write;
-use std::os::unix::fs::OpenOptionsExt;
+use std::os::unix::fs::{OpenOptionsExt, PermissionsExt};
 use std::path::Path;
 
 /// Config vars by name.
@@ -28,6 +29,7 @@ pub struct Sealed {
 /// The master key.
 pub struct Crypt {
     cipher: XChaCha20Poly1305,
+    key: Secret,
 }
 
 impl Crypt {
@@ -55,9 +57,25 @@ impl Crypt {
             }
             Err(e) => return Err(fail("read", &e)),
         };
+        let mode = std::fs::metadata(file).map_err(|e| fail("read", &e))?.permissions().mode();
+        if mode & 0o077 != 0 {
+            return Err(fail("use", &format!("others may read it; run: chmod 600 {}", file.display())));
+        }
         let bytes = hex::decode(text.trim()).map_err(|e| fail("read", &e))?;
         let cipher = XChaCha20Poly1305::new_from_slice(&bytes).map_err(|e| fail("use", &e))?;
-        Ok(Self { cipher })
+        Ok(Self { cipher, key: Secret::new(text.trim()) })
+    }
+
+    /// What may be stored to know the key by.
+    pub fn fingerprint(&self) -> String {
+        self.sign("fingerprint")
+    }
+
+    /// A text that only the holder of the key can make for `what`: secrets in URLs that need no record of their own.
+    pub fn sign(&self, what: &str) -> String {
+        // Hashed twice with the key, as HMAC does: what was signed cannot be extended.
+        let keyed = |part: &[u8]| Sha256::new().chain_update(self.key.expose()).chain_update(part).finalize();
+        hex::encode(keyed(&keyed(what.as_bytes())))
     }
 
     /// Encrypts for one record.
@@ -102,6 +120,16 @@ pub fn random<const N: usize>() -> [u8; N] {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_key_that_others_may_read_is_refused() {
+        let dir = tempfile::tempdir().unwrap();
+        let file = dir.path().join("key");
+        let signed = Crypt::open(&file).unwrap().sign("x");
+        assert_eq!(Crypt::open(&file).unwrap().sign("x"), signed);
+        std::fs::set_permissions(&file, std::fs::Permissions::from_mode(0o640)).unwrap();
+        assert!(Crypt::open(&file).err().unwrap().contains("chmod 600"));
+    }
 
     #[test]
     fn a_value_opens_only_in_its_own_record_and_with_its_own_key() {

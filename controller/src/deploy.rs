@@ -22,8 +22,10 @@ use tokio_util::sync::CancellationToken;
 const SERVING_PATIENCE: Duration = Duration::from_secs(20 * 60);
 /// Lines of an instance's output that a failed release shows.
 const LAST_LINES: usize = 20;
-/// Output on its way to a client that reads slowly; beyond it the client misses lines, the kept output does not.
+/// Output on its way to a client that reads slowly.
 const BUFFERED_LINES: usize = 1024;
+/// How long a deploy stands still for a client that does not read; then the client misses lines, the kept output does not.
+const CLIENT_PATIENCE: Duration = Duration::from_secs(5);
 
 /// What a deploy says while it goes on.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -48,6 +50,8 @@ pub struct DeployRequest {
 struct Output {
     file: tokio::fs::File,
     client: mpsc::Sender<DeployEvent>,
+    /// It did not take a line in time: nobody waits for it any more.
+    is_slow: bool,
 }
 
 impl Output {
@@ -58,7 +62,13 @@ impl Output {
         // A full disk must not end a deploy that may still succeed; what fails for want of room says so itself.
         let _ = self.file.write_all(&bytes).await;
         let _ = self.file.flush().await;
-        let _ = self.client.try_send(DeployEvent::Line(text.to_owned()));
+        let line = DeployEvent::Line(text.to_owned());
+        if self.is_slow {
+            let _ = self.client.try_send(line);
+        } else {
+            let sent = self.client.send_timeout(line, CLIENT_PATIENCE).await;
+            self.is_slow = matches!(sent, Err(mpsc::error::SendTimeoutError::Timeout(_)));
+        }
     }
 }
 
@@ -104,20 +114,23 @@ impl Controller {
             error: None,
             cancel: false,
         };
-        let event = self.event(&actor, Some(app.id), "build.create", "Build started");
-        let tx = Tx::new().put(keys::build(app.id, build.id), &build).put(keys::event(&event), &event);
-        self.db.commit(tx).await.map_err(crate::core_error)?;
         let dir = self.build_dir(app.id);
         let unwritable =
             |e: std::io::Error| ApiError::new(ErrorId::Unavailable, format!("The build's output cannot be kept: {e}"));
         tokio::fs::create_dir_all(&dir).await.map_err(unwritable)?;
         let file = tokio::fs::File::create(self.build_log(app.id, build.id)).await.map_err(unwritable)?;
+        let event = self.event(&actor, Some(app.id), "build.create", "Build started");
+        let tx = Tx::new().present(&keys::app(app.id)).put(keys::build(app.id, build.id), &build);
+        self.db.commit(tx.put(keys::event(&event), &event)).await.map_err(|e| match e {
+            crate::db::CommitError::Conflict(_) => crate::core::app_not_found(),
+            e => crate::core_error(e),
+        })?;
         let (client, events) = mpsc::channel(BUFFERED_LINES);
         let cancel = CancellationToken::new();
         lock(&self.running_builds).insert(build.id, cancel.clone());
         let (this, queued) = (self.clone(), build.clone());
         tokio::spawn(async move {
-            let mut output = Output { file, client: client.clone() };
+            let mut output = Output { file, client: client.clone(), is_slow: false };
             let id = queued.id;
             let good = this.run_deploy(&actor, queued, request, &mut output, cancel).await;
             lock(&this.running_builds).remove(&id);
@@ -135,7 +148,7 @@ impl Controller {
         cancel: CancellationToken,
     ) -> bool {
         let gate = lock(&self.build_locks).entry(build.app).or_default().clone();
-        let _turn = match gate.clone().try_lock_owned() {
+        let turn = match gate.clone().try_lock_owned() {
             Ok(turn) => turn,
             Err(_) => {
                 output.line("-----> Another build of this app is running; this one waits for it").await;
@@ -148,7 +161,10 @@ impl Controller {
                 }
             }
         };
-        match self.build_and_release(actor, &mut build, request, output, &cancel).await {
+        let result = self.build_and_release(actor, &mut build, request, output, &cancel).await;
+        // A push that mends what never gets healthy must not wait for it.
+        drop(turn);
+        match result {
             Ok(release) => self.wait_serving(&build, &release, output).await,
             Err(message) => {
                 self.end_failed(actor, &mut build, &message, output).await;
@@ -329,6 +345,10 @@ impl Controller {
                 }
             };
             seen.look(self, release, &now, started).await;
+            if now.status != ReleaseStatus::Succeeded && self.is_superseded(release).await {
+                output.line("       A newer release took over before this one was up.").await;
+                return true;
+            }
             match now.status {
                 ReleaseStatus::Failed => {
                     self.say_failed(&now, output).await;
@@ -339,10 +359,6 @@ impl Controller {
                 }
                 ReleaseStatus::Succeeded if seen.routed.is_some() => break,
                 _ => {}
-            }
-            if self.is_superseded(release).await && now.status == ReleaseStatus::Pending {
-                output.line("       A newer release took over before this one was up.").await;
-                return true;
             }
             if started.elapsed() > SERVING_PATIENCE {
                 output.line(" !     The release is still not up. It goes on in the background: flex ps, flex logs").await;

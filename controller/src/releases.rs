@@ -92,8 +92,9 @@ impl Controller {
                 let base = self.base_release(&stored.value).await?;
                 let release = self.next_release(actor, &mut app, &description, base.as_deref());
                 let event = self.event(actor, Some(id), "config.update", &description);
-                let tx = Tx::new()
-                    .unchanged(&stored)
+                let tx = self
+                    .supersede(Tx::new().unchanged(&stored), &stored.value)
+                    .await?
                     .put(stored.key.clone(), &app)
                     .put(key, &sealed)
                     .put(keys::release(id, release.version), &release)
@@ -146,6 +147,19 @@ impl Controller {
         }
     }
 
+    /// Ends the release that is still being rolled out when another one takes its place.
+    async fn supersede(&self, tx: Tx, app: &App) -> Result<Tx, ApiError> {
+        let Some(version) = app.target else { return Ok(tx) };
+        let key = keys::release(app.id, version);
+        let Some(old) = self.db.get::<Release>(&key).await? else { return Ok(tx) };
+        if old.value.status != ReleaseStatus::Pending {
+            return Ok(tx);
+        }
+        let failure = Some(format!("v{} took its place before it was up", app.last_version + 1));
+        let ended = Release { status: ReleaseStatus::Failed, failure, updated_at: self.now(), ..(*old.value).clone() };
+        Ok(tx.unchanged(&old).put(key, &ended))
+    }
+
     /// Goes back to an earlier release: its code and its config, as a new release.
     pub async fn rollback(&self, actor: &Actor, id: AppId, to: &Release) -> Result<Arc<Release>, ApiError> {
         if to.status == ReleaseStatus::Failed {
@@ -164,8 +178,9 @@ impl Controller {
                 let sealed = self.crypt.seal(&key, &vars)?;
                 let release = self.next_release(actor, &mut app, &description, Some(to));
                 let event = self.event(actor, Some(id), "release.rollback", &description);
-                let tx = Tx::new()
-                    .unchanged(&stored)
+                let tx = self
+                    .supersede(Tx::new().unchanged(&stored), &stored.value)
+                    .await?
                     .put(stored.key.clone(), &app)
                     .put(key, &sealed)
                     .put(keys::release(id, release.version), &release)
@@ -194,7 +209,7 @@ impl Controller {
                 let first = app.good.is_none();
                 let before = self.vars(id, app.config_rev).await?;
                 let vars = if first { first_vars(&before, slug, app_json)? } else { (*before).clone() };
-                let mut tx = Tx::new().unchanged(&stored);
+                let mut tx = self.supersede(Tx::new().unchanged(&stored), &stored.value).await?;
                 if vars != *before {
                     app.config_rev += 1;
                     let key = keys::config(id, app.config_rev);

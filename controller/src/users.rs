@@ -11,12 +11,16 @@ use flex_api::{ApiError, ErrorId};
 use flex_model::{Email, KeyId, Secret, SshKey, Token, TokenId, User, UserId};
 use sha2::{Digest, Sha256};
 use std::sync::Arc;
+use std::time::{Duration, Instant};
 
 /// How tokens begin, so that scanners of leaked secrets can know them.
 const TOKEN_PREFIX: &str = "flx_";
 /// Keys weaker than this are refused.
 const MIN_RSA_BITS: usize = 3072;
 const MIN_PASSWORD: usize = 8;
+/// Wrong passwords of one user within [`MINUTE`] before no more are looked at.
+const WRONG_PASSWORDS: u32 = 5;
+const MINUTE: Duration = Duration::from_secs(60);
 
 /// What is stored of a token.
 pub fn token_hash(token: &str) -> String {
@@ -49,14 +53,34 @@ impl Controller {
         Ok(self.user(found.value.user).await?.map(|u| (u, found.value)))
     }
 
-    /// The user with this e-mail and password. As slow for an unknown e-mail as for a wrong password.
+    /// The user with this e-mail and password. As slow for an unknown e-mail as for a wrong password, and refused after
+    /// some wrong ones within a minute.
     pub async fn user_by_password(&self, email: &str, password: &str) -> Result<Option<Arc<User>>, ApiError> {
+        let who: String = email.chars().take(200).collect::<String>().to_lowercase();
+        if crate::core::lock(&self.sign_ins).get(&who).is_some_and(|(n, since)| *n >= WRONG_PASSWORDS && since.elapsed() < MINUTE)
+        {
+            return Err(ApiError::new(ErrorId::RateLimit, "Too many wrong passwords. Try again in a minute."));
+        }
+        let found = self.check_password(email, password).await?;
+        let mut wrong = crate::core::lock(&self.sign_ins);
+        wrong.retain(|_, (_, since)| since.elapsed() < MINUTE);
+        if found.is_some() {
+            wrong.remove(&who);
+        } else {
+            wrong.entry(who).or_insert_with(|| (0, Instant::now())).0 += 1;
+        }
+        Ok(found)
+    }
+
+    async fn check_password(&self, email: &str, password: &str) -> Result<Option<Arc<User>>, ApiError> {
         let user = match email.parse::<Email>() {
             Ok(email) => self.user_by_email(&email).await?,
             Err(_) => None,
         };
         let hash = user.as_ref().and_then(|u| u.password_hash.clone());
         let password = Secret::new(password);
+        // Each takes a core and 19 MiB: not many at once, whoever asks.
+        let _turn = self.hashing.acquire().await;
         let good = tokio::task::spawn_blocking(move || match hash {
             Some(hash) => PasswordHash::new(&hash)
                 .is_ok_and(|h| Argon2::default().verify_password(password.expose().as_bytes(), &h).is_ok()),

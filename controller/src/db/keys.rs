@@ -12,10 +12,12 @@
 //! | `domains/HOSTNAME` | domain |
 //! | `placements/ID`, `hosts/ID` | as named |
 //! | `sources/ID` | uploaded source |
+//! | `master-key` | fingerprint of the key that config vars are encrypted with |
 //! | `events/TIME-ID` | event; times padded, so that they sort |
 
 use flex_model::{AppId, AppName, BuildId, DomainName, Email, Event, HostId, InstanceId, KeyId, SlugId, SourceId, UserId};
 
+pub const MASTER_KEY: &str = "master-key";
 pub const APPS: &str = "apps/";
 pub const USERS: &str = "users/";
 pub const SSH_KEYS: &str = "ssh-keys/";

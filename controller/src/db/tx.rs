@@ -35,6 +35,12 @@ impl Tx {
         self.preconditions.push(Precondition::Absent(key.to_owned()));
         self
     }
+    /// The record must exist, whatever it says.
+    #[must_use]
+    pub fn present(mut self, key: &str) -> Self {
+        self.preconditions.push(Precondition::Present(key.to_owned()));
+        self
+    }
     #[must_use]
     pub fn put(mut self, key: impl Into<String>, value: &impl Serialize) -> Self {
         match serde_json::to_vec(value) {

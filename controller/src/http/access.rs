@@ -6,7 +6,7 @@ use crate::core::{Actor, Controller, app_not_found};
 use crate::db::keys;
 use axum::body::Body;
 use axum::extract::{MatchedPath, Request, State};
-use axum::http::{HeaderValue, header};
+use axum::http::{HeaderValue, StatusCode, header};
 use axum::middleware::Next;
 use axum::response::{IntoResponse, Response};
 use base64::Engine as _;
@@ -77,17 +77,48 @@ pub fn basic(value: &str) -> Option<(String, String)> {
 
 /// The middleware: denies what the table does not allow, and hands the caller (and the app) on.
 pub async fn check(State(controller): State<Controller>, mut request: Request, next: Next) -> Response {
-    let id = hex::encode(crate::crypt::random::<16>());
+    let is_registry = request.uri().path().starts_with("/v2/");
     let mut response = match admit(&controller, &mut request).await {
         Ok(()) => next.run(request).await,
         Err(e) => {
             // What a client still sends would otherwise be in the way of the answer.
             drop(std::mem::replace(request.body_mut(), Body::empty()));
-            Failure(e).into_response()
+            if is_registry { registry_failure(&e) } else { Failure(e).into_response() }
         }
     };
+    if is_registry {
+        response.headers_mut().insert("docker-distribution-api-version", HeaderValue::from_static("registry/2.0"));
+    }
+    response
+}
+
+/// Every answer has a name of its own, by which people can talk about it.
+pub async fn name(request: Request, next: Next) -> Response {
+    let id = hex::encode(crate::crypt::random::<16>());
+    let mut response = next.run(request).await;
     if let Ok(id) = HeaderValue::from_str(&id) {
         response.headers_mut().insert("request-id", id);
+    }
+    response
+}
+
+/// An error in the shape that registry clients read.
+pub fn refused_by_registry(status: StatusCode, code: &str, message: &str) -> Response {
+    (status, axum::Json(serde_json::json!({ "errors": [{ "code": code, "message": message }] }))).into_response()
+}
+
+fn registry_failure(e: &ApiError) -> Response {
+    let status = StatusCode::from_u16(e.id.status()).unwrap_or(StatusCode::INTERNAL_SERVER_ERROR);
+    let code = match e.id {
+        ErrorId::Unauthorized => "UNAUTHORIZED",
+        ErrorId::Forbidden => "DENIED",
+        ErrorId::NotFound => "NAME_UNKNOWN",
+        ErrorId::RateLimit => "TOOMANYREQUESTS",
+        _ => "UNKNOWN",
+    };
+    let mut response = refused_by_registry(status, code, &e.message);
+    if status == StatusCode::UNAUTHORIZED {
+        response.headers_mut().insert(header::WWW_AUTHENTICATE, HeaderValue::from_static("Basic realm=\"flex\""));
     }
     response
 }

@@ -53,9 +53,9 @@ pub async fn authorize(State(c): State<Controller>, headers: HeaderMap, Body(bod
     let refused = || ApiError::new(ErrorId::Unauthorized, "Invalid credentials provided.");
     let value = headers.get(header::AUTHORIZATION).and_then(|v| v.to_str().ok()).ok_or_else(refused)?;
     let user = match basic(value) {
-        Some((email, password)) => match c.user_by_password(&email, &password).await? {
-            Some(user) => Some(user),
-            None => c.user_by_token(&password).await?.map(|(u, _)| u),
+        Some((email, password)) => match c.user_by_token(&password).await? {
+            Some((user, _)) => Some(user),
+            None => c.user_by_password(&email, &password).await?,
         },
         None => match value.split_once(' ') {
             Some((scheme, token)) if scheme.eq_ignore_ascii_case("bearer") => {

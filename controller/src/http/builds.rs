@@ -13,7 +13,7 @@ use axum::extract::{Path, State};
 use axum::http::{HeaderMap, StatusCode, header};
 use axum::response::{IntoResponse, Response};
 use flex_api::{ApiError, ErrorId};
-use flex_model::{App, Build, BuildId, Slug, SlugId, SourceId};
+use flex_model::{App, AppId, Build, BuildId, Slug, SlugId, SourceId};
 use futures_util::StreamExt;
 use serde::Deserialize;
 use serde_json::json;
@@ -180,13 +180,35 @@ pub async fn slug(State(c): State<Controller>, Extension(app): TheApp, Path((_, 
     }))
 }
 
+impl Controller {
+    /// What makes the URL of a build's output a secret: Heroku's clients read it without credentials.
+    pub fn output_secret(&self, app: AppId, build: BuildId) -> String {
+        self.crypt.sign(&format!("build-output/{app}/{build}"))
+    }
+}
+
 /// The kept output, and what comes until the deploy is over.
 pub async fn output(State(c): State<Controller>, Extension(app): TheApp, Path((_, build)): Path<(String, String)>) -> Answer {
     let build = c.find_build(&app, &build).await?;
-    let file = tokio::fs::File::open(c.build_log(app.id, build.id))
+    stream_output(c, app.id, build.id).await
+}
+
+/// As [`output`], for whoever knows the URL.
+pub async fn open_output(State(c): State<Controller>, Path((app, build, secret)): Path<(String, String, String)>) -> Answer {
+    let missing = || not_found("Couldn't find that build.");
+    let (app, build) = (app.parse::<AppId>().map_err(|_| missing())?, build.parse::<BuildId>().map_err(|_| missing())?);
+    // Compared by hash: the time it takes tells nothing about the secret.
+    if token_hash(&secret) != token_hash(&c.output_secret(app, build)) {
+        return Err(missing().into());
+    }
+    stream_output(c, app, build).await
+}
+
+async fn stream_output(c: Controller, app: AppId, build: BuildId) -> Answer {
+    let file = tokio::fs::File::open(c.build_log(app, build))
         .await
         .map_err(|_| not_found("That build's output is not kept any more."))?;
-    let stream = futures_util::stream::unfold((file, c, build.id), |(mut file, c, id)| async move {
+    let stream = futures_util::stream::unfold((file, c, build), |(mut file, c, id)| async move {
         loop {
             // Looked at before reading: what was written until then is read below.
             let running = crate::core::lock(&c.running_builds).contains_key(&id);

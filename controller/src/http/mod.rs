@@ -6,6 +6,7 @@ mod apps;
 mod builds;
 pub mod logs;
 mod openapi;
+mod registry;
 mod releases;
 mod render;
 mod run;

@@ -125,7 +125,7 @@ impl Controller {
             "id": b.id, "app": { "id": app.id, "name": app.name }, "status": status, "stack": b.stack, "user": { "id": b.user, "email": self.email_of(b.user).await },
             "source_blob": { "url": kind, "version": b.source_version, "checksum": null }, "slug": b.slug.map(|id| json!({ "id": id })), "release": release,
             "buildpacks": packs, "phases": b.phases, "error": b.error,
-            "output_stream_url": format!("{}/apps/{}/builds/{}/output", self.deps.settings.api_url, app.id, b.id),
+            "output_stream_url": format!("{}/build-output/{}/{}/{}", self.deps.settings.api_url, app.id, b.id, self.output_secret(app.id, b.id)),
             "created_at": at(b.created_at), "updated_at": at(b.updated_at)
         })
     }

@@ -1,7 +1,7 @@
 //! Every route of the API, with what it needs. What is not in the table is denied; the middleware looks here and nowhere
 //! else, and so does the OpenAPI document.
 
-use super::{access, accounts, apps, builds, logs, openapi, releases, run};
+use super::{access, accounts, apps, builds, logs, openapi, registry, releases, run};
 use crate::core::Controller;
 use axum::Router;
 use axum::http::Method;
@@ -95,7 +95,9 @@ routes! {
     POST post "/apps/{app}/builds" App builds::create, "Build and release a source archive or an image";
     GET get "/apps/{app}/builds/{build}" App builds::info, "One build, with the time of each phase";
     DELETE delete "/apps/{app}/builds/{build}" App builds::cancel, "Cancel a build";
+    PATCH patch "/apps/{app}/builds/{build}" App builds::cancel, "Cancel a build";
     GET get "/apps/{app}/builds/{build}/output" App builds::output, "A build's output, live while it runs";
+    GET get "/build-output/{app_id}/{build}/{secret}" Nothing builds::open_output, "The same; the URL holds a secret";
     DELETE delete "/apps/{app}/build-cache" App builds::purge_cache, "Remove the build cache";
     GET get "/apps/{app}/slugs/{slug}" App builds::slug, "One slug";
     GET get "/apps/{app}/buildpack-installations" App apps::buildpacks, "Buildpacks";
@@ -107,6 +109,10 @@ routes! {
     POST post "/apps/{app}/domains" App apps::add_domain, "Add a domain";
     DELETE delete "/apps/{app}/domains/{domain}" App apps::remove_domain, "Remove a domain";
     POST post "/apps/{app}/log-sessions" App logs::create, "A URL to read the log from";
+    GET get "/v2/" User registry::version, "OCI distribution: which version";
+    GET get "/v2/{app}/tags/list" App registry::tags, "OCI distribution: the tags of an app's images";
+    GET get "/v2/{app}/manifests/{reference}" App registry::manifest, "OCI distribution: a manifest";
+    GET get "/v2/{app}/blobs/{digest}" App registry::blob, "OCI distribution: a blob";
     GET get "/logs/{secret}" Nothing logs::read, "Read a log session; the URL holds a secret";
     GET get "/apps/{app}/events" App apps::events, "The app's history of changes";
 }
@@ -126,5 +132,6 @@ pub fn router(controller: Controller) -> Router {
     router
         .route_layer(axum::middleware::from_fn_with_state(controller.clone(), access::check))
         .fallback(accounts::nothing_here)
+        .layer(axum::middleware::from_fn(access::name))
         .with_state(controller)
 }

@@ -1,6 +1,6 @@
 //! The loops. Each takes no input: it is woken, reads everything again, and is safe to run twice.
 
-mod plan;
+pub mod plan;
 mod publish;
 mod tidy;
 

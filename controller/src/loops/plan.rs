@@ -3,9 +3,9 @@
 use crate::core::{Actor, Controller, lock};
 use crate::db::{CommitError, DomainRecord, Stored, Tx, keys};
 use flex_api::{ApiError, ErrorId};
-use flex_model::{App, AppId, Host, InstanceId, Placement, PlacementPhase, Release, ReleaseStatus, Timestamp};
+use flex_model::{App, AppId, Host, HostId, InstanceId, Placement, PlacementPhase, Release, ReleaseStatus, Timestamp};
 use flex_scheduler::{AppView, Change, ChangeKind, IdSource, Settings, World};
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -18,12 +18,25 @@ const REVISION: &str = "-";
 /// Operations of one commit; the store refuses 100.
 const MAX_OPS: usize = 80;
 
-/// Everything that was read, with the revisions to fence commits by.
-pub(super) struct Read {
-    pub world: World,
+/// What is desired, as it was read at one revision, and what it was read from: to fence commits by.
+pub struct Desired {
+    revision: u64,
+    views: BTreeMap<AppId, AppView>,
+    hosts: BTreeMap<HostId, Host>,
     apps: BTreeMap<AppId, Stored<Arc<App>>>,
     placements: BTreeMap<InstanceId, Stored<Arc<Placement>>>,
-    pub revision: u64,
+}
+
+/// What a pass decides from.
+pub(super) struct Read {
+    pub world: World,
+    pub desired: Arc<Desired>,
+}
+
+impl Read {
+    pub fn revision(&self) -> u64 {
+        self.desired.revision
+    }
 }
 
 struct Ids<'a>(&'a Controller);
@@ -61,35 +74,61 @@ impl Controller {
         Ok(wake_at.map_or(Duration::MAX, |at| at.since(self.now())))
     }
 
-    /// Reads everything at one revision: again, when a commit came in between. A host refuses two different assignments
-    /// under one number.
+    /// Everything at one revision: what is desired from the store (kept until it changes), the rest as it was last told.
     pub(super) async fn read_world(&self) -> Result<Read, ApiError> {
+        let desired = self.read_desired().await?;
+        let table = self.table.borrow().clone();
+        let draining = desired.placements.values().filter(|p| p.value.phase != PlacementPhase::Active).map(|p| p.value.instance);
+        let routed: BTreeSet<InstanceId> = table.apps.iter().flat_map(|a| a.backends.iter().map(|b| b.instance)).collect();
+        let world = World {
+            now: self.now(),
+            apps: desired.views.clone(),
+            hosts: desired.hosts.clone(),
+            // Any table that lacks it will do: routers acknowledge the newest one that they have.
+            table_without: draining.filter(|i| !routed.contains(i)).map(|i| (i, table.revision)).collect(),
+            placements: desired.placements.iter().map(|(id, p)| (*id, (*p.value).clone())).collect(),
+            reports: lock(&self.reports).clone(),
+            routers: lock(&self.routers).values().cloned().collect(),
+            settings: Settings::default(),
+        };
+        Ok(Read { world, desired })
+    }
+
+    /// Reads again when a commit came in between: a host refuses two different assignments under one number.
+    async fn read_desired(&self) -> Result<Arc<Desired>, ApiError> {
         for _ in 0..MAX_READS {
             let before = self.deps.store.get(REVISION).await.map_or(0, |(_, r)| r);
-            let read = self.read_once(before).await?;
+            if let Some(kept) = lock(&self.desired).as_ref().filter(|d| d.revision == before && before > 0) {
+                return Ok(kept.clone());
+            }
+            let read = Arc::new(self.read_once(before).await?);
             if self.deps.store.get(REVISION).await.is_ok_and(|(_, r)| r == before) {
+                *lock(&self.desired) = Some(read.clone());
                 return Ok(read);
             }
         }
         Err(ApiError::new(ErrorId::Conflict, "changes come faster than they can be read"))
     }
 
-    async fn read_once(&self, revision: u64) -> Result<Read, ApiError> {
+    async fn read_once(&self, revision: u64) -> Result<Desired, ApiError> {
         let apps = self.db.list::<App>(keys::APPS).await?;
-        let releases = self.db.list::<Release>(keys::RELEASES).await?;
         let domains = self.db.list::<DomainRecord>(keys::DOMAINS).await?;
         let hosts = self.db.list::<Host>(keys::HOSTS).await?;
         let placements = self.db.list::<Placement>(keys::PLACEMENTS).await?;
-        let mut views: BTreeMap<AppId, AppView> = apps
-            .iter()
-            .map(|a| {
-                let own = self.default_domain(&a.value.name);
-                (a.value.id, AppView { app: a.value.clone(), releases: BTreeMap::new(), domains: vec![own] })
-            })
-            .collect();
-        for r in releases {
-            if let Some(view) = views.get_mut(&r.value.app) {
-                view.releases.insert(r.value.version, r.value);
+        let mut views = BTreeMap::new();
+        // Of all the releases only those that run, or should.
+        let mut versions: BTreeSet<(AppId, u64)> = placements.iter().map(|p| (p.value.app, p.value.version)).collect();
+        for stored in &apps {
+            let app = &stored.value;
+            versions.extend([app.target, app.good].into_iter().flatten().map(|v| (app.id, v)));
+            let view = AppView { app: app.clone(), releases: BTreeMap::new(), domains: vec![self.default_domain(&app.name)] };
+            views.insert(app.id, view);
+        }
+        for (app, version) in versions {
+            if let Some(view) = views.get_mut(&app)
+                && let Some(release) = self.db.get::<Release>(&keys::release(app, version)).await?
+            {
+                view.releases.insert(version, release.value);
             }
         }
         for d in domains {
@@ -97,26 +136,12 @@ impl Controller {
                 view.domains.push(d.value.hostname.clone());
             }
         }
-        let table = self.table.borrow().clone();
-        let draining = placements.iter().filter(|p| p.value.phase != PlacementPhase::Active).map(|p| p.value.instance);
-        let routed: std::collections::BTreeSet<InstanceId> =
-            table.apps.iter().flat_map(|a| a.backends.iter().map(|b| b.instance)).collect();
-        let world = World {
-            now: self.now(),
-            apps: views,
+        Ok(Desired {
+            revision,
+            views,
             hosts: hosts.into_iter().map(|h| (h.value.id, (*h.value).clone())).collect(),
-            // Any table that lacks it will do: routers acknowledge the newest one that they have.
-            table_without: draining.filter(|i| !routed.contains(i)).map(|i| (i, table.revision)).collect(),
-            placements: placements.iter().map(|p| (p.value.instance, (*p.value).clone())).collect(),
-            reports: lock(&self.reports).clone(),
-            routers: lock(&self.routers).values().cloned().collect(),
-            settings: Settings::default(),
-        };
-        Ok(Read {
-            world,
             apps: apps.into_iter().map(|a| (a.value.id, a)).collect(),
             placements: placements.into_iter().map(|p| (p.value.instance, p)).collect(),
-            revision,
         })
     }
 
@@ -127,7 +152,7 @@ impl Controller {
             let app = match &change.kind {
                 ChangeKind::Place(p) => Some(p.app),
                 ChangeKind::Drain { instance, .. } | ChangeKind::Remove { instance } => {
-                    read.placements.get(instance).map(|p| p.value.app)
+                    read.desired.placements.get(instance).map(|p| p.value.app)
                 }
                 ChangeKind::ReleaseSucceeded { app, .. } | ChangeKind::ReleaseFailed { app, .. } => Some(*app),
             };
@@ -148,7 +173,7 @@ impl Controller {
                         break;
                     }
                     ChangeKind::ReleaseFailed { app, version, instance } => {
-                        let name = instance.and_then(|i| read.placements.get(&i)).map(|p| p.value.name());
+                        let name = instance.and_then(|i| read.desired.placements.get(&i)).map(|p| p.value.name());
                         let lines = match name {
                             Some(name) => self.last_lines(app, &name).await,
                             None => Vec::new(),
@@ -171,7 +196,7 @@ impl Controller {
 
     /// What is planned for an app holds only while the app is what the plan saw.
     fn fence(&self, read: &Read, app: Option<AppId>) -> Tx {
-        match app.and_then(|a| read.apps.get(&a)) {
+        match app.and_then(|a| read.desired.apps.get(&a)) {
             Some(stored) => Tx::new().unchanged(stored),
             None => Tx::new(),
         }
@@ -183,14 +208,14 @@ impl Controller {
                 let key = keys::placement(p.instance);
                 tx.absent(&key).put(key, &p)
             }
-            ChangeKind::Drain { instance, deadline } => match read.placements.get(&instance) {
+            ChangeKind::Drain { instance, deadline } => match read.desired.placements.get(&instance) {
                 Some(stored) => {
                     let draining = Placement { phase: PlacementPhase::Draining { deadline }, ..(*stored.value).clone() };
                     tx.unchanged(stored).put(stored.key.clone(), &draining)
                 }
                 None => tx,
             },
-            ChangeKind::Remove { instance } => match read.placements.get(&instance) {
+            ChangeKind::Remove { instance } => match read.desired.placements.get(&instance) {
                 Some(stored) => tx.unchanged(stored).delete(stored.key.clone()),
                 None => tx,
             },

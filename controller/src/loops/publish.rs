@@ -23,21 +23,34 @@ impl Controller {
             by_host.entry(p.host).or_default().push(p);
         }
         for (host, placements) in by_host {
+            let before = lock(&self.assignments).get(&host).and_then(|s| s.borrow().clone());
             let mut items = Vec::with_capacity(placements.len());
             for p in placements {
                 match self.work_item(read, p).await {
                     Ok(item) => items.push(item),
                     Err(e) => {
-                        // An assignment that lacks an instance would stop it: rather keep the old one.
-                        tracing::error!(instance = %p.instance, error = %e, "an assignment cannot be made");
-                        return;
+                        tracing::error!(instance = %p.instance, error = %e, "an instance's orders cannot be made; it goes on as it is");
+                        let known = |a: &Arc<Assignment>| a.items.iter().find(|i| i.instance == p.instance).cloned();
+                        match before.as_ref().map(known) {
+                            Some(Some(item)) => items.push(item),
+                            // It never had any.
+                            Some(None) => {}
+                            // It may run since an earlier controller: an assignment without it would stop it.
+                            None => {
+                                items.clear();
+                                break;
+                            }
+                        }
                     }
                 }
+            }
+            if items.is_empty() && before.is_none() && read.world.placements.values().any(|p| p.host == host) {
+                continue;
             }
             let mut senders = lock(&self.assignments);
             let sender = senders.entry(host).or_insert_with(|| tokio::sync::watch::channel(None).0);
             if sender.borrow().as_ref().is_none_or(|a| a.items != items) {
-                let assignment = Assignment { host, revision: read.revision, epoch: self.epoch, items };
+                let assignment = Assignment { host, revision: read.revision(), epoch: self.epoch, items };
                 sender.send_replace(Some(Arc::new(assignment)));
             }
         }

@@ -1,0 +1,294 @@
+//! The API over real HTTP: shapes, errors, and what each change leads to.
+
+mod common;
+
+use common::World;
+use reqwest::Method;
+use serde_json::{Value, json};
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_app_from_its_making_to_its_end() {
+    let w = World::new().await;
+    let made = w.post("/apps", json!({})).await;
+    assert!(made["name"].as_str().is_some_and(|n| n.contains('-')), "{made}");
+    let id = w.create("demo").await;
+    let (status, error) = w.send(Method::POST, "/apps", &w.admin, Some(json!({ "name": "demo" }))).await;
+    assert_eq!(
+        (status.as_u16(), &error["id"], &error["message"]),
+        (422, &json!("invalid_params"), &json!("Name demo is already taken"))
+    );
+    assert_eq!(w.get(&format!("/apps/{id}")).await["name"], "demo");
+    assert_eq!(w.patch("/apps/demo", json!({ "name": "other" })).await["name"], "other");
+    let (status, error) = w.send(Method::GET, "/apps/demo", &w.admin, None).await;
+    assert_eq!((status.as_u16(), &error["id"], &error["message"]), (404, &json!("not_found"), &json!("Couldn't find that app.")));
+    // The name is free again.
+    w.create("demo").await;
+    let (status, _) = w.send(Method::PATCH, "/apps/demo", &w.admin, Some(json!({ "name": "other" }))).await;
+    assert_eq!(status.as_u16(), 422);
+    assert_eq!(w.patch("/apps/other", json!({ "maintenance": true })).await["maintenance"], true);
+    w.ok(Method::DELETE, "/apps/other", None).await;
+    assert_eq!(w.send(Method::GET, "/apps/other", &w.admin, None).await.0.as_u16(), 404);
+    let kinds: Vec<String> = kinds(&w.get("/events").await);
+    for kind in ["app.create", "app.rename", "app.update", "app.destroy"] {
+        assert!(kinds.iter().any(|k| k == kind), "{kind} is missing in {kinds:?}");
+    }
+}
+
+fn kinds(events: &Value) -> Vec<String> {
+    events.as_array().unwrap().iter().map(|e| e["kind"].as_str().unwrap().to_owned()).collect()
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn bad_requests_are_refused_clearly() {
+    let w = World::new().await;
+    w.create("demo").await;
+    let cases: Vec<(Method, &str, Value, u16)> = vec![
+        (Method::POST, "/apps", json!({ "name": "Bad Name" }), 422),
+        (Method::POST, "/apps", json!({ "name": 3 }), 422),
+        (Method::PATCH, "/apps/demo/formation", json!({ "updates": [{ "type": "web", "quantity": "x" }] }), 422),
+        (Method::PATCH, "/apps/demo/formation", json!({ "updates": [{ "type": "nope", "quantity": 1 }] }), 404),
+        (Method::PATCH, "/apps/demo/config-vars", json!({ "A B": "1" }), 422),
+        (Method::PATCH, "/apps/demo/config-vars", json!({ "A": "x".repeat(40_000) }), 422),
+        (Method::PATCH, "/apps/demo", json!({ "deploy_branches": ["--x"] }), 422),
+        (Method::POST, "/apps/demo/builds", json!({ "source_blob": {} }), 422),
+        (Method::POST, "/apps/demo/builds", json!({ "source_blob": { "url": "http://169.254.169.254/x" } }), 422),
+        (Method::POST, "/apps/demo/builds", json!({ "source_blob": { "image": "--help" } }), 422),
+        (Method::POST, "/apps/demo/dynos", json!({ "command": "ls" }), 422),
+        (Method::POST, "/apps/demo/releases", json!({ "release": "v9" }), 404),
+        (Method::POST, "/apps/demo/domains", json!({ "hostname": "x.localhost" }), 422),
+        (Method::POST, "/apps/demo/collaborators", json!({ "user": "nobody@example.com" }), 422),
+        (Method::PUT, "/apps/demo/buildpack-installations", json!({ "updates": [{ "buildpack": "--x" }] }), 422),
+        (Method::POST, "/account/keys", json!({ "public_key": "ssh-dss AAAA" }), 422),
+        (Method::GET, "/apps/%2e%2e", Value::Null, 404),
+        (Method::GET, "/nowhere", Value::Null, 404),
+        (Method::PUT, "/apps", Value::Null, 404),
+    ];
+    for (method, path, body, expected) in cases {
+        let url = format!("{}{path}", w.url);
+        let request = reqwest::Client::new().request(method.clone(), &url).bearer_auth(&w.admin).json(&body);
+        let response = request.send().await.unwrap();
+        let status = response.status().as_u16();
+        let text = response.text().await.unwrap();
+        assert_eq!(status, expected, "{method} {path} {text}");
+        let error: Value = serde_json::from_str(&text).unwrap();
+        assert!(error["id"].is_string() && error["message"].as_str().is_some_and(|m| m.len() > 5), "{method} {path} {text}");
+    }
+    let broken =
+        reqwest::Client::new().post(format!("{}/apps", w.url)).bearer_auth(&w.admin).body("{\"name\":").send().await.unwrap();
+    assert_eq!(broken.status().as_u16(), 400);
+    assert!(broken.text().await.unwrap().contains("line 1"));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn config_makes_releases_and_rollback_brings_it_back() {
+    let w = World::new().await;
+    let app = w.create("demo").await;
+    assert_eq!(w.patch("/apps/demo/config-vars", json!({ "A": "1", "B": "2" })).await, json!({ "A": "1", "B": "2" }));
+    assert!(w.push(app).await.0);
+    assert_eq!(w.patch("/apps/demo/config-vars", json!({ "B": null, "A": "3" })).await, json!({ "A": "3" }));
+    // Setting what is set already is no change.
+    w.patch("/apps/demo/config-vars", json!({ "A": "3" })).await;
+    w.until("v3 is up", async || w.versions_up("demo").await == [3]).await;
+    let releases = w.get("/apps/demo/releases").await;
+    let said: Vec<&str> = releases.as_array().unwrap().iter().map(|r| r["description"].as_str().unwrap()).collect();
+    assert_eq!(said, ["Set A, B config vars", "Deploy 01234567", "Set A config vars, Unset B config vars"]);
+    let rolled = w.post("/apps/demo/releases", json!({ "release": releases[1]["id"] })).await;
+    assert_eq!((rolled["version"].as_u64(), rolled["description"].as_str()), (Some(4), Some("Rollback to v2")));
+    assert_eq!(w.get("/apps/demo/config-vars").await, json!({ "A": "1", "B": "2" }));
+    assert_eq!(w.get("/apps/demo/releases/3/config-vars").await, json!({ "A": "3" }));
+    w.until("v4 is up", async || w.versions_up("demo").await == [4]).await;
+    let newest = reqwest::Client::new()
+        .get(format!("{}/apps/demo/releases", w.url))
+        .bearer_auth(&w.admin)
+        .header("Range", "version ..; order=desc,max=1")
+        .send()
+        .await
+        .unwrap();
+    assert_eq!(newest.status().as_u16(), 206);
+    let newest: Value = serde_json::from_str(&newest.text().await.unwrap()).unwrap();
+    assert_eq!((newest.as_array().unwrap().len(), newest[0]["version"].as_u64()), (1, Some(4)));
+    // No value is in the store as it is.
+    for entry in w.store.list("").await.unwrap().0 {
+        assert!(!String::from_utf8_lossy(&entry.value).contains("\"A\":\"3\""), "{}", entry.key);
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn scaling_by_numbers_texts_and_steps() {
+    let w = World::new().await;
+    let app = w.create("demo").await;
+    assert!(w.push(app).await.0);
+    for (quantity, count) in [(json!("3"), 3), (json!("-1"), 2), (json!(1), 1), (json!("+1"), 2), (json!(0), 0)] {
+        let body = json!({ "updates": [{ "type": "web", "quantity": quantity }] });
+        assert_eq!(w.patch("/apps/demo/formation", body).await[0]["quantity"], count);
+        w.until(&format!("{count} are up"), async || w.versions_up("demo").await.len() == count && w.routed(app).len() == count)
+            .await;
+    }
+    let (status, _) = w.send(Method::PATCH, "/apps/demo/formation/web", &w.admin, Some(json!({ "quantity": "-1" }))).await;
+    assert_eq!(status.as_u16(), 422);
+    let one = w.patch("/apps/demo/formation/web", json!({ "quantity": 1, "size": "256M" })).await;
+    assert_eq!((one["quantity"].as_u64(), one["size"].as_str()), (Some(1), Some("256M")));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_restart_replaces_instances() {
+    let w = World::new().await;
+    let app = w.create("demo").await;
+    assert!(w.push(app).await.0);
+    let id = async || w.get("/apps/demo/dynos").await[0]["id"].as_str().unwrap_or_default().to_owned();
+    for path in ["/apps/demo/dynos", "/apps/demo/dynos/web.1", "/apps/demo/formations/web"] {
+        let before = id().await;
+        w.ok(Method::DELETE, path, None).await;
+        w.until("another is up alone", async || {
+            let now = w.get("/apps/demo/dynos").await;
+            now.as_array().unwrap().len() == 1 && now[0]["id"] != before.as_str() && now[0]["state"] == "up"
+        })
+        .await;
+        assert_eq!(w.routed(app), ["web.1"]);
+    }
+    assert_eq!(w.send(Method::DELETE, "/apps/demo/dynos/web.7", &w.admin, None).await.0.as_u16(), 404);
+    let why = w.get("/apps/demo/dynos/web.1/why").await;
+    assert!(why["lines"][0].as_str().unwrap().contains("was placed on one"), "{why}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn names_of_the_world_belong_to_one_app() {
+    let w = World::new().await;
+    w.create("demo").await;
+    w.create("other").await;
+    let made = w.post("/apps/demo/domains", json!({ "hostname": "www.example.com" })).await;
+    assert_eq!((made["kind"].as_str(), made["cname"].as_str()), (Some("custom"), Some("demo.localhost")));
+    let (status, error) =
+        w.send(Method::POST, "/apps/other/domains", &w.admin, Some(json!({ "hostname": "www.example.com" }))).await;
+    assert_eq!(status.as_u16(), 422, "{error}");
+    w.until("it is in the table", async || {
+        let table = w.controller.routes().borrow().clone();
+        table.apps.iter().any(|a| a.name.as_str() == "demo" && a.domains.iter().any(|d| d.as_str() == "www.example.com"))
+    })
+    .await;
+    w.ok(Method::DELETE, "/apps/demo", None).await;
+    w.post("/apps/other/domains", json!({ "hostname": "www.example.com" })).await;
+    w.ok(Method::DELETE, "/apps/other/domains/www.example.com", None).await;
+    assert_eq!(w.get("/apps/other/domains").await.as_array().unwrap().len(), 1);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_source_is_uploaded_and_built() {
+    let w = World::new().await;
+    let app = w.create("demo").await;
+    let blob = w.post("/sources", json!({})).await["source_blob"].clone();
+    let url = blob["put_url"].as_str().unwrap();
+    let body = json!({ "source_blob": { "url": blob["get_url"], "version": "abc" } });
+    let (status, error) = w.send(Method::POST, "/apps/demo/builds", &w.admin, Some(body.clone())).await;
+    assert_eq!(status.as_u16(), 422, "{error}");
+    let put = async |url: &str| reqwest::Client::new().put(url).body(vec![7; 100_000]).send().await.unwrap().status().as_u16();
+    assert_eq!(put(&format!("{url}0")).await, 404);
+    assert_eq!(put(url).await, 200);
+    let build = w.post("/apps/demo/builds", body).await;
+    let output = w.get(build["output_stream_url"].as_str().unwrap()).await;
+    assert!(output.as_str().unwrap().contains("Verifying deploy... done."), "{output}");
+    assert_eq!(w.routed(app), ["web.1"]);
+    let image = w.post("/apps/demo/builds", json!({ "source_blob": { "image": "nginx:1" } })).await;
+    let output = w.get(image["output_stream_url"].as_str().unwrap()).await;
+    assert!(output.as_str().unwrap().contains("Released v2"), "{output}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn runs_detached_end_in_the_log() {
+    let w = World::new().await;
+    let app = w.create("demo").await;
+    assert!(w.push(app).await.0);
+    let run = w.post("/apps/demo/dynos", json!({ "command": "say hello", "env": { "X": "1" } })).await;
+    let name = run["name"].as_str().unwrap().to_owned();
+    w.until("its end is in the log", async || {
+        let url = w.post("/apps/demo/log-sessions", json!({ "lines": 50, "dyno": name })).await["logplex_url"].clone();
+        let text = reqwest::get(url.as_str().unwrap()).await.unwrap().text().await.unwrap();
+        text.contains("ran say hello") && text.contains("Process exited with status 0")
+    })
+    .await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn images_are_served_as_a_registry_does() {
+    use sha2::{Digest, Sha256};
+    let w = World::new().await;
+    let app = w.create("demo").await;
+    let blobs = w.dir.path().join("images").join(app.to_string()).join("blobs/sha256");
+    std::fs::create_dir_all(&blobs).unwrap();
+    let keep = |bytes: &[u8]| {
+        let hex = hex::encode(Sha256::digest(bytes));
+        std::fs::write(blobs.join(&hex), bytes).unwrap();
+        format!("sha256:{hex}")
+    };
+    let layer = keep(b"0123456789");
+    let kind = "application/vnd.oci.image.manifest.v1+json";
+    let manifest = json!({ "schemaVersion": 2, "mediaType": kind, "layers": [{ "digest": layer }] }).to_string();
+    let digest = keep(manifest.as_bytes());
+    let mut made = common::parts::product("up-1", &[("web", "serve")]);
+    made.image.manifest = Some(digest.clone());
+    w.builders.then(common::parts::Outcome::Good(made));
+    assert!(w.push(app).await.0);
+    let stranger = w.user("stranger@example.com").await;
+    let get = async |method: Method, path: &str, token: &str, range: &'static str| {
+        let mut request = reqwest::Client::new().request(method, format!("{}/v2/{path}", w.url));
+        if !token.is_empty() {
+            request = request.basic_auth("any", Some(token));
+        }
+        let response = request.header("range", range).send().await.unwrap();
+        let header = |n: &str| response.headers().get(n).map(|v| v.to_str().unwrap().to_owned()).unwrap_or_default();
+        let told =
+            (response.status().as_u16(), header("docker-content-digest"), header("content-length"), header("content-type"));
+        assert_eq!(header("docker-distribution-api-version"), "registry/2.0");
+        (told.0, told.1, told.2, told.3, response.text().await.unwrap())
+    };
+    assert_eq!(get(Method::GET, "", "", "").await.0, 401);
+    assert_eq!(get(Method::GET, "", &stranger, "").await.0, 200);
+    assert_eq!(get(Method::GET, "demo/manifests/v1", &stranger, "").await.0, 404);
+    for reference in ["v1", "latest", &digest] {
+        let (status, named, _, media, body) = get(Method::GET, &format!("demo/manifests/{reference}"), &w.admin, "").await;
+        assert_eq!((status, &named, media.as_str(), &body), (200, &digest, kind, &manifest), "{reference}");
+    }
+    assert!(get(Method::GET, "demo/tags/list", &w.admin, "").await.4.contains("\"v1\",\"latest\""));
+    let path = format!("demo/blobs/{layer}");
+    assert_eq!(get(Method::GET, &path, &w.admin, "").await.4, "0123456789");
+    let (status, _, length, _, body) = get(Method::HEAD, &path, &w.admin, "").await;
+    assert_eq!((status, length.as_str(), body.as_str()), (200, "10", ""));
+    let (status, _, _, _, body) = get(Method::GET, &path, &w.admin, "bytes=4-6").await;
+    assert_eq!((status, body.as_str()), (206, "456"));
+    assert_eq!(get(Method::GET, &path, &w.admin, "bytes=10-").await.0, 416);
+    for bad in ["demo/blobs/sha256:..%2f..%2f..%2fmaster.key", "demo/blobs/sha256:00", "demo/manifests/v9", "demo/manifests/nope"]
+    {
+        assert_eq!(get(Method::GET, bad, &w.admin, "").await.0, 404, "{bad}");
+    }
+    // A layer is no manifest.
+    assert_eq!(get(Method::GET, &format!("demo/manifests/{layer}"), &w.admin, "").await.0, 404);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn signing_in_with_a_password_and_out_again() {
+    let w = World::new().await;
+    w.post("/users", json!({ "email": "me@example.com", "password": "correct horse" })).await;
+    let sign_in = async |password: &str| {
+        let request = reqwest::Client::new().post(format!("{}/oauth/authorizations", w.url));
+        let response = request.basic_auth("me@example.com", Some(password)).send().await.unwrap();
+        let status = response.status().as_u16();
+        (status, serde_json::from_str::<Value>(&response.text().await.unwrap()).unwrap())
+    };
+    assert_eq!(sign_in("wrong horse").await.0, 401);
+    let (status, made) = sign_in("correct horse").await;
+    assert_eq!((status, made["user"]["email"].as_str()), (201, Some("me@example.com")));
+    let token = made["access_token"]["token"].as_str().unwrap();
+    assert!(token.starts_with("flx_") && token.len() == 68, "{token}");
+    assert_eq!(w.send(Method::GET, "/account", token, None).await.1["email"], "me@example.com");
+    for entry in w.store.list("").await.unwrap().0 {
+        let text = String::from_utf8_lossy(&entry.value).into_owned();
+        assert!(!text.contains(token) && !text.contains("correct horse"), "{}", entry.key);
+    }
+    for _ in 0..5 {
+        assert_eq!(sign_in("wrong horse").await.0, 401);
+    }
+    assert_eq!(sign_in("correct horse").await.0, 429);
+    let id = made["id"].as_str().unwrap();
+    assert_eq!(w.send(Method::DELETE, &format!("/oauth/authorizations/{id}"), token, None).await.0.as_u16(), 200);
+    assert_eq!(w.send(Method::GET, "/account", token, None).await.0.as_u16(), 401);
+}

@@ -1,0 +1,213 @@
+//! The simulated builder, host and router.
+
+use flex_controller::Controller;
+use flex_controller::ports::{BuildFailure, BuildJob, BuildProduct, Machine, RunJob, RunOutput, RunSession};
+use flex_model::app_json::AppJson;
+use flex_model::{
+    AppId, Assignment, BuildPhase, Command, HostId, ImageRef, InstanceId, InstanceReport, InstanceState, LogLine, LogSource,
+    PhaseTime, Report, RouterStatus, Timestamp, WorkItem,
+};
+use std::collections::{BTreeMap, HashMap, HashSet, VecDeque};
+use std::sync::{Arc, Mutex};
+use tokio::sync::{Semaphore, mpsc, oneshot};
+use tokio_util::sync::CancellationToken;
+
+/// What a build is to come to.
+pub enum Outcome {
+    Good(BuildProduct),
+    Fail(&'static str),
+    /// Waits for a permit first.
+    Held(Arc<Semaphore>, BuildProduct),
+}
+
+#[derive(Default)]
+pub struct Builders {
+    /// Taken one by one; with none left each build makes another good image.
+    pub next: Mutex<VecDeque<Outcome>>,
+    pub jobs: Mutex<Vec<BuildJob>>,
+    busy: Mutex<HashSet<AppId>>,
+}
+
+impl Builders {
+    pub fn then(&self, outcome: Outcome) {
+        self.next.lock().unwrap().push_back(outcome);
+    }
+}
+
+/// A product whose instances do what the image's name says: `up…`, `crash…`, `hang…`.
+pub fn product(image: &str, processes: &[(&str, &str)]) -> BuildProduct {
+    BuildProduct {
+        image: ImageRef { reference: image.into(), manifest: None },
+        size_bytes: 1000,
+        process_types: processes.iter().map(|(k, v)| (k.parse().unwrap(), (*v).to_owned())).collect(),
+        config_vars: BTreeMap::new(),
+        addons: Vec::new(),
+        app_json: AppJson::default(),
+        buildpacks: vec!["inline".into()],
+        has_launcher: true,
+        phases: vec![PhaseTime { phase: BuildPhase::Compile, millis: 12 }],
+    }
+}
+
+#[async_trait::async_trait]
+impl flex_controller::ports::Builders for Builders {
+    async fn build(
+        &self,
+        job: BuildJob,
+        log: mpsc::Sender<String>,
+        cancel: CancellationToken,
+    ) -> Result<BuildProduct, BuildFailure> {
+        assert!(self.busy.lock().unwrap().insert(job.app), "two builds of one app at once");
+        let app = job.app;
+        let outcome = self.next.lock().unwrap().pop_front();
+        let n = {
+            let mut jobs = self.jobs.lock().unwrap();
+            jobs.push(job);
+            jobs.len()
+        };
+        let _ = log.send("-----> Building".into()).await;
+        let fail = |message: &str| BuildFailure { message: message.into(), phases: Vec::new() };
+        let result = match outcome {
+            None => Ok(product(&format!("up-{n}"), &[("web", "serve")])),
+            Some(Outcome::Good(p)) => Ok(p),
+            Some(Outcome::Fail(message)) => Err(fail(message)),
+            Some(Outcome::Held(gate, p)) => tokio::select! {
+                permit = gate.acquire() => { permit.unwrap().forget(); Ok(p) }
+                () = cancel.cancelled() => Err(fail("Build cancelled")),
+            },
+        };
+        let _ = log.send("       Last line".into()).await;
+        self.busy.lock().unwrap().remove(&app);
+        result
+    }
+    async fn purge_cache(&self, _: AppId) -> Result<(), String> {
+        Ok(())
+    }
+    async fn remove_app(&self, _: AppId) -> Result<(), String> {
+        Ok(())
+    }
+}
+
+/// Runs `exit N` and `say TEXT`, by the command's text.
+#[derive(Default)]
+pub struct Runs {
+    pub jobs: Mutex<Vec<RunJob>>,
+}
+
+#[async_trait::async_trait]
+impl flex_controller::ports::Runs for Runs {
+    async fn run(&self, job: RunJob) -> Result<RunSession, String> {
+        let line = match &job.spec.command {
+            Command::Launch(line) | Command::Shell(line) => line.clone(),
+            other => panic!("a run without a command line: {other:?}"),
+        };
+        assert_eq!(job.spec.env["DYNO"].expose(), job.name);
+        self.jobs.lock().unwrap().push(job);
+        let (input, mut inputs) = mpsc::channel(8);
+        let (done, exit) = oneshot::channel();
+        let status = line.split("exit ").nth(1).map_or(0, |n| n.trim().parse().unwrap());
+        let output = vec![Ok(RunOutput::Stdout(bytes::Bytes::from(format!("ran {line}\n"))))];
+        tokio::spawn(async move {
+            if line.starts_with("cat") {
+                inputs.recv().await;
+            }
+            let _ = done.send(Ok(status));
+        });
+        Ok(RunSession { input, output: Box::pin(futures_util::stream::iter(output)), exit })
+    }
+}
+
+pub struct Checks;
+
+#[async_trait::async_trait]
+impl Machine for Checks {
+    async fn checks(&self) -> Vec<(String, Option<(String, String)>)> {
+        vec![("it is a test".into(), None)]
+    }
+}
+
+/// Does what it is assigned and reports it, at once.
+pub async fn simulate_host(controller: Controller, host: HostId) {
+    let mut orders = controller.assignment(host);
+    let reports = controller.reports();
+    let mut last: Option<Arc<Assignment>> = None;
+    let mut running: HashMap<InstanceId, (WorkItem, u16)> = HashMap::new();
+    let mut port = 20_000u16;
+    loop {
+        let order = orders.borrow_and_update().clone();
+        if let Some(order) = order {
+            if let Some(last) = &last {
+                assert!(order.revision >= last.revision, "an assignment's revision went back");
+                assert!(order.revision > last.revision || order.items == last.items, "one revision, two assignments");
+            }
+            running.retain(|id, _| order.items.iter().any(|i| i.instance == *id));
+            for item in &order.items {
+                let (old, _) = running.entry(item.instance).or_insert_with(|| {
+                    port += 1;
+                    begin(&controller, item);
+                    (item.clone(), port)
+                });
+                assert_eq!(old.spec.image, item.spec.image, "an instance's image changed");
+                assert_eq!(old.version, item.version, "an instance's release changed");
+            }
+            let instances = running.values().map(|(item, port)| state(item, *port)).collect();
+            let report = Report { host, epoch: order.epoch, revision: order.revision, at: now(), instances };
+            last = Some(order);
+            if reports.send(report).await.is_err() {
+                return;
+            }
+        }
+        if orders.changed().await.is_err() {
+            return;
+        }
+    }
+}
+
+fn now() -> Timestamp {
+    flex_controller::ports::Clock::now(&flex_controller::ports::SystemClock)
+}
+
+fn begin(controller: &Controller, item: &WorkItem) {
+    assert_eq!(item.spec.env["DYNO"].expose(), item.name);
+    assert_eq!(item.spec.port.is_some(), item.name.starts_with("web."));
+    let text = format!("{} says hello", item.spec.image.reference);
+    let line = LogLine { at: now(), source: LogSource::App, process: item.name.clone(), text };
+    controller.deps.logs.append(item.app, line);
+}
+
+fn state(item: &WorkItem, port: u16) -> InstanceReport {
+    let image = &item.spec.image.reference;
+    let (state, restarts) = match image {
+        i if i.starts_with("up") => (InstanceState::Up, 0),
+        i if i.starts_with("crash") => (InstanceState::Crashed, 5),
+        i if i.starts_with("hang") => (InstanceState::Starting, 0),
+        i => panic!("an unknown image: {i}"),
+    };
+    let up = state == InstanceState::Up;
+    InstanceReport {
+        instance: item.instance,
+        state,
+        since: now(),
+        address: (up && item.spec.port.is_some()).then(|| ([127, 0, 0, 1], port).into()),
+        restarts,
+        was_up: up,
+        exit: None,
+        message: (!up).then(|| "exited with status 1".to_owned()),
+    }
+}
+
+/// Takes each table, and has nothing under way.
+pub async fn simulate_router(controller: Controller) {
+    let mut tables = controller.routes();
+    let statuses = controller.router_status();
+    let mut last = 0;
+    loop {
+        let revision = tables.borrow_and_update().revision;
+        assert!(revision >= last, "a table's revision went back");
+        last = revision;
+        let status = RouterStatus { router: "one".into(), revision, in_flight: BTreeMap::new() };
+        if statuses.send(status).await.is_err() || tables.changed().await.is_err() {
+            return;
+        }
+    }
+}

@@ -1,0 +1,214 @@
+//! From a push to a served release, and back when it fails.
+
+mod common;
+
+use common::parts::{Outcome, product};
+use common::{COMMIT, World, finish, update};
+use flex_controller::DeployEvent;
+use reqwest::Method;
+use serde_json::json;
+use std::sync::Arc;
+use tokio::sync::Semaphore;
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_push_becomes_a_served_release() {
+    let w = World::new().await;
+    let app = w.create("demo").await;
+    let (good, text) = w.push(app).await;
+    assert!(good, "{text}");
+    for part in [
+        "Building source:",
+        "-----> Building",
+        "       Last line",
+        "-----> Launching...",
+        "       Released v1",
+        "http://demo.localhost:8080/ deployed",
+        "receive",
+        "compile",
+        "routed",
+        "Verifying deploy... done.",
+    ] {
+        assert!(text.contains(part), "{part} is missing in:\n{text}");
+    }
+    assert_eq!(w.routed(app), ["web.1"]);
+    let build = &w.get("/apps/demo/builds").await[0];
+    assert_eq!((build["status"].as_str(), build["release"]["version"].as_u64()), (Some("succeeded"), Some(1)));
+    let url = build["output_stream_url"].as_str().unwrap();
+    let output = w.get(url).await;
+    assert!(output.as_str().unwrap().contains("Verifying deploy... done."), "{output}");
+    let release = &w.get("/apps/demo/releases").await[0];
+    assert_eq!(release["status"], "succeeded");
+    assert_eq!(release["current"], true);
+    assert_eq!(release["description"], "Deploy 01234567");
+    // The same commit again is a deploy again.
+    let (good, text) = w.push(app).await;
+    assert!(good && text.contains("Released v2"), "{text}");
+    assert_eq!(w.versions_up("demo").await, [2]);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_build_that_fails_changes_nothing() {
+    let w = World::new().await;
+    let app = w.create("demo").await;
+    assert!(w.push(app).await.0);
+    w.builders.then(Outcome::Fail("failed to compile Python app."));
+    let (good, text) = w.push(app).await;
+    assert!(!good);
+    assert!(text.contains(" !     Push rejected, failed to compile Python app."), "{text}");
+    assert_eq!(w.get("/apps/demo/releases").await.as_array().unwrap().len(), 1);
+    assert_eq!(w.routed(app), ["web.1"]);
+    assert_eq!(w.get("/apps/demo/builds").await[1]["status"], "failed");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_release_that_crashes_leaves_the_old_one_and_shows_its_lines() {
+    let w = World::new().await;
+    let app = w.create("demo").await;
+    assert!(w.push(app).await.0);
+    w.builders.then(Outcome::Good(product("crash-2", &[("web", "serve")])));
+    let (good, text) = w.push(app).await;
+    assert!(!good);
+    assert!(text.contains("Release v2 failed"), "{text}");
+    assert!(text.contains("crash-2 says hello"), "{text}");
+    assert!(text.contains("v1 keeps serving"), "{text}");
+    let releases = w.get("/apps/demo/releases").await;
+    assert_eq!((&releases[1]["status"], &releases[0]["current"]), (&json!("failed"), &json!(true)));
+    w.until("only v1 is left", async || w.versions_up("demo").await == [1]).await;
+    assert_eq!(w.routed(app), ["web.1"]);
+    // Numbers leave no gaps and are not used twice.
+    let (good, text) = w.push(app).await;
+    assert!(good && text.contains("Released v3"), "{text}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_second_push_waits_for_the_build_and_says_so() {
+    let w = World::new().await;
+    let app = w.create("demo").await;
+    let gate = Arc::new(Semaphore::new(0));
+    w.builders.then(Outcome::Held(gate.clone(), product("up-a", &[("web", "serve")])));
+    let first = w.start_push(app, vec![update("refs/heads/main", COMMIT)]).await;
+    w.until("the first builds", async || w.builders.jobs.lock().unwrap().len() == 1).await;
+    let mut second = w.start_push(app, vec![update("refs/heads/main", COMMIT)]).await;
+    loop {
+        let event = tokio::time::timeout(common::PATIENCE, second.recv()).await.unwrap().unwrap();
+        assert!(!matches!(event, DeployEvent::Verdict(_)));
+        if matches!(event, DeployEvent::Line(l) if l.contains("waits")) {
+            break;
+        }
+    }
+    gate.add_permits(1);
+    let (good, text) = finish(first).await;
+    assert!(good, "{text}");
+    let (good, text) = finish(second).await;
+    assert!(good && text.contains("Released v2"), "{text}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_newer_push_overtakes_a_release_that_hangs() {
+    let w = World::new().await;
+    let app = w.create("demo").await;
+    w.builders.then(Outcome::Good(product("hang-1", &[("web", "serve")])));
+    let first = w.start_push(app, vec![update("refs/heads/main", COMMIT)]).await;
+    w.until("v1 is launched", async || w.get("/apps/demo/releases").await.as_array().unwrap().len() == 1).await;
+    let (good, text) = w.push(app).await;
+    assert!(good, "{text}");
+    let (_, text) = finish(first).await;
+    assert!(text.contains("newer release"), "{text}");
+    let releases = w.get("/apps/demo/releases").await;
+    assert_eq!(releases[0]["status"], "failed");
+    assert!(releases[0]["failure"].as_str().unwrap().contains("v2"), "{releases}");
+    assert_eq!(releases[1]["status"], "succeeded");
+    w.until("only v2 is left", async || w.versions_up("demo").await == [2]).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_build_can_be_cancelled_while_it_runs_and_while_it_waits() {
+    let w = World::new().await;
+    let app = w.create("demo").await;
+    let gate = Arc::new(Semaphore::new(0));
+    w.builders.then(Outcome::Held(gate.clone(), product("up-a", &[("web", "serve")])));
+    let first = w.start_push(app, vec![update("refs/heads/main", COMMIT)]).await;
+    w.until("the first builds", async || w.builders.jobs.lock().unwrap().len() == 1).await;
+    let second = w.start_push(app, vec![update("refs/heads/main", COMMIT)]).await;
+    w.until("both are there", async || w.get("/apps/demo/builds").await.as_array().unwrap().len() == 2).await;
+    let builds = w.get("/apps/demo/builds").await;
+    for i in [1, 0] {
+        let path = format!("/apps/demo/builds/{}", builds[i]["id"].as_str().unwrap());
+        w.ok(Method::DELETE, &path, None).await;
+    }
+    for events in [second, first] {
+        let (good, text) = finish(events).await;
+        assert!(!good && text.contains("cancelled"), "{text}");
+    }
+    assert_eq!(w.get("/apps/demo/releases").await, json!([]));
+    assert!(w.push(app).await.0);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_release_phase_runs_first_and_its_failure_leaves_the_old_release() {
+    let w = World::new().await;
+    let app = w.create("demo").await;
+    assert!(w.push(app).await.0);
+    w.builders.then(Outcome::Good(product("up-2", &[("web", "serve"), ("release", "migrate; exit 3")])));
+    let (good, text) = w.push(app).await;
+    assert!(!good);
+    assert!(text.contains("ran migrate") && text.contains("status 3"), "{text}");
+    assert_eq!(w.versions_up("demo").await, [1]);
+    w.builders.then(Outcome::Good(product("up-3", &[("web", "serve"), ("release", "migrate")])));
+    let (good, text) = w.push(app).await;
+    assert!(good && text.contains("Released v3"), "{text}");
+    let dynos = w.get("/apps/demo/dynos").await;
+    assert!(dynos.as_array().unwrap().iter().all(|d| d["type"] == "web"), "{dynos}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn refs_that_do_not_deploy_are_told_so() {
+    let w = World::new().await;
+    let app = w.create("demo").await;
+    let push = async |refs: Vec<flex_controller::GitUpdate>| finish(w.start_push(app, refs).await).await;
+    let zeros = "0".repeat(40);
+    let (good, text) = push(vec![update("refs/heads/topic", COMMIT), update("refs/tags/v1", COMMIT)]).await;
+    assert!(good && text.contains("topic: stored, not deployed") && text.contains("v1: stored"), "{text}");
+    let (good, text) = push(vec![update("refs/heads/topic", &zeros)]).await;
+    assert!(good && text.contains("deleted"), "{text}");
+    let (good, text) = push(vec![update("refs/heads/main", &zeros)]).await;
+    assert!(!good && text.contains("cannot be deleted"), "{text}");
+    let (good, text) = push(vec![update("refs/heads/main", COMMIT), update("refs/heads/master", COMMIT)]).await;
+    assert!(!good && text.contains("one of them"), "{text}");
+    assert!(w.builders.jobs.lock().unwrap().is_empty());
+    w.patch("/apps/demo", json!({ "deploy_branches": ["topic"] })).await;
+    let (good, text) = push(vec![update("refs/heads/topic", COMMIT)]).await;
+    assert!(good && text.contains("Released v1"), "{text}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn app_json_applies_at_the_first_deploy() {
+    let w = World::new().await;
+    let app = w.create("demo").await;
+    let text = r#"{"env": {"NEEDED": {"description": "x"}, "SET": "1", "MADE": {"generator": "secret"}, "MINE": "theirs"},
+        "formation": {"worker": {"quantity": 2}, "web": {"quantity": 1}}, "scripts": {"postdeploy": "seed"}}"#;
+    let made = || {
+        let mut p = product("up-1", &[("web", "serve"), ("worker", "work")]);
+        p.app_json = flex_model::app_json::parse(text).unwrap();
+        Outcome::Good(p)
+    };
+    w.builders.then(made());
+    let (good, text) = w.push(app).await;
+    assert!(!good && text.contains("NEEDED"), "{text}");
+    w.patch("/apps/demo/config-vars", json!({ "NEEDED": "x", "MINE": "mine" })).await;
+    w.builders.then(made());
+    let (good, text) = w.push(app).await;
+    assert!(good, "{text}");
+    let vars = w.get("/apps/demo/config-vars").await;
+    assert_eq!((&vars["SET"], &vars["MINE"], &vars["NEEDED"]), (&json!("1"), &json!("mine"), &json!("x")));
+    assert_eq!(vars["MADE"].as_str().unwrap().len(), 64);
+    assert_eq!(w.get("/apps/demo/dynos").await.as_array().unwrap().len(), 3);
+    w.until("postdeploy ran", async || w.runs.jobs.lock().unwrap().len() == 1).await;
+    // Later deploys leave what people changed since.
+    w.patch("/apps/demo/formation", json!({ "updates": [{ "type": "worker", "quantity": 0 }] })).await;
+    w.builders.then(made());
+    assert!(w.push(app).await.0);
+    w.until("one is up", async || w.get("/apps/demo/dynos").await.as_array().unwrap().len() == 1).await;
+    assert_eq!(w.get("/apps/demo/config-vars").await["MADE"], vars["MADE"]);
+    assert_eq!(w.runs.jobs.lock().unwrap().len(), 1);
+}
