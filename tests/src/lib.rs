@@ -1,1 +1,30 @@
-//! placeholder
+//! Whole-system tests over the real binaries: a server with its own data directory and free ports, a user with their own
+//! home, stock git and ssh, a real engine.
+//!
+//! The binaries are `target/release/flexd` and `flex`; the stack images come from the data directory that
+//! `FLEX_TEST_STACKS` names (made by scripts/test). Everything that a server made is removed when it goes.
+
+mod http;
+mod server;
+mod user;
+
+pub use http::{Answer, get};
+pub use server::{Server, root};
+pub use user::{Ran, Repo, User};
+
+use std::time::{Duration, Instant};
+
+/// Waits until `probe` gives a value.
+///
+/// # Panics
+/// When it takes longer than `limit`: with what was waited for.
+pub fn wait_for<T>(what: &str, limit: Duration, mut probe: impl FnMut() -> Option<T>) -> T {
+    let started = Instant::now();
+    loop {
+        if let Some(value) = probe() {
+            return value;
+        }
+        assert!(started.elapsed() < limit, "waited {limit:?} in vain for {what}");
+        std::thread::sleep(Duration::from_millis(50));
+    }
+}
