@@ -198,7 +198,7 @@ async fn reports_come_without_a_change_too() {
     host.assign(1, vec![]);
     let first = host.until("the first", |r| r.revision == 1).await;
     let next = host.until("the next", |r| r.at > first.at).await;
-    assert!(next.at.since(first.at) < Duration::from_secs(8));
+    assert!(next.at.since(first.at) < Duration::from_secs(20));
     assert_eq!(next.instances, first.instances);
     host.stop().await;
 }
