@@ -2,7 +2,8 @@
 # Runs buildpacks in the build container, as the build user. Constant text: whatever comes from users comes as an argument
 # or a file, is always quoted, and is never evaluated.
 #
-# Usage: driver.sh MODE [KIND VALUE REF SHOWN]...
+# Usage: bash -c TEXT driver MODE [KIND VALUE REF SHOWN]... <TAR
+#   TAR    holds build/ (the source), cache/, env/ (config vars) and flex/, and is unpacked in /tmp.
 #   MODE   listed: every buildpack must accept the source; detect: the first that accepts it is used.
 #   KIND   builtin (VALUE: name), path (VALUE: ./dir in the source), inline, git (VALUE: URL), archive (VALUE: URL).
 # Standard output is the log for people. Standard error (descriptor 3 here) carries facts for the builder, one a line:
@@ -12,7 +13,12 @@ umask 022
 readonly build=/tmp/build cache=/tmp/cache env=/tmp/env work=/tmp/flex builtin=/opt/flex/buildpacks
 mode=$1
 shift
-exec 3>&2 2>&1 </dev/null
+exec 3>&2 2>&1
+if ! tar --extract --file - --directory /tmp --no-same-owner --preserve-permissions 3>&-; then
+  printf 'failed unpack 1 0\n' >&3
+  exit 1
+fi
+exec </dev/null
 started=${EPOCHREALTIME//[!0-9]/}
 before=" $(cd /proc && echo [0-9]*) "
 
@@ -116,10 +122,7 @@ copy_builtins() {
   [[ -d $work/builtin ]] && return
   mkdir -p "$work/builtin"
   for entry in "$builtin"/*; do
-    case ${entry##*/} in
-      stacks | fixtures | tests) ;;
-      *) cp -R -- "$entry" "$work/builtin/" || return 1 ;;
-    esac
+    cp -R -- "$entry" "$work/builtin/" || return 1
   done
 }
 
@@ -162,6 +165,7 @@ for index in "${chosen[@]}"; do
   [[ -x $dir/bin/compile ]] || fail no_compile 126 "$index"
   (
     set +u
+    # shellcheck disable=SC1090
     for file in "${exports[@]}"; do . "$file"; done
     cd "$build" && exec "$dir/bin/compile" "$build" "$cache" "$env"
   ) 3>&-

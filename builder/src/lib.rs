@@ -10,9 +10,12 @@
 mod build;
 mod buildpack;
 mod clean;
+mod container;
+mod direct;
 pub mod error;
 pub mod oci;
 pub mod release_yaml;
+mod run;
 mod sandbox;
 pub mod settings;
 mod slug;
@@ -20,6 +23,7 @@ pub mod source;
 pub mod stack;
 
 pub use build::{BuildInput, BuildOutput, Builder};
+pub use container::Prepared;
 pub use error::{BuildError, Limit};
 pub use settings::{BuildSettings, Compression};
 pub use source::Source;

@@ -18,6 +18,8 @@ pub(crate) const LAYER_GZIP: &str = "application/vnd.oci.image.layer.v1.tar+gzip
 pub(crate) const LAYER_ZSTD: &str = "application/vnd.oci.image.layer.v1.tar+zstd";
 const MANIFEST: &str = "application/vnd.oci.image.manifest.v1+json";
 const CONFIG: &str = "application/vnd.oci.image.config.v1+json";
+/// Beside the layout's own files: images built from Dockerfiles, which have no blobs here.
+const ENGINE_ONLY: &str = "engine-only.json";
 const REF_NAME: &str = "org.opencontainers.image.ref.name";
 
 /// One layer as it is stored.
@@ -185,7 +187,7 @@ impl Layout {
         Ok(digest)
     }
 
-    /// Drops every image whose manifest is not in `keep`, and every blob that no image is left to need and that is older
+    /// Drops every image whose manifest (or reference, if the engine alone has it) is not in `keep`, and every blob that no image is left to need and that is older
     /// than `grace` (a build may be about to use a young one). Returns the config digests of what was dropped.
     pub(crate) fn collect(&self, keep: &BTreeSet<String>, grace: std::time::Duration) -> Result<Vec<String>, BuildError> {
         let mut index = self.index()?;
@@ -209,6 +211,11 @@ impl Layout {
         });
         dropped.retain(|d| !kept_configs.contains(d));
         self.write_index(&index)?;
+        let (kept, gone) = self.engine_only()?.into_iter().partition::<BTreeSet<_>, _>(|r| keep.contains(r));
+        if !gone.is_empty() {
+            self.write_engine_only(&kept)?;
+            dropped.extend(gone);
+        }
         for entry in fs::read_dir(self.blobs()).map_err(storing)? {
             let entry = entry.map_err(storing)?;
             let digest = format!("sha256:{}", entry.file_name().to_string_lossy());
@@ -229,7 +236,31 @@ impl Layout {
     /// # Errors
     /// The index cannot be read.
     pub fn image_ids(&self) -> Result<Vec<String>, BuildError> {
-        Ok(self.index()?.manifests.iter().filter_map(|m| Some(self.manifest(&m.digest)?.config.digest)).collect())
+        let mut out: Vec<String> =
+            self.index()?.manifests.iter().filter_map(|m| Some(self.manifest(&m.digest)?.config.digest)).collect();
+        out.extend(self.engine_only()?);
+        Ok(out)
+    }
+
+    /// Notes an image of the app that the engine alone has.
+    pub(crate) fn remember(&self, reference: &str) -> Result<(), BuildError> {
+        let mut all = self.engine_only()?;
+        all.insert(reference.to_owned());
+        self.write_engine_only(&all)
+    }
+
+    /// Images of the app that the engine alone has.
+    pub(crate) fn engine_only(&self) -> Result<BTreeSet<String>, BuildError> {
+        match fs::read(self.dir.join(ENGINE_ONLY)) {
+            Ok(bytes) => serde_json::from_slice(&bytes).map_err(|e| BuildError::platform("reading the list of images", e)),
+            Err(e) if e.kind() == io::ErrorKind::NotFound => Ok(BTreeSet::new()),
+            Err(e) => Err(storing(e)),
+        }
+    }
+
+    fn write_engine_only(&self, all: &BTreeSet<String>) -> Result<(), BuildError> {
+        let bytes = serde_json::to_vec(all).map_err(|e| BuildError::platform("writing the list of images", e))?;
+        write_whole(&self.dir.join(ENGINE_ONLY), &bytes).map_err(storing)
     }
 
     fn manifest(&self, digest: &str) -> Option<Manifest> {

@@ -6,8 +6,8 @@
 use crate::{APP_GID, APP_UID, BuildError, BuildSettings, Limit, buildpack::Pack, settings::CA_BUNDLE_INSIDE};
 use base64::Engine as _;
 use bytes::Bytes;
-use flex_model::{ConfigKey, Secret};
-use flex_runtime::{ExecSpec, Output, Sandbox, SandboxSpec};
+use flex_model::{ConfigKey, ProcessType, Secret};
+use flex_runtime::{ExecSpec, Input, Output, RuntimeError, Sandbox, SandboxSpec, Session};
 use futures_util::{StreamExt, stream, stream::BoxStream};
 use std::{collections::BTreeMap, path::Path, time::Duration};
 use tokio::{sync::mpsc, time::Instant};
@@ -88,14 +88,39 @@ impl Watch<'_> {
         let _ = self.log.send(line.into()).await;
     }
 
+    /// Tells which process types there are, in Heroku's words.
+    pub(crate) async fn say_process_types(
+        &self,
+        declared: &BTreeMap<ProcessType, String>,
+        defaults: &BTreeMap<ProcessType, String>,
+        has_procfile: bool,
+    ) {
+        let names = |types: Vec<&str>| if types.is_empty() { "(none)".to_owned() } else { types.join(", ") };
+        if has_procfile || defaults.is_empty() {
+            let declared = names(declared.keys().map(ProcessType::as_str).collect());
+            self.say(format!("       Procfile declares types -> {declared}")).await;
+        }
+        let rest: Vec<&str> = defaults.keys().filter(|k| !declared.contains_key(*k)).map(ProcessType::as_str).collect();
+        if !rest.is_empty() {
+            self.say(format!("       Default types for buildpack -> {}", names(rest))).await;
+        }
+    }
+
     /// Runs the buildpacks.
-    pub(crate) async fn drive(&self, sandbox: &dyn Sandbox, listed: bool, packs: &[Pack]) -> Result<Facts, BuildError> {
+    pub(crate) async fn drive(
+        &self,
+        sandbox: &dyn Sandbox,
+        listed: bool,
+        packs: &[Pack],
+        env: BTreeMap<String, Secret>,
+        files: Files,
+    ) -> Result<Facts, BuildError> {
         let mode = if listed { "listed" } else { "detect" };
-        let mut argv: Vec<String> = vec!["/bin/bash".into(), "/tmp/flex/driver.sh".into(), mode.into()];
+        let mut argv: Vec<String> = ["/bin/bash", "-c", DRIVER, "driver", mode].map(str::to_owned).into();
         argv.extend(packs.iter().flat_map(Pack::arguments));
-        let exec = ExecSpec { argv, workdir: Some("/".into()), user: Some(user()), ..ExecSpec::default() };
+        let exec = ExecSpec { argv, env, workdir: Some("/".into()), user: Some(user()), stdin: true, ..ExecSpec::default() };
         let facts = tokio::select! {
-            done = self.bound(self.follow(sandbox, exec)) => done?,
+            done = self.bound(self.follow(sandbox, exec, files)) => done?,
             e = self.watch_disk(sandbox) => return Err(e),
         };
         match &facts.failed {
@@ -105,10 +130,32 @@ impl Watch<'_> {
         }
     }
 
-    async fn follow(&self, sandbox: &dyn Sandbox, exec: ExecSpec) -> Result<Facts, BuildError> {
-        let session = sandbox.exec(exec).await?;
-        drop(session.input);
-        let mut output = session.output;
+    /// Feeds the driver its files while it is listened to: it may end before it has read them all.
+    async fn follow(&self, sandbox: &dyn Sandbox, exec: ExecSpec, mut files: Files) -> Result<Facts, BuildError> {
+        let Session { input, output, exit } = sandbox.exec(exec).await?;
+        let feed = async move {
+            while let Some(piece) = files.next().await {
+                let piece = piece.map_err(|e| BuildError::platform("reading the spooled source", e))?;
+                if input.send(Input::Data(piece)).await.is_err() {
+                    break;
+                }
+            }
+            // Dropping the input is the end of file.
+            Ok::<(), BuildError>(())
+        };
+        let listen = self.listen(output);
+        tokio::pin!(listen);
+        let facts = tokio::select! {
+            biased;
+            facts = &mut listen => facts,
+            fed = feed => { fed?; listen.await }
+        }?;
+        // Waits for the end itself: an exec that was killed leaves no facts, and that is told from the facts.
+        let _ = exit.await;
+        Ok(facts)
+    }
+
+    async fn listen(&self, mut output: BoxStream<'static, Result<Output, RuntimeError>>) -> Result<Facts, BuildError> {
         let mut facts = Facts::default();
         let mut log = Lines::new(self.settings.line_bytes);
         let mut private = Lines::new(256 << 10);
@@ -137,15 +184,22 @@ impl Watch<'_> {
             self.say(rest).await;
         }
         private.rest().iter().for_each(|line| facts.line(line));
-        // Waits for the end itself: an exec that was killed leaves no facts, and that is told from the facts.
-        let _ = session.exit.await;
         Ok(facts)
     }
 
     /// Ends when the build has written more than it may.
     async fn watch_disk(&self, sandbox: &dyn Sandbox) -> BuildError {
-        loop {
+        for round in 1u64.. {
             tokio::time::sleep(DISK_POLL).await;
+            // Walking a large cache is not free, so it is done less often, and only what no honest build reaches ends one.
+            if round % 8 == 0
+                && let Some(used) = cache_bytes(sandbox).await
+                && used > self.settings.cache_bytes.saturating_add(self.settings.disk_bytes)
+            {
+                empty_cache(sandbox).await;
+                let message = format!("the build wrote {} MiB to its cache and was stopped", used >> 20);
+                return BuildError::limit(Limit::Disk, message);
+            }
             // An engine that cannot answer now is asked again; the deadline bounds it all.
             if let Ok(used) = sandbox.disk_used().await
                 && used > self.settings.disk_bytes
@@ -155,6 +209,7 @@ impl Watch<'_> {
                 return BuildError::limit(Limit::Disk, message);
             }
         }
+        self.too_late()
     }
 
     fn killed(&self) -> BuildError {
@@ -181,6 +236,7 @@ impl Watch<'_> {
             }
             "missing" => BuildError::user("bad_buildpack", format!("the buildpack {name} is not there: no such directory")),
             "release" => BuildError::user("release_failed", format!("{name}: bin/release failed with status {status}")),
+            "unpack" => BuildError::user("broken_source", "the source could not be unpacked: see the log above"),
             "nothing" => BuildError::user("no_buildpack", ""),
             other => BuildError::Platform(format!("the build driver failed at {other} with status {status}")),
         }
@@ -195,53 +251,48 @@ pub(crate) fn user() -> String {
     format!("{APP_UID}:{APP_GID}")
 }
 
-/// What differs from build to build in its environment.
-pub(crate) struct BuildEnv<'a> {
-    pub(crate) stack: &'a str,
-    pub(crate) source_version: &'a str,
-    pub(crate) epoch: u64,
+/// Bytes in the cache; none when they cannot be measured now.
+pub(crate) async fn cache_bytes(sandbox: &dyn Sandbox) -> Option<u64> {
+    let text = quietly(sandbox, &["/usr/bin/du", "-s", "-B1", "/tmp/cache"]).await?;
+    text.split_whitespace().next()?.parse().ok()
 }
 
-/// The container for one build.
-pub(crate) fn spec(settings: &BuildSettings, id: String, image: String, cache: String, env: &BuildEnv<'_>) -> SandboxSpec {
-    let mut vars: BTreeMap<String, String> = [
-        ("PATH", "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"),
-        ("HOME", "/app"),
-        ("LANG", "C.UTF-8"),
-        ("STACK", env.stack),
-        ("SOURCE_VERSION", env.source_version),
-        ("BUILD_DIR", BUILD_DIR),
-        ("CACHE_DIR", "/tmp/cache"),
-        ("ENV_DIR", "/tmp/env"),
-    ]
-    .map(|(k, v)| (k.to_owned(), v.to_owned()))
-    .into();
-    vars.insert("SOURCE_DATE_EPOCH".into(), env.epoch.to_string());
-    let mut mounts = vec![(settings.buildpacks_dir.clone(), BUILTIN_DIR.to_owned())];
+/// Removes everything in the cache.
+pub(crate) async fn empty_cache(sandbox: &dyn Sandbox) {
+    quietly(sandbox, &["/usr/bin/find", "/tmp/cache", "-mindepth", "1", "-delete"]).await;
+}
+
+/// The first 4 KiB of what a command prints, within a minute.
+async fn quietly(sandbox: &dyn Sandbox, argv: &[&str]) -> Option<String> {
+    let argv = argv.iter().map(|a| (*a).to_owned()).collect();
+    let run = async {
+        let mut session = sandbox.exec(ExecSpec { argv, user: Some(user()), ..ExecSpec::default() }).await.ok()?;
+        let mut text = Vec::new();
+        while let Some(Ok(piece)) = session.output.next().await {
+            if let Output::Stdout(bytes) = piece
+                && text.len() < 4096
+            {
+                text.extend_from_slice(&bytes);
+            }
+        }
+        Some(String::from_utf8_lossy(&text).into_owned())
+    };
+    tokio::time::timeout(Duration::from_secs(60), run).await.ok()?
+}
+
+/// A tar on its way into the container.
+pub(crate) type Files = BoxStream<'static, std::io::Result<Bytes>>;
+
+/// The container for builds of an app on a stack. What differs from build to build comes with the command.
+pub(crate) fn spec(settings: &BuildSettings, id: String, image: String, cache: String) -> SandboxSpec {
+    let mut mounts = vec![(settings.builtin_dir(), BUILTIN_DIR.to_owned())];
     if let Some(bundle) = &settings.ca_bundle {
         mounts.push((bundle.clone(), CA_BUNDLE_INSIDE.to_owned()));
-        // The names by which curl, OpenSSL, Python, Node, git, cargo, npm, Ruby, Composer and Nix know a CA bundle.
-        for name in [
-            "SSL_CERT_FILE",
-            "CURL_CA_BUNDLE",
-            "REQUESTS_CA_BUNDLE",
-            "PIP_CERT",
-            "NODE_EXTRA_CA_CERTS",
-            "GIT_SSL_CAINFO",
-            "CARGO_HTTP_CAINFO",
-            "NPM_CONFIG_CAFILE",
-            "BUNDLE_SSL_CA_CERT",
-            "COMPOSER_CAFILE",
-            "NIX_SSL_CERT_FILE",
-        ] {
-            vars.insert(name.into(), CA_BUNDLE_INSIDE.into());
-        }
     }
-    vars.extend(settings.env.clone());
     SandboxSpec {
         id,
         image,
-        env: vars.into_iter().map(|(k, v)| (k, Secret::new(v))).collect(),
+        env: BTreeMap::new(),
         cache: Some((cache, "/tmp/cache".into())),
         read_only_mounts: mounts,
         memory: settings.memory,
@@ -251,17 +302,48 @@ pub(crate) fn spec(settings: &BuildSettings, id: String, image: String, cache: S
     }
 }
 
-/// Puts the driver, the config vars and the source into the container.
-pub(crate) async fn fill(
-    sandbox: &dyn Sandbox,
-    source: &Path,
-    config: &BTreeMap<ConfigKey, Secret>,
-    now: u64,
-) -> Result<(), BuildError> {
+/// The environment of buildpacks.
+pub(crate) fn environment(settings: &BuildSettings, stack: &str, source_version: &str, epoch: u64) -> BTreeMap<String, Secret> {
+    let mut vars: BTreeMap<String, String> = [
+        ("PATH", "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"),
+        ("HOME", "/app"),
+        ("LANG", "C.UTF-8"),
+        ("STACK", stack),
+        ("SOURCE_VERSION", source_version),
+        ("BUILD_DIR", BUILD_DIR),
+        ("CACHE_DIR", "/tmp/cache"),
+        ("ENV_DIR", "/tmp/env"),
+    ]
+    .map(|(k, v)| (k.to_owned(), v.to_owned()))
+    .into();
+    vars.insert("SOURCE_DATE_EPOCH".into(), epoch.to_string());
+    if settings.ca_bundle.is_some() {
+        vars.extend(CA_VARIABLES.map(|name| (name.to_owned(), CA_BUNDLE_INSIDE.to_owned())));
+    }
+    vars.extend(settings.env.clone());
+    vars.into_iter().map(|(k, v)| (k, Secret::new(v))).collect()
+}
+
+/// The names by which OpenSSL, curl, Python, Node, git, cargo, npm, Ruby, Composer and Nix know a CA bundle.
+const CA_VARIABLES: [&str; 11] = [
+    "SSL_CERT_FILE",
+    "CURL_CA_BUNDLE",
+    "REQUESTS_CA_BUNDLE",
+    "PIP_CERT",
+    "NODE_EXTRA_CA_CERTS",
+    "GIT_SSL_CAINFO",
+    "CARGO_HTTP_CAINFO",
+    "NPM_CONFIG_CAFILE",
+    "BUNDLE_SSL_CA_CERT",
+    "COMPOSER_CAFILE",
+    "NIX_SSL_CERT_FILE",
+];
+
+/// Everything that the driver unpacks: directories, config vars, and the source (a tar of `build/…`).
+pub(crate) async fn files(source: &Path, config: &BTreeMap<ConfigKey, Secret>, now: u64) -> Result<Files, BuildError> {
     let frame = frame(config, now).map_err(|e| BuildError::platform("preparing the build container's files", e))?;
-    sandbox.put("/tmp", stream::once(async move { Ok(Bytes::from(frame)) }).boxed()).await?;
-    sandbox.put(BUILD_DIR, file_stream(source).await?).await?;
-    Ok(())
+    let source = file_stream(source).await?;
+    Ok(stream::once(async move { Ok(Bytes::from(frame)) }).chain(source).boxed())
 }
 
 /// A file as the stream that containers take.
@@ -270,7 +352,7 @@ pub(crate) async fn file_stream(path: &Path) -> Result<BoxStream<'static, std::i
     Ok(ReaderStream::with_capacity(file, 256 << 10).boxed())
 }
 
-/// Everything under `/tmp` but the source, as a tar.
+/// Everything under `/tmp` but the source, as the beginning of a tar.
 fn frame(config: &BTreeMap<ConfigKey, Secret>, now: u64) -> std::io::Result<Vec<u8>> {
     let mut tar = tar::Builder::new(Vec::new());
     let header = |kind, mode, size: usize| {
@@ -286,12 +368,12 @@ fn frame(config: &BTreeMap<ConfigKey, Secret>, now: u64) -> std::io::Result<Vec<
     for dir in ["build/", "cache/", "env/", "flex/"] {
         tar.append_data(&mut header(tar::EntryType::Directory, 0o755, 0), dir, std::io::empty())?;
     }
-    tar.append_data(&mut header(tar::EntryType::Regular, 0o555, DRIVER.len()), "flex/driver.sh", DRIVER.as_bytes())?;
     for (key, value) in config {
         let value = value.expose().as_bytes();
         tar.append_data(&mut header(tar::EntryType::Regular, 0o600, value.len()), format!("env/{key}"), value)?;
     }
-    tar.into_inner()
+    // Without the mark of the end: the source follows in the same stream.
+    Ok(std::mem::take(tar.get_mut()))
 }
 
 /// Cuts a byte stream into lines of a limited length.

@@ -16,10 +16,11 @@ pub enum Compression {
 /// What the builder may use and where it keeps things.
 #[derive(Debug, Clone)]
 pub struct BuildSettings {
-    /// The builder's own directory: `stacks/`, `images/` (an OCI layout per app) and `tmp/` live in it. One file system,
+    /// The builder's own directory: `stacks/`, `images/` (an OCI layout per app) and `build-tmp/` live in it. One file system,
     /// because stack layers are hard-linked into the apps' layouts.
     pub data_dir: PathBuf,
-    /// The built-in buildpacks: a directory each, and `order` (names, one a line, in the order of detection).
+    /// The project's `buildpacks/`: `builtin/` has a directory for each built-in buildpack and `order` (their names, one a
+    /// line, in the order of detection).
     pub buildpacks_dir: PathBuf,
     /// `[build.env]`: set in every build (proxies, mirrors such as `PIP_INDEX_URL`). Default: none.
     pub env: BTreeMap<String, String>,
@@ -85,12 +86,15 @@ impl BuildSettings {
     pub(crate) fn stacks_dir(&self) -> PathBuf {
         self.data_dir.join("stacks")
     }
+    pub(crate) fn builtin_dir(&self) -> PathBuf {
+        self.buildpacks_dir.join("builtin")
+    }
     pub(crate) fn images_dir(&self) -> PathBuf {
         self.data_dir.join("images")
     }
     /// Scratch space on the same file system as the blobs, so that finished files are moved, not copied.
     pub(crate) fn tmp_dir(&self) -> std::io::Result<PathBuf> {
-        let dir = self.data_dir.join("tmp");
+        let dir = self.data_dir.join("build-tmp");
         std::fs::create_dir_all(&dir)?;
         Ok(dir)
     }

@@ -377,7 +377,7 @@ mod tests {
         assert!(matches!(e, BuildError::Limit { limit: Limit::Slug, .. }) && e.to_string().contains(".slugignore"), "{e}");
         let unpacked = BuildSettings { slug_unpacked_bytes: 100, ..settings(dir.path()) };
         assert!(pack(&tree(&[("build/x", F, 0o644, &noise)], 0)[..], &unpacked, 0).is_err());
-        assert_eq!(std::fs::read_dir(dir.path().join("tmp")).unwrap().count(), 0, "nothing half done is left");
+        assert_eq!(std::fs::read_dir(dir.path().join("build-tmp")).unwrap().count(), 0, "nothing half done is left");
     }
 
     #[test]

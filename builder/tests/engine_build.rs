@@ -1,5 +1,6 @@
 //! Builds on a real engine, from a commit to an image that runs.
 
+#[allow(dead_code, reason = "each test file uses a part of it")]
 mod engine_support;
 
 use engine_support::{World, repository, script, world};
@@ -115,14 +116,14 @@ echo 'worker: sleep 1' >> "$1/Procfile"
 #[tokio::test]
 async fn several_buildpacks_run_in_order_and_hand_their_environment_on() {
     let w = world(|s| {
-        let two = s.buildpacks_dir.join("two");
-        std::fs::write(s.buildpacks_dir.join("order"), "two\n").unwrap();
+        let builtin = s.buildpacks_dir.join("builtin");
+        let two = builtin.join("two");
+        std::fs::write(builtin.join("order"), "two\n").unwrap();
         script(&two.join("bin/detect"), "echo Two");
         let compile = "echo \"two sees $FROM_ONE\"; cat \"${BASH_SOURCE%/*}/../../lib/shared\"; echo 'export FROM_TWO=2' > \"${BASH_SOURCE%/*}/../export\"";
         script(&two.join("bin/compile"), compile);
-        std::fs::create_dir(s.buildpacks_dir.join("lib")).unwrap();
-        std::fs::write(s.buildpacks_dir.join("lib/shared"), "shared text\n").unwrap();
-        std::fs::create_dir_all(s.buildpacks_dir.join("stacks/x")).unwrap();
+        std::fs::create_dir(builtin.join("lib")).unwrap();
+        std::fs::write(builtin.join("lib/shared"), "shared text\n").unwrap();
     })
     .await;
     // The third comes by git, from a bare repository that is part of the source itself: no network is needed.
@@ -218,18 +219,20 @@ async fn refusals_tell_the_author_what_to_do() {
 
 #[tokio::test]
 async fn limits_end_a_build_with_a_clear_message() {
-    let w = world(|s| {
-        s.timeout = Duration::from_secs(4);
-        s.output_bytes = 1 << 20;
-        s.disk_bytes = 20 << 20;
-        s.memory = flex_model::Memory::from_mib(96);
-        s.pids = 64;
-    })
-    .await;
+    let limited = async |seconds: u64| {
+        world(|s| {
+            s.timeout = Duration::from_secs(seconds);
+            s.output_bytes = 1 << 20;
+            s.disk_bytes = 20 << 20;
+            s.memory = flex_model::Memory::from_mib(96);
+            s.pids = 64;
+        })
+        .await
+    };
+    let w = limited(100).await;
     for (compile, limit, says) in [
-        ("sleep 1000", Limit::Time, "longer than"),
         ("yes", Limit::Output, "1 MiB"),
-        ("head -c 60M /dev/zero > $1/big; sleep 60", Limit::Disk, "20 MiB"),
+        ("head -c 60M /dev/zero > $1/big; sleep 600", Limit::Disk, "20 MiB"),
         ("exec python3 -c 'x = bytearray(1 << 30)'", Limit::Memory, "memory"),
     ] {
         let ran = w.build(inline(&w, compile)).await;
@@ -237,6 +240,9 @@ async fn limits_end_a_build_with_a_clear_message() {
         assert!(ran.err().to_string().contains(says), "{}", ran.err());
         w.no_sandbox_left().await;
     }
+    let w = limited(4).await;
+    let ran = w.build(inline(&w, "sleep 1000")).await;
+    assert!(matches!(ran.err(), BuildError::Limit { limit: Limit::Time, .. }), "{:?}", ran.err());
     // A fork bomb meets the limit on processes and then the clock; this machine notices nothing.
     let ran = w.build(inline(&w, "b() { b | b & b; }; b 2>/dev/null; wait; sleep 100")).await;
     assert!(matches!(ran.err(), BuildError::Limit { .. } | BuildError::User { .. }), "{:?}", ran.err());
@@ -244,19 +250,75 @@ async fn limits_end_a_build_with_a_clear_message() {
 }
 
 #[tokio::test]
+async fn a_cache_that_grows_too_large_is_emptied() {
+    let w = world(|s| s.cache_bytes = 1 << 20).await;
+    let source = inline(&w, "ls $2 | sed 's/^/has /'; head -c $((${#SOURCE_VERSION} * 1000000)) /dev/zero > $2/big");
+    let ran = w.build(source.clone()).await;
+    assert!(ran.says("The build cache has 2 MiB, more than the 1 MiB allowed: it is emptied"), "{}", ran.log.join("\n"));
+    ran.ok();
+    let again = w.build(source).await;
+    assert!(!again.says("has big"), "{}", again.log.join("\n"));
+}
+
+#[tokio::test]
 async fn a_build_is_cancelled_at_once() {
     let w = world(|_| {}).await;
     let cancel = CancellationToken::new();
-    let stop = cancel.clone();
-    tokio::spawn(async move {
-        tokio::time::sleep(Duration::from_secs(2)).await;
-        stop.cancel();
-    });
     let started = std::time::Instant::now();
-    let ran = w.build_with(inline(&w, "sleep 1000"), &[], cancel).await;
+    let ran = w.build_until("started", inline(&w, "echo started; sleep 1000"), cancel).await;
     assert_eq!(*ran.err(), BuildError::Cancelled);
-    assert!(started.elapsed() < Duration::from_secs(20));
+    assert!(ran.says("started") && started.elapsed() < Duration::from_secs(60));
     w.no_sandbox_left().await;
+}
+
+#[tokio::test]
+async fn a_prepared_container_is_used_and_a_forgotten_one_goes() {
+    let w = world(|_| {}).await;
+    let stack = "flex-mini".parse().unwrap();
+    let ready = w.builder.prepare(w.next_build(), w.app, &stack).await.unwrap();
+    let out = w.build_in(ready, inline(&w, "cat /proc/1/comm")).await.ok();
+    // No container had to be made: what is left is unpacking and fetching nothing.
+    assert!(out.phases.iter().any(|p| p.phase == BuildPhase::FetchCache));
+    drop(w.builder.prepare(w.next_build(), w.app, &stack).await.unwrap());
+    w.no_sandbox_left().await;
+    let missing = w.builder.prepare(w.next_build(), w.app, &"none".parse().unwrap()).await.err().unwrap();
+    assert!(missing.to_string().contains("flexd stack build none"), "{missing}");
+}
+
+#[tokio::test]
+async fn hostile_names_and_values_stay_data() {
+    let w = world(|_| {}).await;
+    let compile = r#"
+echo "preload: ${LD_PRELOAD:-none}; path: ${PATH%%:*}; file: $(head -c 20 "$3/LD_PRELOAD")"
+[[ ! -e /tmp/pwned && ! -e /pwned ]] && echo untouched
+printf 'web: echo "$(touch /pwned)"; %s\n' "$(head -c 3000 /dev/zero | tr '\0' x)" > $1/Procfile
+"#;
+    let files = [
+        ("x bin/detect", "#!/bin/bash\necho '$(touch /tmp/pwned)`touch /tmp/pwned`\"'\n"),
+        ("x bin/compile", compile),
+        ("$(touch pwned)", "x"),
+        ("-rf", "x"),
+        ("a\nb", "x"),
+    ];
+    let compile_text = format!("#!/bin/bash\n{compile}");
+    let files = files.map(|(n, t)| (n, if n == "x bin/compile" { compile_text.as_str() } else { t }));
+    let config = [("LD_PRELOAD", "/tmp/evil.so\n$(touch /tmp/pwned)"), ("PATH", "/evil"), ("BASH_ENV", "/tmp/build/-rf")];
+    let ran = w.build_with(w.commit(&files), &config, CancellationToken::new()).await;
+    for says in [
+        "preload: none; path: /usr/local/sbin; file: /tmp/evil.so",
+        "untouched",
+        "-----> $(touch /tmp/pwned)`touch /tmp/pwned`\" app detected",
+    ] {
+        assert!(ran.says(says), "{says:?} is missing in\n{}\n{:?}", ran.log.join("\n"), ran.result);
+    }
+    let out = ran.ok();
+    assert!(out.process_types.values().next().unwrap().starts_with("echo \"$(touch /pwned)\"; xxx"));
+    let (said, _) = w.run(&out.image, Command::Launch("ls -1A | wc -l; test -e './$(touch pwned)' && echo there".into())).await;
+    assert!(said.ends_with("there\n"), "{said}");
+    let url = [("BUILDPACK_URL", "--upload-pack=touch /tmp/pwned")];
+    let ran = w.build_with(w.commit(&[("x", "x")]), &url, CancellationToken::new()).await;
+    assert_eq!(ran.err().code(), "bad_buildpack_url");
+    assert!(!std::path::Path::new("/tmp/pwned").exists() && !std::path::Path::new("/pwned").exists());
 }
 
 #[tokio::test]

@@ -4,7 +4,7 @@
 //! Extended headers are read here and not by the tar crate, because a reader must bound them and must refuse an archive
 //! on whose entry sizes two readers could disagree (a PAX size beside another ustar size smuggles entries).
 
-use super::{SourcePath, SourceTree, Spool, ignore::Ignore, spool::refused};
+use super::{Place, SourcePath, SourceTree, Spool, ignore::Ignore, spool::refused};
 use crate::{BuildError, BuildSettings, Limit};
 use flate2::bufread::MultiGzDecoder;
 use std::{
@@ -27,12 +27,12 @@ const RATIO_FREE: u64 = 16 << 20;
 ///
 /// # Errors
 /// It is not a tar, an entry is refused (with its name and the rule), or a limit is reached.
-pub(crate) fn read_archive(path: &Path, settings: &BuildSettings, now: u64) -> Result<SourceTree, BuildError> {
+pub(crate) fn read_archive(path: &Path, settings: &BuildSettings, place: Place) -> Result<SourceTree, BuildError> {
     let mut survey = Survey::default();
     each_entry(path, settings, &mut |entry| survey.add(entry))?;
     let strip = survey.single_top();
     let ignore = survey.slugignore(strip);
-    let mut spool = Spool::new(settings, now, ignore)?;
+    let mut spool = Spool::new(settings, place, ignore)?;
     each_entry(path, settings, &mut |entry| {
         let inside = |p: &SourcePath| if strip { p.without_first() } else { Some(p.clone()) };
         let Some(path) = inside(&entry.path) else { return Ok(()) };
@@ -46,7 +46,7 @@ pub(crate) fn read_archive(path: &Path, settings: &BuildSettings, now: u64) -> R
             }
         }
     })?;
-    spool.finish(survey.newest.clamp(EARLIEST, now.max(EARLIEST)))
+    spool.finish(survey.newest.clamp(EARLIEST, place.now.max(EARLIEST)))
 }
 
 /// 1980: zip files and some tools know no earlier date.

@@ -1,6 +1,6 @@
 //! A commit as a source: its tree is walked in the object store; no working copy is ever made.
 
-use super::{SourcePath, SourceTree, Spool, ignore::Ignore, spool::refused};
+use super::{Place, SourcePath, SourceTree, Spool, ignore::Ignore, spool::refused};
 use crate::{BuildError, BuildSettings};
 use flex_model::CommitId;
 use git2::{ObjectType, Odb, Oid, Repository, RepositoryOpenFlags, Tree};
@@ -15,7 +15,7 @@ pub(crate) fn read_commit(
     quarantine: Option<&Path>,
     commit: &CommitId,
     settings: &BuildSettings,
-    now: u64,
+    place: Place,
 ) -> Result<SourceTree, BuildError> {
     let failed = |e: git2::Error| BuildError::platform("reading the repository", e.message());
     let flags = RepositoryOpenFlags::NO_SEARCH | RepositoryOpenFlags::BARE | RepositoryOpenFlags::NO_DOTGIT;
@@ -32,7 +32,7 @@ pub(crate) fn read_commit(
         Some(entry) => Ignore::parse(repo.find_blob(entry.id()).map_err(missing)?.content()),
         None => Ignore::default(),
     };
-    let mut walk = Walk { repo: &repo, odb: &odb, spool: Spool::new(settings, now, ignore)? };
+    let mut walk = Walk { repo: &repo, odb: &odb, spool: Spool::new(settings, place, ignore)? };
     walk.tree(&tree, &mut Vec::new())?;
     walk.spool.finish(u64::try_from(found.time().seconds()).unwrap_or(0))
 }

@@ -15,7 +15,7 @@ use crate::{BuildError, BuildSettings};
 use flex_model::CommitId;
 use std::{collections::BTreeMap, path::PathBuf};
 
-pub(crate) use spool::{SourcePath, Spool};
+pub(crate) use spool::{Place, SourcePath, Spool};
 
 /// Where the source of a build is.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -50,7 +50,7 @@ pub(crate) struct KeyFile {
 /// A source, checked and ready to be put into a container.
 #[derive(Debug)]
 pub(crate) struct SourceTree {
-    /// A tar whose root is the tree itself. Removed when dropped.
+    /// A tar of the tree. Removed when dropped.
     pub(crate) tar: tempfile::TempPath,
     pub(crate) key_files: BTreeMap<&'static str, KeyFile>,
     /// Seconds since 1970: the commit's time, or the newest file's of an archive. Dates everything in the slug.
@@ -79,12 +79,12 @@ impl SourceTree {
 ///
 /// # Errors
 /// [`BuildError::User`] for a source that is refused, [`BuildError::Limit`] for one too large, else the platform's.
-pub(crate) fn read(source: &Source, settings: &BuildSettings, now: u64) -> Result<SourceTree, BuildError> {
+pub(crate) fn read(source: &Source, settings: &BuildSettings, place: Place) -> Result<SourceTree, BuildError> {
     match source {
         Source::Commit { repository, quarantine, commit } => {
-            git::read_commit(repository, quarantine.as_deref(), commit, settings, now)
+            git::read_commit(repository, quarantine.as_deref(), commit, settings, place)
         }
-        Source::Archive(path) => archive::read_archive(path, settings, now),
+        Source::Archive(path) => archive::read_archive(path, settings, place),
         Source::Image(_) => Err(BuildError::Platform("an image has no source to read".into())),
     }
 }

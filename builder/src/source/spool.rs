@@ -12,7 +12,6 @@ use std::{
     fs::File,
     io::{BufWriter, Read},
     os::unix::ffi::OsStrExt,
-    path::Path,
 };
 
 /// What a path in a tree is.
@@ -21,6 +20,16 @@ enum Kind {
     Directory,
     File,
     Symlink,
+}
+
+/// How the tree is written.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Place {
+    /// Comes before every path: `build/`, or nothing.
+    pub(crate) prefix: &'static str,
+    /// Dates the files, seconds since 1970: the moment of the build, because older dates would make `make` and `cargo`
+    /// trust a cache that they must not trust.
+    pub(crate) now: u64,
 }
 
 /// A path that stays inside the tree, as bytes, without a leading `./` or trailing `/`; empty for the root.
@@ -91,9 +100,6 @@ impl SourcePath {
     fn in_git_dir(&self) -> bool {
         self.parts().any(|p| p.eq_ignore_ascii_case(b".git"))
     }
-    fn path(&self) -> &Path {
-        Path::new(OsStr::from_bytes(&self.0))
-    }
 }
 
 /// Writes a tree to a temporary tar.
@@ -103,7 +109,7 @@ pub(crate) struct Spool<'a> {
     seen: HashMap<Vec<u8>, Kind>,
     ignore: Ignore,
     settings: &'a BuildSettings,
-    now: u64,
+    place: Place,
     entries: u64,
     bytes: u64,
     left_out: u64,
@@ -112,9 +118,8 @@ pub(crate) struct Spool<'a> {
 }
 
 impl<'a> Spool<'a> {
-    /// `now` (seconds since 1970) dates the files in the build: older dates would make `make` and `cargo` trust a cache
-    /// that they must not trust.
-    pub(crate) fn new(settings: &'a BuildSettings, now: u64, ignore: Ignore) -> Result<Self, BuildError> {
+    /// An empty tree.
+    pub(crate) fn new(settings: &'a BuildSettings, place: Place, ignore: Ignore) -> Result<Self, BuildError> {
         let failed = |e| BuildError::platform("making a temporary file for the source", e);
         let file = tempfile::NamedTempFile::new_in(settings.tmp_dir().map_err(failed)?).map_err(failed)?;
         let (file, path) = file.into_parts();
@@ -124,7 +129,7 @@ impl<'a> Spool<'a> {
             seen: HashMap::new(),
             ignore,
             settings,
-            now,
+            place,
             entries: 0,
             bytes: 0,
             left_out: 0,
@@ -139,7 +144,7 @@ impl<'a> Spool<'a> {
             return Ok(());
         }
         let mut header = self.header(tar::EntryType::Directory, 0o755, 0);
-        let mut name = path.bytes().to_vec();
+        let mut name = self.named(path);
         name.push(b'/');
         self.tar.append_data(&mut header, OsStr::from_bytes(&name), std::io::empty()).map_err(Self::full)
     }
@@ -158,17 +163,18 @@ impl<'a> Spool<'a> {
             return Ok(());
         }
         let mut header = self.header(tar::EntryType::Regular, if executable { 0o755 } else { 0o644 }, size);
+        let name = self.named(path);
         let key = KEY_FILES.iter().find(|k| k.as_bytes() == path.bytes());
         let written = if let Some(key) = key {
             let mut contents = Vec::new();
             data.take(KEY_FILE_BYTES.min(size)).read_to_end(&mut contents).map_err(Self::broken)?;
             let rest = size - contents.len() as u64;
             let all = contents.as_slice().chain(data.take(rest));
-            let done = self.tar.append_data(&mut header, path.path(), all);
+            let done = self.tar.append_data(&mut header, OsStr::from_bytes(&name), all);
             self.key_files.insert(key, KeyFile { contents, executable });
             done
         } else {
-            self.tar.append_data(&mut header, path.path(), data)
+            self.tar.append_data(&mut header, OsStr::from_bytes(&name), data)
         };
         written.map_err(Self::full)
     }
@@ -182,7 +188,7 @@ impl<'a> Spool<'a> {
             return Ok(());
         }
         let mut header = self.header(tar::EntryType::Symlink, 0o777, 0);
-        self.tar.append_link(&mut header, path.path(), OsStr::from_bytes(target)).map_err(Self::full)
+        self.tar.append_link(&mut header, OsStr::from_bytes(&self.named(path)), OsStr::from_bytes(target)).map_err(Self::full)
     }
 
     /// Adds a second name for a file that came earlier.
@@ -198,7 +204,9 @@ impl<'a> Spool<'a> {
             return Ok(());
         }
         let mut header = self.header(tar::EntryType::Link, 0o644, 0);
-        self.tar.append_link(&mut header, path.path(), target.path()).map_err(Self::full)
+        self.tar
+            .append_link(&mut header, OsStr::from_bytes(&self.named(path)), OsStr::from_bytes(&self.named(target)))
+            .map_err(Self::full)
     }
 
     /// Closes the tar.
@@ -248,6 +256,11 @@ impl<'a> Spool<'a> {
         Ok(true)
     }
 
+    /// The path in the tar.
+    fn named(&self, path: &SourcePath) -> Vec<u8> {
+        [self.place.prefix.as_bytes(), path.bytes()].concat()
+    }
+
     fn header(&self, kind: tar::EntryType, mode: u32, size: u64) -> tar::Header {
         let mut h = tar::Header::new_gnu();
         h.set_entry_type(kind);
@@ -255,7 +268,7 @@ impl<'a> Spool<'a> {
         h.set_size(size);
         h.set_uid(APP_UID);
         h.set_gid(APP_GID);
-        h.set_mtime(self.now);
+        h.set_mtime(self.place.now);
         h
     }
 

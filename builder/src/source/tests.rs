@@ -9,6 +9,10 @@ fn settings(dir: &std::path::Path) -> BuildSettings {
     BuildSettings { source_entries: 50, source_bytes: 64 << 20, ..BuildSettings::new(dir, dir) }
 }
 
+fn at(now: u64) -> Place {
+    Place { prefix: "", now }
+}
+
 /// A tar whose paths are written as given, however wrong they are.
 fn tar_of(entries: &[(&str, EntryType, u32, &str)]) -> Vec<u8> {
     let mut tar = tar::Builder::new(Vec::new());
@@ -52,7 +56,7 @@ fn read_bytes(bytes: &[u8]) -> Result<Held, BuildError> {
     let dir = tempfile::tempdir().unwrap();
     let path = dir.path().join("upload");
     std::fs::write(&path, bytes).unwrap();
-    let tree = read(&Source::Archive(path), &settings(dir.path()), 1_800_000_000)?;
+    let tree = read(&Source::Archive(path), &settings(dir.path()), at(1_800_000_000))?;
     Ok(Held(tree, dir))
 }
 
@@ -268,7 +272,7 @@ fn a_commit_becomes_a_tree() {
         ],
     );
     let source = Source::Commit { repository, quarantine: None, commit };
-    let tree = read(&source, &settings(dir.path()), 1_800_000_000).unwrap();
+    let tree = read(&source, &settings(dir.path()), at(1_800_000_000)).unwrap();
     assert_eq!(names(&tree), [".slugignore", "bin/", "bin/compile", "bin/detect", "link"]);
     assert_eq!(tree.epoch, 1_750_000_000);
     assert!(tree.executable("bin/detect") && tree.executable("bin/compile"));
@@ -282,8 +286,8 @@ fn a_commit_in_quarantine_is_found_there_only() {
     let empty = dir.path().join("empty.git");
     git2::Repository::init_bare(&empty).unwrap();
     let source = |quarantine| Source::Commit { repository: empty.clone(), quarantine, commit: commit.clone() };
-    assert!(read(&source(None), &settings(dir.path()), 0).is_err());
-    read(&source(Some(pushed.join("objects"))), &settings(dir.path()), 0).unwrap();
+    assert!(read(&source(None), &settings(dir.path()), at(0)).is_err());
+    read(&source(Some(pushed.join("objects"))), &settings(dir.path()), at(0)).unwrap();
 }
 
 #[test]
@@ -302,7 +306,7 @@ fn trees_that_git_would_not_make_are_refused() {
         let commit = odb.write(git2::ObjectType::Commit, text.as_bytes()).unwrap();
         let commit: CommitId = commit.to_string().parse().unwrap();
         let source = Source::Commit { repository: path.clone(), quarantine: None, commit };
-        let e = read(&source, &settings(dir.path()), 0).err().unwrap();
+        let e = read(&source, &settings(dir.path()), at(0)).err().unwrap();
         assert!(matches!(e, BuildError::User { .. }), "{name}: {e}");
     }
 }

@@ -2,6 +2,7 @@
 
 use super::{StackError, recipe::RecipeDir, sources};
 use std::{
+    collections::BTreeMap,
     fs,
     path::{Path, PathBuf},
     process::Stdio,
@@ -12,7 +13,8 @@ use tokio::{
     sync::mpsc,
 };
 
-const CUSTOMIZE: &str = include_str!("customize.sh");
+/// Run by mmdebstrap at the end.
+pub(super) const CUSTOMIZE: &str = include_str!("customize.sh");
 
 /// Local additions to the machine's trust store: a proxy's certificate, a company's own authority.
 const LOCAL_CERTIFICATES: &str = "/usr/local/share/ca-certificates";
@@ -38,7 +40,7 @@ const PASSED: [&str; 16] = [
 ];
 
 /// Documentation stays out, copyright files stay in.
-const DPKG_OPTIONS: [&str; 7] = [
+const DPKG_OPTIONS: [&str; 8] = [
     "path-exclude=/usr/share/man/*",
     "path-exclude=/usr/share/info/*",
     "path-exclude=/usr/share/locale/*",
@@ -46,19 +48,21 @@ const DPKG_OPTIONS: [&str; 7] = [
     "path-exclude=/usr/share/doc/*",
     "path-include=/usr/share/doc/*/copyright",
     "path-exclude=/usr/share/lintian/*",
+    // The script takes it out again.
+    "force-unsafe-io",
 ];
 
 /// The trees of both images, as tars, and their package lists.
 pub(super) struct Trees {
-    pub(super) dir: tempfile::TempDir,
+    out: PathBuf,
 }
 
 impl Trees {
     pub(super) fn tar(&self, image: &str) -> PathBuf {
-        self.dir.path().join("out").join(format!("{image}.tar"))
+        self.out.join(format!("{image}.tar"))
     }
     pub(super) fn packages(&self, image: &str) -> PathBuf {
-        self.dir.path().join("out").join(format!("{image}.packages"))
+        self.out.join(format!("{image}.packages"))
     }
 }
 
@@ -71,13 +75,16 @@ pub(super) fn local_certificates() -> Vec<PathBuf> {
     out
 }
 
-/// Makes both trees in a new directory below `tmp`.
-pub(super) async fn trees(recipe: &RecipeDir, tmp: &Path, log: &mpsc::Sender<String>) -> Result<Trees, StackError> {
+/// Makes both trees in the empty directory `work`. `env` is `[build.env]`: hooks download through the same mirrors as builds.
+pub(super) async fn trees(
+    recipe: &RecipeDir,
+    env: &BTreeMap<String, String>,
+    work: &Path,
+    log: &mpsc::Sender<String>,
+) -> Result<Trees, StackError> {
     let name = recipe.recipe.name.as_str();
     let failed =
         |doing: &str, e: &dyn std::fmt::Display| StackError::Build { name: name.into(), problem: format!("{doing}: {e}") };
-    let dir = tempfile::Builder::new().prefix("stack-").tempdir_in(tmp).map_err(|e| failed("making a directory", &e))?;
-    let work = dir.path().to_owned();
     let prepare = || -> std::io::Result<(PathBuf, PathBuf)> {
         fs::create_dir(work.join("out"))?;
         let certs = work.join("certs");
@@ -98,7 +105,7 @@ pub(super) async fn trees(recipe: &RecipeDir, tmp: &Path, log: &mpsc::Sender<Str
         .env_clear()
         .env("PATH", "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin")
         .env("LANG", "C.UTF-8")
-        .env("TMPDIR", &work)
+        .env("TMPDIR", work)
         .env("SOURCE_DATE_EPOCH", recipe.recipe.source_date_epoch.to_string())
         .env("FLEX_ROOTFS", absolute(recipe.rootfs()))
         .env("FLEX_RUN_HOOK", absolute(recipe.hook("run")))
@@ -106,6 +113,7 @@ pub(super) async fn trees(recipe: &RecipeDir, tmp: &Path, log: &mpsc::Sender<Str
         .env("FLEX_CERTS", certs)
         .env("FLEX_OUT", work.join("out"))
         .env("FLEX_BUILD_PACKAGES", recipe.recipe.build.packages.join(" "))
+        .envs(env)
         .envs(PASSED.iter().filter_map(|k| Some((k, std::env::var_os(k)?))))
         .stdin(Stdio::null())
         .stdout(Stdio::null())
@@ -133,7 +141,7 @@ pub(super) async fn trees(recipe: &RecipeDir, tmp: &Path, log: &mpsc::Sender<Str
         let tail: Vec<String> = last.into();
         return Err(failed("mmdebstrap failed; its last lines", &format!("\n{}", tail.join("\n"))));
     }
-    Ok(Trees { dir })
+    Ok(Trees { out: work.join("out") })
 }
 
 fn arguments(recipe: &RecipeDir, script: &Path) -> Vec<std::ffi::OsString> {

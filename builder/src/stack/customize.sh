@@ -33,9 +33,11 @@ run_hook() {
   rm -f "$root/tmp/flex-hook"
 }
 
-printf 'app:x:10001:10001:app:/app:/bin/bash\n' >>"$root/etc/passwd"
+# Unpacking without waiting for the disk is for the making only.
+sed -i '/^force-unsafe-io$/d' "$root"/etc/dpkg/dpkg.cfg.d/*mmdebstrap*
+printf 'app:x:10001:10001::/app:/bin/bash\n' >>"$root/etc/passwd"
 printf 'app:x:10001:\n' >>"$root/etc/group"
-printf 'app:*:19000:0:99999:7:::\n' >>"$root/etc/shadow"
+printf 'app:!:19000:0:99999:7:::\n' >>"$root/etc/shadow"
 mkdir -p "$root/app"
 chown 10001:10001 "$root/app"
 chmod 755 "$root/app"
@@ -57,10 +59,15 @@ out=run
 write_tar
 
 if [ -n "$FLEX_BUILD_PACKAGES" ]; then
+  # A hook may have removed the package lists to save their space.
+  if ! ls "$root"/var/lib/apt/lists/*Packages* >/dev/null 2>&1; then
+    mkdir -p "$root/var/lib/apt/lists/partial" "$root/var/cache/apt/archives/partial"
+    APT_CONFIG=$MMDEBSTRAP_APT_CONFIG apt-get update
+  fi
   # Word splitting is wanted: package names were checked and hold no blanks.
   # shellcheck disable=SC2086
   APT_CONFIG=$MMDEBSTRAP_APT_CONFIG DEBIAN_FRONTEND=noninteractive apt-get --yes --no-install-recommends \
-    -oDPkg::Chroot-Directory="$root" install $FLEX_BUILD_PACKAGES
+    -oDPkg::Chroot-Directory="$root" -oDPkg::Options::=--force-unsafe-io install $FLEX_BUILD_PACKAGES
   [ ! -x "$root/usr/sbin/update-ca-certificates" ] || chroot "$root" update-ca-certificates >/dev/null
 fi
 run_hook "$FLEX_BUILD_HOOK"

@@ -1,8 +1,9 @@
 //! Stacks: pairs of images that apps are built and run on, made once on this machine.
 //!
-//! Invariants: a stack's record is written last and in one step, so a stack is complete or absent; the build image is the
-//! run image plus one layer. Must not: be needed by a running app.
+//! Invariants: a stack's record is written last and in one step, so a stack is complete or absent; a build image made from
+//! packages is the run image plus one layer. Must not: be needed by a running app.
 
+mod base;
 mod bootstrap;
 mod build;
 mod layer;
@@ -60,9 +61,9 @@ pub struct StackRecord {
     pub has_launcher: bool,
     /// Date of everything in it, seconds since 1970.
     pub epoch: u64,
-    /// Variables of the base image, if it is not made from packages.
+    /// Variables of the base images (run, build), if it is not made from packages.
     #[serde(default)]
-    pub env: Vec<String>,
+    pub env: [Vec<String>; 2],
 }
 
 impl StackRecord {
@@ -96,10 +97,10 @@ impl StackRecord {
 
     /// Brings both images into the engine; layers that it has are not sent.
     pub(crate) async fn import(&self, settings: &BuildSettings, runtime: &dyn Runtime) -> Result<(), BuildError> {
-        for image in [&self.run, &self.build] {
+        for (image, env) in [&self.run, &self.build].into_iter().zip(&self.env) {
             if !runtime.has_image(&image.id).await? || !runtime.has_image(&image.tag).await? {
                 let layers = image.layers.iter().map(|l| (l.diff_id.clone(), self.blob(settings, &l.digest))).collect();
-                let config = stack_config(&self.name, self.epoch, &self.env, &image.layers);
+                let config = stack_config(&self.name, self.epoch, env, &image.layers);
                 runtime.import(ImageFiles { tag: image.tag.clone(), config, layers }).await?;
             }
         }
@@ -111,19 +112,21 @@ fn stack_blob(settings: &BuildSettings, name: &str, digest: &str) -> PathBuf {
     settings.stacks_dir().join(name).join("blobs").join(digest.trim_start_matches("sha256:"))
 }
 
-fn stack_config(name: &str, epoch: u64, env: &[String], layers: &[LayerRecord]) -> Bytes {
-    let mut vars = vec![
-        "PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin".to_owned(),
-        "HOME=/app".to_owned(),
-        "LANG=C.UTF-8".to_owned(),
-    ];
-    for var in env {
-        let key = var.split('=').next().unwrap_or("");
-        vars.retain(|v| v.split('=').next() != Some(key));
-        vars.push(var.clone());
+/// The variables of a stack's images: the usual ones, and over them those of a base image.
+pub(crate) fn variables(base: &[String]) -> Vec<String> {
+    let usual = ["PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin", "LANG=C.UTF-8"];
+    let mut vars: Vec<String> = usual.map(str::to_owned).into();
+    for var in base.iter().map(String::as_str).chain(["HOME=/app"]) {
+        let key = var.split('=').next();
+        vars.retain(|v| v.split('=').next() != key);
+        vars.push(var.to_owned());
     }
+    vars
+}
+
+fn stack_config(name: &str, epoch: u64, env: &[String], layers: &[LayerRecord]) -> Bytes {
     let config = ImageConfig {
-        env: vars,
+        env: variables(env),
         user: crate::sandbox::user(),
         workdir: "/app".into(),
         labels: [("dev.flex.stack".to_owned(), name.to_owned())].into(),

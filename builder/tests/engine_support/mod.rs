@@ -1,7 +1,7 @@
 //! What every engine test needs: a runtime of its own, a data directory of its own, and the small stack, made once for
 //! all tests of this machine (by the hash of its recipe, below the target directory).
 
-use flex_builder::{BuildError, BuildInput, BuildOutput, BuildSettings, Builder, Source, StackBuilder};
+use flex_builder::{BuildError, BuildInput, BuildOutput, BuildSettings, Builder, Prepared, Source, StackBuilder};
 use flex_model::{AppId, BuildId, Command, CommitId, HealthCheck, ImageRef, InstanceId, InstanceSpec, Memory, ProcessType, Uuid};
 use flex_runtime::{DockerRuntime, DockerSettings, JobSpec, Output, Runtime};
 use futures_util::StreamExt;
@@ -61,9 +61,9 @@ pub async fn world(adjust: impl FnOnce(&mut BuildSettings)) -> World {
     fs::create_dir_all(&cache).unwrap();
     let dir = tempfile::tempdir_in(&cache).unwrap();
     let buildpacks = dir.path().join("buildpacks");
-    fs::create_dir(&buildpacks).unwrap();
-    fs::write(buildpacks.join("order"), "never\n").unwrap();
-    script(&buildpacks.join("never/bin/detect"), "exit 1");
+    fs::create_dir_all(buildpacks.join("builtin")).unwrap();
+    fs::write(buildpacks.join("builtin/order"), "never\n").unwrap();
+    script(&buildpacks.join("builtin/never/bin/detect"), "exit 1");
     let mut settings = BuildSettings::new(dir.path().join("data"), buildpacks);
     adjust(&mut settings);
     stack(&cache, &settings, runtime.clone()).await;
@@ -94,8 +94,33 @@ impl World {
     }
 
     pub async fn build_with(&self, source: Source, config: &[(&str, &str)], cancel: CancellationToken) -> Ran {
+        self.start(None, source, config, cancel, None).await
+    }
+
+    /// Builds, and cancels as soon as a line of the log has this text.
+    pub async fn build_until(&self, text: &'static str, source: Source, cancel: CancellationToken) -> Ran {
+        self.start(None, source, &[], cancel, Some(text)).await
+    }
+
+    /// Builds in a container that was prepared.
+    pub async fn build_in(&self, ready: Prepared, source: Source) -> Ran {
+        self.start(Some(ready), source, &[], CancellationToken::new(), None).await
+    }
+
+    pub fn next_build(&self) -> BuildId {
+        BuildId(Uuid::from_u128(unique()))
+    }
+
+    async fn start(
+        &self,
+        ready: Option<Prepared>,
+        source: Source,
+        config: &[(&str, &str)],
+        cancel: CancellationToken,
+        until: Option<&'static str>,
+    ) -> Ran {
         let input = BuildInput {
-            build: BuildId(Uuid::from_u128(unique())),
+            build: self.next_build(),
             app: self.app,
             app_name: "shop".parse().unwrap(),
             stack: "flex-mini".parse().unwrap(),
@@ -104,15 +129,19 @@ impl World {
             buildpacks: Vec::new(),
             config: config.iter().map(|(k, v)| (k.parse().unwrap(), flex_model::Secret::new(*v))).collect(),
         };
-        let (send, mut lines) = mpsc::channel(64);
+        let (send, mut lines) = mpsc::channel::<String>(64);
+        let stop = cancel.clone();
         let log = tokio::spawn(async move {
             let mut all = Vec::new();
             while let Some(line) = lines.recv().await {
+                if until.is_some_and(|text| line.contains(text)) {
+                    stop.cancel();
+                }
                 all.push(line);
             }
             all
         });
-        let result = self.builder.build(input, send, cancel).await;
+        let result = self.builder.build_in(ready, input, send, cancel).await;
         Ran { result, log: log.await.unwrap() }
     }
 

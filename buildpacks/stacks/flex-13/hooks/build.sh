@@ -2,8 +2,9 @@
 # Ends the making of the build image; run as root inside it. Prints nothing when all is well.
 set -euo pipefail
 # Builds run as the same user as the app will.
-groupadd --gid 10001 app
-useradd --uid 10001 --gid 10001 --home-dir /app --no-create-home --shell /bin/bash app
+getent group app >/dev/null || groupadd --gid 10001 app
+getent passwd app >/dev/null ||
+  useradd --uid 10001 --gid 10001 --home-dir /app --no-create-home --shell /bin/bash app
 install -d -o app -g app -m 0755 /app
 # Buildpacks that read the old list of package sources expect the file to exist.
 touch /etc/apt/sources.list

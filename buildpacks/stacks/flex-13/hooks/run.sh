@@ -2,8 +2,9 @@
 # Ends the making of the run image; run as root inside it. Prints nothing when all is well.
 set -euo pipefail
 # The user of every app. Its home is where the app is; the image's own files stay root's.
-groupadd --gid 10001 app
-useradd --uid 10001 --gid 10001 --home-dir /app --no-create-home --shell /bin/bash app
+getent group app >/dev/null || groupadd --gid 10001 app
+getent passwd app >/dev/null ||
+  useradd --uid 10001 --gid 10001 --home-dir /app --no-create-home --shell /bin/bash app
 install -d -o app -g app -m 0755 /app
 # Buildpacks that read the old list of package sources expect the file to exist.
 touch /etc/apt/sources.list

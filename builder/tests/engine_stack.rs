@@ -1,0 +1,78 @@
+//! Stacks on a real engine: made once, then only looked up; from packages and over an image.
+
+#[allow(dead_code, reason = "each test file uses a part of it")]
+mod engine_support;
+
+use engine_support::world;
+use flex_builder::{BuildSettings, StackBuilder, StackError};
+use flex_model::Command;
+use flex_runtime::Runtime;
+use std::{fs, path::Path};
+use tokio::sync::mpsc;
+
+fn recipe(dir: &Path, text: &str) -> std::path::PathBuf {
+    let dir = dir.join("recipe");
+    fs::create_dir_all(dir.join("rootfs/opt/flex")).unwrap();
+    fs::write(dir.join("stack.toml"), text).unwrap();
+    engine_support::script(&dir.join("rootfs/opt/flex/launch"), "exec bash -c \"$1\"");
+    dir
+}
+
+#[tokio::test]
+async fn a_stack_of_packages_is_complete_and_made_once() {
+    // Every world makes the small stack, or finds it made.
+    let w = world(|_| {}).await;
+    let builder = StackBuilder::new(w.builder.settings().clone(), w.runtime.clone());
+    let (log, _lines) = mpsc::channel(64);
+    let mini = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/mini");
+    let (record, made) = builder.build(&mini, false, log).await.unwrap();
+    assert!(!made, "nothing changed, so nothing is made");
+    assert_eq!(builder.list().unwrap().iter().find(|s| s.name == "flex-mini"), Some(&record));
+    assert_eq!((record.run.layers.len(), record.build.layers.len()), (1, 2));
+    assert_eq!(record.run.layers, record.build.layers[..1]);
+    assert!(record.has_launcher && record.build.plain_bytes > record.run.plain_bytes);
+    for tag in ["flex/flex-mini:run", "flex/flex-mini:build", &record.run.id, &record.build.id] {
+        assert!(w.runtime.has_image(tag).await.unwrap(), "{tag}");
+    }
+    let dir = w.builder.settings().data_dir.join("stacks/flex-mini");
+    let packages = |name: &str| fs::read_to_string(dir.join(name)).unwrap();
+    assert!(packages("run.packages").lines().any(|l| l.starts_with("bash ")));
+    assert!(!packages("run.packages").contains("\ngit ") && packages("build.packages").contains("\ngit "));
+
+    let image = flex_model::ImageRef { reference: record.run.id.clone(), manifest: None };
+    let look = "id -u; id -un; pwd; ls /usr/share/man /usr/share/locale 2>/dev/null | grep -v locale.alias | grep -c .; \
+                stat -c '%U %a' /app /opt/flex/launch; ls /usr/share/doc/bash; find / -xdev -newermt @1754697601 -type f 2>/dev/null | \
+                grep -v -E '^/(.dockerenv|proc|sys|dev|etc/(hosts|hostname|resolv.conf))' | head -3";
+    let (said, _) = w.run(&image, Command::Exec(vec!["/bin/bash".into(), "-c".into(), look.into()])).await;
+    let lines: Vec<&str> = said.lines().collect();
+    assert_eq!(lines[..3], ["10001", "app", "/app"], "{said}");
+    assert!(lines[3].parse::<u32>().unwrap() < 20, "documentation is left out: {said}");
+    assert_eq!(lines[4..], ["app 755", "root 755", "copyright"], "{said}");
+}
+
+#[tokio::test]
+async fn a_stack_over_an_image_builds_and_runs() {
+    let w = world(|_| {}).await;
+    let own = BuildSettings { data_dir: w.dir.path().join("own"), ..w.builder.settings().clone() };
+    let builder = StackBuilder::new(own, w.runtime.clone());
+    let name = format!("over-{:x}", std::process::id());
+    let text = format!("name = \"{name}\"\nbase_image = \"docker-daemon:flex/flex-mini:build\"\n");
+    let (log, _lines) = mpsc::channel(64);
+    let dir = recipe(w.dir.path(), &text);
+    let (record, made) = builder.build(&dir, false, log.clone()).await.unwrap();
+    assert!(made && record.has_launcher);
+    assert_eq!(record.run.layers.len(), 3);
+    let image = flex_model::ImageRef { reference: record.run.id.clone(), manifest: None };
+    assert_eq!(w.run(&image, Command::Launch("id -un; pwd".into())).await, ("app\n/app\n".into(), 0));
+    assert!(!builder.build(&dir, false, log.clone()).await.unwrap().1);
+    // Another file of the recipe, another stack.
+    fs::write(dir.join("rootfs/note"), "x").unwrap();
+    let (again, made) = builder.build(&dir, false, log.clone()).await.unwrap();
+    assert!(made && again.run.id != record.run.id && again.run.layers[..2] == record.run.layers[..2]);
+    let wrong = recipe(w.dir.path(), "name = \"over\"\nbase_image = \"docker-daemon:flex/absent:1\"\n");
+    let e = builder.build(&wrong, false, log).await.unwrap_err();
+    assert!(matches!(e, StackError::Build { .. }) && e.to_string().contains("flex/absent"), "{e}");
+    for id in [&record.run.id, &again.run.id, &record.build.id, &again.build.id] {
+        w.runtime.remove_image(id).await.unwrap();
+    }
+}
