@@ -11,7 +11,7 @@ choose_manager() {
   for file in package-lock.json npm-shrinkwrap.json pnpm-lock.yaml yarn.lock; do
     if [[ -f $file ]]; then found+=("$file"); fi
   done
-  manager_asked=$(jq -r '.packageManager? // "" | strings | split("+")[0]' package.json)
+  manager_asked=$(jq -r '.packageManager? // "" | strings | (split("+")[0] // "")' package.json)
   lock_file=
   case ${manager_asked%%@*} in
     npm | pnpm | yarn) manager=${manager_asked%%@*} manager_asked=${manager_asked#*@} ;;

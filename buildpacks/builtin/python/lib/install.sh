@@ -117,7 +117,8 @@ install_dependencies() {
   info "Installed in $(($(now_ms) - started)) ms"
   find "$CACHE_DIR" -maxdepth 1 -name 'env-*' -exec rm -rf -- {} +
   ((local_source)) || cache_put "$venv" "$cached"
-  "$uv" cache prune --ci --quiet >/dev/null 2>&1 || true
+  # Wheels stay for the next change of the lock, within reason.
+  if (($(du -sm -- "$UV_CACHE_DIR" | cut -f1) > 512)); then "$uv" cache prune --ci --quiet >/dev/null 2>&1 || rm -rf -- "$UV_CACHE_DIR"; fi
 }
 
 # Editable installs name the directory of the build: at run time that is /app.

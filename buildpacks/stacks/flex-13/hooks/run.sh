@@ -14,3 +14,7 @@ rm -rf /etc/nginx/sites-enabled/* /var/www /etc/logrotate.d /etc/cron.*/*
 rm -rf /var/lib/apt/lists/* /var/cache/apt/* /var/cache/debconf/*-old /var/cache/ldconfig/aux-cache /var/lib/dpkg/*-old \
   /var/log/* /tmp/* /root/.gnupg
 : >/etc/machine-id
+# Java's own trust store, where the package's trigger ran before there was a Java to make it with.
+if [[ -x /etc/ca-certificates/update.d/jks-keystore && ! -s /etc/ssl/certs/java/cacerts ]]; then
+  find /etc/ssl/certs -name '*.pem' -printf '+%p\n' | /etc/ca-certificates/update.d/jks-keystore >/dev/null
+fi
