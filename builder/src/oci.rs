@@ -307,3 +307,62 @@ pub(crate) fn write_whole(path: &Path, bytes: &[u8]) -> io::Result<()> {
 fn storing(e: io::Error) -> BuildError {
     BuildError::platform("storing an image", e)
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::time::Duration;
+
+    fn layer(layout: &Layout, text: &str) -> LayerRecord {
+        let file = tempfile::NamedTempFile::new_in(layout.dir()).unwrap();
+        fs::write(&file, text).unwrap();
+        let digest = digest_of(text.as_bytes());
+        layout.adopt(&digest, file.into_temp_path()).unwrap();
+        LayerRecord { diff_id: digest.clone(), digest, size: text.len() as u64, media_type: LAYER_GZIP.into() }
+    }
+
+    fn blobs(layout: &Layout) -> BTreeSet<String> {
+        fs::read_dir(layout.blobs()).unwrap().map(|e| format!("sha256:{}", e.unwrap().file_name().to_string_lossy())).collect()
+    }
+
+    #[test]
+    fn only_what_nothing_needs_is_collected() {
+        let dir = tempfile::tempdir().unwrap();
+        let layout = Layout::open(dir.path().join("app")).unwrap();
+        let (shared, one, two) = (layer(&layout, "shared"), layer(&layout, "one"), layer(&layout, "two"));
+        let first = layout.add("b1", b"config 1", &[shared.clone(), one.clone()]).unwrap();
+        let second = layout.add("b2", b"config 2", &[shared.clone(), two.clone()]).unwrap();
+        layout.remember("sha256:engine").unwrap();
+        assert_eq!(layout.image_ids().unwrap(), [digest_of(b"config 1"), digest_of(b"config 2"), "sha256:engine".into()]);
+        let keep: BTreeSet<String> = [second.clone()].into();
+        // Young blobs stay even when nothing names them any more.
+        let dropped = layout.collect(&keep, Duration::from_secs(3600)).unwrap();
+        assert_eq!(dropped, [digest_of(b"config 1"), "sha256:engine".into()]);
+        assert!(blobs(&layout).contains(&one.digest));
+        assert_eq!(layout.collect(&keep, Duration::ZERO).unwrap(), Vec::<String>::new());
+        assert_eq!(blobs(&layout), [second, digest_of(b"config 2"), shared.digest, two.digest].into());
+        assert!(!blobs(&layout).contains(&first));
+    }
+
+    #[test]
+    fn a_tag_moves_and_a_shared_configuration_is_not_dropped() {
+        let dir = tempfile::tempdir().unwrap();
+        let layout = Layout::open(dir.path()).unwrap();
+        let one = layer(&layout, "one");
+        let first = layout.add("b", b"config", std::slice::from_ref(&one)).unwrap();
+        let second = layout.add("b", b"config", &[one.clone(), one]).unwrap();
+        assert_ne!(first, second);
+        assert_eq!(layout.image_ids().unwrap().len(), 1);
+        layout.add("c", b"config", &[]).unwrap();
+        assert_eq!(layout.collect(&[second].into(), Duration::ZERO).unwrap(), Vec::<String>::new());
+    }
+
+    #[test]
+    fn digests_name_no_other_files() {
+        let layout = Layout { dir: "/x".into() };
+        for bad in ["sha256:../../etc/passwd", "sha256:", "md5:00", "", &format!("sha256:{}", "A".repeat(64))] {
+            assert_eq!(layout.blob(bad), None, "{bad}");
+        }
+        assert!(layout.blob(&digest_of(b"")).is_some());
+    }
+}
