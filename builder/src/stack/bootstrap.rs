@@ -125,8 +125,12 @@ pub(super) async fn trees(
     })?;
     let mut last = std::collections::VecDeque::new();
     if let Some(stderr) = child.stderr.take() {
-        let mut lines = BufReader::new(stderr).lines();
-        while let Ok(Some(line)) = lines.next_line().await {
+        let mut stderr = BufReader::new(stderr);
+        let mut raw = Vec::new();
+        // Bytes, not text: packages print what they like, and a reader that stops early kills the writer.
+        while stderr.read_until(b'\n', &mut raw).await.map_err(|e| failed("reading mmdebstrap's messages", &e))? > 0 {
+            let line = String::from_utf8_lossy(&raw).trim_end().to_owned();
+            raw.clear();
             if let Some(step) = line.strip_prefix("I: ") {
                 let _ = log.send(format!("       {step}")).await;
             }
