@@ -113,7 +113,7 @@ choose_manager_version() {
 
 # Puts Node.js and the manager into the cache once, and into the app each time.
 place_node() {
-  toolchain=$CACHE_DIR/toolchain-$(hash_of 1 "$node_version" "$manager_package" "$manager_version")
+  toolchain=$CACHE_DIR/toolchain-$(hash_of 2 "$node_version" "$manager_package" "$manager_version")
   if [[ ! -d $toolchain ]]; then
     header "Installing Node.js $node_version and $manager $manager_version"
     find "$CACHE_DIR" -maxdepth 1 -name 'toolchain-*' -exec rm -rf -- {} +
@@ -130,6 +130,8 @@ place_node() {
     fi
     or_fail "$manager $manager_version could not be fetched." \
       npm install --global --prefix "$new" --ignore-scripts -- "${packages[@]}"
+    # The installing npm leaves its own settings in the new one, which does not know all of them.
+    rm -f "$new/lib/node_modules/npm/npmrc"
     mv -T "$new" "$toolchain"
   fi
   copy_tree "$toolchain" "$BUILD_DIR/.flex/node"
