@@ -45,7 +45,11 @@ fn main() -> ExitCode {
     {
         return flex_gitreceive::run_hook();
     }
-    let filter = tracing_subscriber::EnvFilter::try_from_env("FLEXD_LOG").unwrap_or_else(|_| "info".into());
+    let mut filter = tracing_subscriber::EnvFilter::try_from_env("FLEXD_LOG").unwrap_or_else(|_| "info".into());
+    // The engine's client writes whole requests at debug level, and with them the config vars of apps.
+    if let Ok(quiet) = "bollard=info".parse() {
+        filter = filter.add_directive(quiet);
+    }
     let log = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr);
     if cli.flags.log_json {
         log.json().init()

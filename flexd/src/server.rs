@@ -13,7 +13,7 @@ use flex_gitreceive::{GitServer, GitSettings};
 use flex_logs::{LogSettings, LogStore};
 use flex_model::host::HostState;
 use flex_model::{Host, LogLine, LogSource, Memory};
-use flex_router::{AccessQueue, Router, RouterSettings};
+use flex_router::{AccessLines, AccessQueue, Router, RouterSettings};
 use flex_runtime::{DockerRuntime, DockerSettings, Runtime};
 use flex_store::EmbeddedStore;
 use std::path::PathBuf;
@@ -292,18 +292,15 @@ async fn snapshots(store: Arc<EmbeddedStore>, data_dir: PathBuf, stop: Cancellat
     }
 }
 
-async fn access_lines(
-    mut lines: tokio::sync::mpsc::Receiver<(flex_model::AppId, String)>,
-    logs: Arc<LogStore>,
-    stop: CancellationToken,
-) -> Result<(), String> {
+async fn access_lines(mut lines: AccessLines, logs: Arc<LogStore>, stop: CancellationToken) -> Result<(), String> {
     loop {
-        tokio::select! {
-            line = lines.recv() => match line {
-                Some((app, text)) => logs.append(app, LogLine { at: SystemClock.now(), source: LogSource::Flex, process: "router".into(), text }),
-                None => { stop.cancelled().await; return Ok(()); }
-            },
+        let batch = tokio::select! {
+            batch = lines.batch() => batch,
             () = stop.cancelled() => return Ok(()),
+        };
+        let at = SystemClock.now();
+        for (app, text) in batch {
+            logs.append(app, LogLine { at, source: LogSource::Flex, process: "router".into(), text });
         }
     }
 }
