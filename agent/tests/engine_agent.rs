@@ -1,12 +1,11 @@
 //! The agent over a real Docker engine: what only real containers can show.
 
-#[path = "../../runtime/tests/engine_support/mod.rs"]
-mod engine_support;
+mod docker;
 mod support;
 
-use engine_support::{Docker, with_docker};
+use docker::{Docker, with_docker};
 use flex_model::{InstanceState, WorkItem};
-use flex_runtime::{Observed, contract::World};
+use flex_runtime::Observed;
 use support::{Host, item, of};
 use tempfile::TempDir;
 
@@ -36,7 +35,7 @@ async fn starts_adopts_and_stops() {
         host.until_logged("web.2: deaf").await;
         let before = containers(docker).await;
         host.kill().await;
-        docker.restart().await;
+        docker.restart();
         let mut host = Host::start(dir.path(), docker.runtime());
         host.until("both are found again", up).await;
         assert_eq!(containers(docker).await, before, "nothing was restarted");
