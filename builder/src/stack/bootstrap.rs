@@ -163,6 +163,15 @@ fn arguments(recipe: &RecipeDir, script: &Path) -> Vec<std::ffi::OsString> {
     args.push("--aptopt=Acquire::Languages \"none\"".into());
     args.push("--aptopt=Acquire::Retries \"3\"".into());
     args.extend(apt_proxies().into_iter().map(|line| format!("--aptopt={line}").into()));
+    // Without manual pages their directories are missing too, and packages that register alternatives there (every Java)
+    // fail to install.
+    args.push(
+        concat!(
+            "--essential-hook=mkdir -p \"$1\"/usr/share/man/man1 \"$1\"/usr/share/man/man5 ",
+            "\"$1\"/usr/share/man/man7 \"$1\"/usr/share/man/man8"
+        )
+        .into(),
+    );
     let mut hook = std::ffi::OsString::from("--customize-hook=");
     hook.push(script);
     args.push(hook);
