@@ -1,19 +1,8 @@
 #!/bin/bash
-# Ends the making of the run image; run as root inside it. Prints nothing when all is well.
+# Ends the making of the run image; run as root inside it. Prints nothing when all is well; safe to run twice.
 set -euo pipefail
-# The user of every app. Its home is where the app is; the image's own files stay root's.
-getent group app >/dev/null || groupadd --gid 10001 app
-getent passwd app >/dev/null ||
-  useradd --uid 10001 --gid 10001 --home-dir /app --no-create-home --shell /bin/bash app
-install -d -o app -g app -m 0755 /app
-# Buildpacks that read the old list of package sources expect the file to exist.
-touch /etc/apt/sources.list
 # What a service manager would run; here there is none.
 rm -rf /etc/nginx/sites-enabled/* /var/www /etc/logrotate.d /etc/cron.*/*
-# What differs between two makings of the same list, and caches.
-rm -rf /var/lib/apt/lists/* /var/cache/apt/* /var/cache/debconf/*-old /var/cache/ldconfig/aux-cache /var/lib/dpkg/*-old \
-  /var/log/* /tmp/* /root/.gnupg
-: >/etc/machine-id
 # Java's own trust store, where the package's trigger ran before there was a Java to make it with.
 if [[ -x /etc/ca-certificates/update.d/jks-keystore && ! -s /etc/ssl/certs/java/cacerts ]]; then
   find /etc/ssl/certs -name '*.pem' -printf '+%p\n' | /etc/ca-certificates/update.d/jks-keystore >/dev/null
