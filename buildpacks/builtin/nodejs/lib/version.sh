@@ -134,7 +134,15 @@ place_node() {
     rm -f "$new/lib/node_modules/npm/npmrc"
     mv -T "$new" "$toolchain"
   fi
-  copy_tree "$toolchain" "$BUILD_DIR/.flex/node"
+  # Headers stay in the cache; the rest is linked where that can be done, as nothing of it is ever written to in place.
+  mkdir -p "$BUILD_DIR/.flex"
+  rm -rf "$BUILD_DIR/.flex/node"
+  mkdir "$BUILD_DIR/.flex/node"
+  if ! cp -al -- "$toolchain"/{bin,lib} "$BUILD_DIR/.flex/node/" 2>/dev/null; then
+    rm -rf "$BUILD_DIR/.flex/node"
+    mkdir "$BUILD_DIR/.flex/node"
+    cp -a --reflink=auto -- "$toolchain"/{bin,lib} "$BUILD_DIR/.flex/node/"
+  fi
   export PATH=$BUILD_DIR/.flex/node/bin:$PATH
   if ! node --version >/dev/null 2>"$CACHE_DIR/node.err"; then
     fail "Node.js $node_version does not run on this machine:" "$(head -n 3 "$CACHE_DIR/node.err")"
