@@ -96,6 +96,16 @@ mod tests {
     use super::*;
 
     #[test]
+    fn each_has_its_page() {
+        let pages = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("../docs/errors");
+        for id in ErrorId::ALL {
+            let page = std::fs::read_to_string(pages.join(format!("{}.md", id.name()))).unwrap();
+            assert!(page.starts_with(&format!("# `{}` ({})\n", id.name(), id.status())), "{}", id.name());
+            assert!(page.contains("**Who acts:**"), "{}", id.name());
+        }
+    }
+
+    #[test]
     fn names_on_the_wire_are_the_names() {
         for id in ErrorId::ALL {
             assert_eq!(serde_json::to_value(id).unwrap(), id.name());

@@ -8,7 +8,7 @@ use flex_model::{
     AppId, BuildId, BuildpackRef, ImageRef, InstanceId, InstanceSpec, PhaseTime, ProcessType, Secret, StackName, Timestamp,
 };
 use futures_util::stream::BoxStream;
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::PathBuf;
 use tokio::sync::{mpsc, oneshot};
 use tokio_util::sync::CancellationToken;
@@ -71,6 +71,8 @@ pub trait Builders: Send + Sync + 'static {
     ) -> Result<BuildProduct, BuildFailure>;
     /// Forgets an app's build cache.
     async fn purge_cache(&self, app: AppId) -> Result<(), String>;
+    /// Drops an app's images except those in `keep`: manifests, and references of images that have none. Says how many went.
+    async fn collect_garbage(&self, app: AppId, keep: BTreeSet<String>) -> Result<usize, String>;
     /// Forgets all that builds of an app left.
     async fn remove_app(&self, app: AppId) -> Result<(), String>;
 }

@@ -5,14 +5,19 @@ use crate::crypt::Vars;
 use crate::db::{Stored, Tx, keys};
 use flex_api::ApiError;
 use flex_model::{
-    App, AppId, Build, BuildStatus, ConfigKey, HealthCheck, LogSource, ProcessScale, ProcessSpec, ProcessType, Release,
-    ReleaseStatus, Secret, Slug,
+    App, AppId, Build, BuildStatus, ConfigKey, HealthCheck, LogSource, Placement, ProcessScale, ProcessSpec, ProcessType,
+    Release, ReleaseStatus, Secret, Slug,
 };
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
 /// The largest sum of an app's config vars, in bytes: Heroku's limit, and what fits a record after encryption.
 const MAX_CONFIG_BYTES: usize = 32 << 10;
+
+/// How many different images can be gone back to.
+const KEPT_IMAGES: usize = 20;
+/// Kept beyond them: what may be gone back to at the moment of looking is still there a moment later.
+const SPARE_IMAGES: usize = 5;
 
 impl Controller {
     pub async fn releases_of(&self, app: AppId) -> Result<Vec<Arc<Release>>, ApiError> {
@@ -160,10 +165,35 @@ impl Controller {
         Ok(tx.unchanged(&old).put(key, &ended))
     }
 
+    /// The versions that can be gone back to.
+    pub async fn rollback_targets(&self, app: AppId) -> Result<BTreeSet<u64>, ApiError> {
+        Ok(with_newest_images(&self.releases_of(app).await?, KEPT_IMAGES))
+    }
+
+    /// The images of an app that must stay: of what runs, should run, or can be gone back to.
+    pub async fn images_to_keep(&self, app: &App) -> Result<BTreeSet<String>, ApiError> {
+        let releases = self.releases_of(app.id).await?;
+        let mut versions = with_newest_images(&releases, KEPT_IMAGES + SPARE_IMAGES);
+        versions.extend([app.target, app.good].into_iter().flatten());
+        let placements = self.db.list::<Placement>(keys::PLACEMENTS).await?;
+        versions.extend(placements.iter().filter(|p| p.value.app == app.id).map(|p| p.value.version));
+        let images = releases.iter().filter(|r| versions.contains(&r.version)).filter_map(|r| r.image.clone());
+        Ok(images.map(|i| i.manifest.unwrap_or(i.reference)).collect())
+    }
+
     /// Goes back to an earlier release: its code and its config, as a new release.
     pub async fn rollback(&self, actor: &Actor, id: AppId, to: &Release) -> Result<Arc<Release>, ApiError> {
         if to.status == ReleaseStatus::Failed {
             return Err(invalid(format!("v{} failed: there is nothing good in it to go back to.", to.version)));
+        }
+        if to.image.is_none() {
+            return Err(invalid(format!("v{} has no code to go back to.", to.version)));
+        }
+        if !with_newest_images(&self.releases_of(id).await?, KEPT_IMAGES).contains(&to.version) {
+            return Err(invalid(format!(
+                "The image of v{} is not kept any more, only the newest {KEPT_IMAGES} are. Push its commit again instead.",
+                to.version
+            )));
         }
         let release = self
             .db
@@ -320,6 +350,23 @@ impl Controller {
             })
             .await
     }
+}
+
+/// Of releases in ascending order the versions whose image is among the newest different ones that did not fail.
+fn with_newest_images(releases: &[Arc<Release>], count: usize) -> BTreeSet<u64> {
+    let mut images = Vec::new();
+    let mut versions = BTreeSet::new();
+    for r in releases.iter().rev().filter(|r| r.status != ReleaseStatus::Failed) {
+        let Some(image) = &r.image else { continue };
+        if !images.contains(&image) {
+            if images.len() == count {
+                continue;
+            }
+            images.push(image);
+        }
+        versions.insert(r.version);
+    }
+    versions
 }
 
 fn describe(build: &Build) -> String {

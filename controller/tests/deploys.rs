@@ -212,3 +212,33 @@ async fn app_json_applies_at_the_first_deploy() {
     assert_eq!(w.get("/apps/demo/config-vars").await["MADE"], vars["MADE"]);
     assert_eq!(w.runs.jobs.lock().unwrap().len(), 1);
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn old_images_go_and_are_not_gone_back_to() {
+    let w = World::new().await;
+    let app = w.create("demo").await;
+    w.patch("/apps/demo/config-vars", json!({ "A": "1" })).await;
+    for _ in 0..27 {
+        assert!(w.push(app).await.0);
+    }
+    let releases = w.get("/apps/demo/releases").await;
+    let eligible: Vec<u64> =
+        (0..28usize).filter(|i| releases[*i]["eligible_for_rollback"] == true).map(|i| i as u64 + 1).collect();
+    assert_eq!(eligible, (9..=28).collect::<Vec<_>>());
+    let refused = async |release: &str| {
+        let (status, error) = w.send(Method::POST, "/apps/demo/releases", &w.admin, Some(json!({ "release": release }))).await;
+        assert_eq!(status.as_u16(), 422, "{error}");
+        error["message"].as_str().unwrap().to_owned()
+    };
+    assert!(refused("v1").await.contains("no code"));
+    assert!(refused("v8").await.contains("not kept"));
+    assert_eq!(w.post("/apps/demo/releases", json!({ "release": "v9" })).await["version"], 29);
+    w.until("v29 is up", async || w.versions_up("demo").await == [29]).await;
+    // The next controller tidies up when it starts.
+    let store = w.store.clone();
+    let w = w.again(store).await;
+    w.until("garbage was collected", async || !w.builders.kept.lock().unwrap().is_empty()).await;
+    let kept = w.builders.kept.lock().unwrap()[0].clone();
+    assert_eq!(kept.len(), 25);
+    assert!(kept.contains("up-8") && kept.contains("up-27") && kept.contains("up-3") && !kept.contains("up-2"), "{kept:?}");
+}

@@ -11,6 +11,7 @@ use flex_gitreceive::{Access, Caller, Gate, Push, PushEvent, Refusal};
 use flex_model::{AppId, AppName};
 use flex_runtime::{Input, JobSpec, Output, Runtime, TtySize};
 use futures_util::StreamExt;
+use std::collections::BTreeSet;
 use std::path::PathBuf;
 use std::sync::Arc;
 use tokio::sync::mpsc;
@@ -67,6 +68,10 @@ impl Builders for BuilderPort {
 
     async fn purge_cache(&self, app: AppId) -> Result<(), String> {
         self.0.purge_cache(app).await.map_err(|e| e.to_string())
+    }
+
+    async fn collect_garbage(&self, app: AppId, keep: BTreeSet<String>) -> Result<usize, String> {
+        self.0.collect_garbage(app, &keep).await.map_err(|e| e.to_string())
     }
 
     async fn remove_app(&self, app: AppId) -> Result<(), String> {

@@ -11,13 +11,16 @@ pub use record::{DomainRecord, SourceRecord};
 pub use tx::Tx;
 
 use flex_api::{ApiError, ErrorId};
-use flex_store::{Entry, Revision, StateStore, StoreError};
+use flex_store::{Entry, Revision, StateStore, StoreError, Write};
 use serde::de::DeserializeOwned;
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, PoisonError};
 
 /// How often a commit is tried again before the caller is told that it is too busy.
 const ATTEMPTS: usize = 50;
+
+/// What is many and seldom asked for is decoded each time rather than kept in memory.
+const SELDOM_READ: [&str; 5] = [keys::EVENTS, keys::BUILDS, "slugs/", "sources/", "config/"];
 
 /// A value with the revision that wrote it.
 #[derive(Debug, Clone)]
@@ -47,6 +50,9 @@ impl Db {
     }
 
     fn decode<T: DeserializeOwned + Send + Sync + 'static>(&self, entry: &Entry) -> Result<Arc<T>, ApiError> {
+        if SELDOM_READ.iter().any(|prefix| entry.key.starts_with(prefix)) {
+            return Ok(Arc::new(parse(entry)?));
+        }
         let mut cache = self.decoded.lock().unwrap_or_else(PoisonError::into_inner);
         if let Some((revision, value)) = cache.get(&entry.key)
             && *revision == entry.revision
@@ -54,11 +60,7 @@ impl Db {
         {
             return Ok(value);
         }
-        let value: T = serde_json::from_slice(&entry.value).map_err(|e| {
-            tracing::error!(key = &*entry.key, error = %e, "a record cannot be read");
-            ApiError::new(ErrorId::Internal, format!("The record {} cannot be read: {e}", entry.key))
-        })?;
-        let value = Arc::new(value);
+        let value: Arc<T> = Arc::new(parse(entry)?);
         cache.insert(entry.key.clone(), (entry.revision, value.clone()));
         Ok(value)
     }
@@ -89,15 +91,24 @@ impl Db {
         Ok((found.collect::<Result<_, ApiError>>()?, revision))
     }
 
-    /// Forgets decoded values of keys that are gone.
-    pub fn forget(&self, keep: impl Fn(&str) -> bool) {
-        self.decoded.lock().unwrap_or_else(PoisonError::into_inner).retain(|k, _| keep(k));
-    }
-
     /// Commits once.
     pub async fn commit(&self, tx: Tx) -> Result<Revision, CommitError> {
         let (preconditions, writes) = tx.parts()?;
-        self.store.commit(preconditions, writes).await.map_err(|e| match e {
+        let gone: Vec<String> = writes
+            .iter()
+            .filter_map(|w| match w {
+                Write::Delete(key) => Some(key.clone()),
+                Write::Put(..) => None,
+            })
+            .collect();
+        let result = self.store.commit(preconditions, writes).await;
+        if result.is_ok() && !gone.is_empty() {
+            let mut cache = self.decoded.lock().unwrap_or_else(PoisonError::into_inner);
+            for key in gone {
+                cache.remove(key.as_str());
+            }
+        }
+        result.map_err(|e| match e {
             StoreError::Conflict { key } => CommitError::Conflict(key),
             e => CommitError::Api(unavailable(&e)),
         })
@@ -123,6 +134,13 @@ impl Db {
         }
         Err(ApiError::new(ErrorId::Conflict, "Too many changes are being made at once. Try again."))
     }
+}
+
+fn parse<T: DeserializeOwned>(entry: &Entry) -> Result<T, ApiError> {
+    serde_json::from_slice(&entry.value).map_err(|e| {
+        tracing::error!(key = &*entry.key, error = %e, "a record cannot be read");
+        ApiError::new(ErrorId::Internal, format!("The record {} cannot be read: {e}", entry.key))
+    })
 }
 
 /// Why a commit did not happen.

@@ -37,16 +37,17 @@ pub async fn set_config(
 
 pub async fn list(State(c): State<Controller>, Extension(app): TheApp, headers: HeaderMap) -> Answer {
     let (part, more) = Range::of(&headers).apply(c.releases_of(app.id).await?);
+    let targets = c.rollback_targets(app.id).await?;
     let mut out = Vec::with_capacity(part.len());
     for r in part {
-        out.push(c.render_release(&app, &r).await);
+        out.push(c.render_release(&app, &r, &targets).await);
     }
     listed(out, more)
 }
 
 pub async fn info(State(c): State<Controller>, Extension(app): TheApp, Path((_, release)): Path<(String, String)>) -> Answer {
     let release = c.find_release(app.id, &release).await?;
-    ok(&c.render_release(&app, &release).await)
+    ok(&c.render_release(&app, &release, &c.rollback_targets(app.id).await?).await)
 }
 
 pub async fn config_of(
@@ -72,5 +73,5 @@ pub async fn rollback(
     let to = c.find_release(app.id, &body.release).await?;
     let made = c.rollback(&caller.actor(), app.id, &to).await?;
     let app = c.find_app(&app.id.to_string()).await?;
-    with(StatusCode::CREATED, &c.render_release(&app, &made).await)
+    with(StatusCode::CREATED, &c.render_release(&app, &made, &c.rollback_targets(app.id).await?).await)
 }

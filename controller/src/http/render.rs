@@ -90,7 +90,8 @@ impl Controller {
         }))
     }
 
-    pub async fn render_release(&self, app: &App, r: &Release) -> Value {
+    /// `targets`: the versions that can be gone back to.
+    pub async fn render_release(&self, app: &App, r: &Release, targets: &std::collections::BTreeSet<u64>) -> Value {
         let status = match r.status {
             ReleaseStatus::Pending => "pending",
             ReleaseStatus::Succeeded => "succeeded",
@@ -100,7 +101,7 @@ impl Controller {
         json!({
             "id": r.id, "version": r.version, "description": r.description, "status": status, "user": { "id": r.user, "email": self.email_of(r.user).await },
             "app": { "id": app.id, "name": app.name }, "slug": r.slug.map(|id| json!({ "id": id })), "addon_plan_names": [], "current": current,
-            "eligible_for_rollback": r.status == ReleaseStatus::Succeeded && r.image.is_some(), "output_stream_url": null,
+            "eligible_for_rollback": r.status == ReleaseStatus::Succeeded && targets.contains(&r.version), "output_stream_url": null,
             "commit": r.commit, "failure": r.failure, "created_at": at(r.created_at), "updated_at": at(r.updated_at)
         })
     }

@@ -1,6 +1,6 @@
 //! Removes what nothing desires any more: remains of destroyed apps, old events, old builds' output, unused sources.
 
-use crate::core::Controller;
+use crate::core::{Controller, lock};
 use crate::db::{SourceRecord, Tx, keys};
 use flex_api::ApiError;
 use flex_model::{App, AppId, Build, Release};
@@ -28,7 +28,8 @@ impl Controller {
     }
 
     pub(crate) async fn tidy(&self) -> Result<(), ApiError> {
-        let apps: BTreeSet<AppId> = self.db.list::<App>(keys::APPS).await?.iter().map(|a| a.value.id).collect();
+        let all = self.db.list::<App>(keys::APPS).await?;
+        let apps: BTreeSet<AppId> = all.iter().map(|a| a.value.id).collect();
         let mut gone: BTreeSet<AppId> = BTreeSet::new();
         gone.extend(self.db.list::<Release>(keys::RELEASES).await?.iter().map(|r| r.value.app).filter(|a| !apps.contains(a)));
         gone.extend(self.db.list::<Build>(keys::BUILDS).await?.iter().map(|b| b.value.app).filter(|a| !apps.contains(a)));
@@ -44,7 +45,27 @@ impl Controller {
         for app in &apps {
             self.tidy_builds(*app).await?;
         }
-        self.tidy_sources().await
+        self.tidy_sources().await?;
+        for app in all {
+            self.tidy_images(&app.value).await?;
+        }
+        Ok(())
+    }
+
+    /// Not while the app builds: an image is made before its release is.
+    async fn tidy_images(&self, app: &App) -> Result<(), ApiError> {
+        let gate = lock(&self.build_locks).entry(app.id).or_default().clone();
+        let Ok(_turn) = gate.try_lock_owned() else { return Ok(()) };
+        let keep = self.images_to_keep(app).await?;
+        if keep.is_empty() {
+            return Ok(());
+        }
+        let dropped = self.deps.builders.collect_garbage(app.id, keep).await;
+        let dropped = dropped.map_err(|e| ApiError::new(flex_api::ErrorId::Unavailable, e))?;
+        if dropped > 0 {
+            tracing::info!(app = %app.name, dropped, "removed images that nothing needs any more");
+        }
+        Ok(())
     }
 
     async fn tidy_builds(&self, app: AppId) -> Result<(), ApiError> {

@@ -222,7 +222,7 @@ fn host() -> Host {
         id: HostId(Uuid::from_u128(1)),
         name: "one".into(),
         state: HostState::Ready,
-        memory: Memory::from_mib(64 << 10),
+        memory: Memory::from_mib(1 << 20),
         cpu_millis: 16_000,
         labels: std::collections::BTreeMap::new(),
         created_at: Timestamp::default(),

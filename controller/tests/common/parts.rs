@@ -1,13 +1,13 @@
 //! The simulated builder, host and router.
 
 use flex_controller::Controller;
-use flex_controller::ports::{BuildFailure, BuildJob, BuildProduct, Machine, RunJob, RunOutput, RunSession};
+use flex_controller::ports::{BuildFailure, BuildJob, BuildProduct, Machine, RunInput, RunJob, RunOutput, RunSession};
 use flex_model::app_json::AppJson;
 use flex_model::{
     AppId, Assignment, BuildPhase, Command, HostId, ImageRef, InstanceId, InstanceReport, InstanceState, LogLine, LogSource,
     PhaseTime, Report, RouterStatus, Timestamp, WorkItem,
 };
-use std::collections::{BTreeMap, HashMap, HashSet, VecDeque};
+use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet, VecDeque};
 use std::sync::{Arc, Mutex};
 use tokio::sync::{Semaphore, mpsc, oneshot};
 use tokio_util::sync::CancellationToken;
@@ -25,6 +25,8 @@ pub struct Builders {
     /// Taken one by one; with none left each build makes another good image.
     pub next: Mutex<VecDeque<Outcome>>,
     pub jobs: Mutex<Vec<BuildJob>>,
+    /// What was kept whenever garbage was collected.
+    pub kept: Mutex<Vec<BTreeSet<String>>>,
     busy: Mutex<HashSet<AppId>>,
 }
 
@@ -83,15 +85,21 @@ impl flex_controller::ports::Builders for Builders {
     async fn purge_cache(&self, _: AppId) -> Result<(), String> {
         Ok(())
     }
+    async fn collect_garbage(&self, _: AppId, keep: BTreeSet<String>) -> Result<usize, String> {
+        self.kept.lock().unwrap().push(keep);
+        Ok(0)
+    }
     async fn remove_app(&self, _: AppId) -> Result<(), String> {
         Ok(())
     }
 }
 
-/// Runs `exit N` and `say TEXT`, by the command's text.
+/// Runs what ends at once (with the status of an `exit N` in it), and `cat`.
 #[derive(Default)]
 pub struct Runs {
     pub jobs: Mutex<Vec<RunJob>>,
+    /// Exit statuses, in the order of ending.
+    pub ended: Arc<Mutex<Vec<i64>>>,
 }
 
 #[async_trait::async_trait]
@@ -104,16 +112,34 @@ impl flex_controller::ports::Runs for Runs {
         assert_eq!(job.spec.env["DYNO"].expose(), job.name);
         self.jobs.lock().unwrap().push(job);
         let (input, mut inputs) = mpsc::channel(8);
+        let (out, mut pieces) = mpsc::channel::<String>(8);
         let (done, exit) = oneshot::channel();
-        let status = line.split("exit ").nth(1).map_or(0, |n| n.trim().parse().unwrap());
-        let output = vec![Ok(RunOutput::Stdout(bytes::Bytes::from(format!("ran {line}\n"))))];
+        let mut status = line.split("exit ").nth(1).map_or(0, |n| n.trim().parse().unwrap());
+        let ended = self.ended.clone();
         tokio::spawn(async move {
-            if line.starts_with("cat") {
-                inputs.recv().await;
+            let _ = out.send(format!("ran {line}\n")).await;
+            let echoes = line == "cat";
+            loop {
+                if !echoes {
+                    break;
+                }
+                let piece = match inputs.recv().await {
+                    Some(RunInput::Data(data)) => String::from_utf8(data.to_vec()).unwrap(),
+                    Some(RunInput::Resize(columns, rows)) => format!("{columns}x{rows}"),
+                    Some(RunInput::Signal(n)) => {
+                        status = 128 + i64::from(n);
+                        break;
+                    }
+                    Some(RunInput::Eof) | None => break,
+                };
+                let _ = out.send(piece).await;
             }
+            ended.lock().unwrap().push(status);
             let _ = done.send(Ok(status));
         });
-        Ok(RunSession { input, output: Box::pin(futures_util::stream::iter(output)), exit })
+        let output = futures_util::stream::poll_fn(move |cx| pieces.poll_recv(cx));
+        let output = futures_util::StreamExt::map(output, |text| Ok(RunOutput::Stdout(text.into())));
+        Ok(RunSession { input, output: Box::pin(output), exit })
     }
 }
 
