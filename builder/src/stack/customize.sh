@@ -7,6 +7,14 @@
 set -eu
 root=$1
 
+# The tree's own apt configuration, kept where no hook can remove it: without it apt would work on this machine itself.
+apt_config=$FLEX_OUT/apt.conf
+cp -- "$MMDEBSTRAP_APT_CONFIG" "$apt_config"
+grep -qF -- "$root" "$apt_config" || {
+  echo "mmdebstrap's apt configuration does not name $root" >&2
+  exit 1
+}
+
 write_tar() {
   # Not part of an image: what the kernel mounts, package lists and caches, logs, and state that differs from run to run.
   (
@@ -62,11 +70,11 @@ if [ -n "$FLEX_BUILD_PACKAGES" ]; then
   # A hook may have removed the package lists to save their space.
   if ! ls "$root"/var/lib/apt/lists/*Packages* >/dev/null 2>&1; then
     mkdir -p "$root/var/lib/apt/lists/partial" "$root/var/cache/apt/archives/partial"
-    APT_CONFIG=$MMDEBSTRAP_APT_CONFIG apt-get update
+    APT_CONFIG=$apt_config apt-get update
   fi
   # Word splitting is wanted: package names were checked and hold no blanks.
   # shellcheck disable=SC2086
-  APT_CONFIG=$MMDEBSTRAP_APT_CONFIG DEBIAN_FRONTEND=noninteractive apt-get --yes --no-install-recommends \
+  APT_CONFIG=$apt_config DEBIAN_FRONTEND=noninteractive apt-get --yes --no-install-recommends \
     -oDPkg::Chroot-Directory="$root" -oDPkg::Options::=--force-unsafe-io install $FLEX_BUILD_PACKAGES
   [ ! -x "$root/usr/sbin/update-ca-certificates" ] || chroot "$root" update-ca-certificates >/dev/null
 fi
