@@ -209,6 +209,38 @@ async fn runs_detached_end_in_the_log() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn runs_attached_carry_both_ways() {
+    use futures_util::{SinkExt, StreamExt};
+    use tokio_tungstenite::tungstenite::Message;
+    let w = World::new().await;
+    let app = w.create("demo").await;
+    assert!(w.push(app).await.0);
+    let attach = async || {
+        let body = json!({ "command": "cat", "attach": true, "env": { "COLUMNS": "100", "LINES": "40" } });
+        let url = w.post("/apps/demo/dynos", body).await["attach_url"].as_str().unwrap().to_owned();
+        let (socket, _) = tokio_tungstenite::connect_async(&url).await.unwrap();
+        // A secret serves once.
+        assert!(tokio_tungstenite::connect_async(&url).await.is_err());
+        socket
+    };
+    let mut socket = attach().await;
+    assert_eq!(w.runs.jobs.lock().unwrap()[0].tty, Some((100, 40)));
+    let heard = async |socket: &mut tokio_tungstenite::WebSocketStream<_>| {
+        tokio::time::timeout(common::PATIENCE, socket.next()).await.unwrap().unwrap().unwrap()
+    };
+    assert_eq!(heard(&mut socket).await, Message::binary(b"\x01ran cat\n".to_vec()));
+    socket.send(Message::binary(b"hello".to_vec())).await.unwrap();
+    assert_eq!(heard(&mut socket).await, Message::binary(b"\x01hello".to_vec()));
+    socket.send(Message::text(r#"{"resize":[80,24]}"#)).await.unwrap();
+    assert_eq!(heard(&mut socket).await, Message::binary(b"\x0180x24".to_vec()));
+    socket.send(Message::text(r#"{"signal":2}"#)).await.unwrap();
+    assert_eq!(heard(&mut socket).await, Message::text(r#"{"exit":130}"#));
+    // A client that goes away hangs up.
+    drop(attach().await);
+    w.until("the run was hung up", async || *w.runs.ended.lock().unwrap() == [130, 129]).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn images_are_served_as_a_registry_does() {
     use sha2::{Digest, Sha256};
     let w = World::new().await;
