@@ -43,10 +43,14 @@ impl Client {
     }
 
     fn request(&self, method: Method, path: &str) -> reqwest::RequestBuilder {
+        self.request_as(method, path, "application/vnd.heroku+json; version=3")
+    }
+
+    fn request_as(&self, method: Method, path: &str, accept: &str) -> reqwest::RequestBuilder {
         // Links that the server hands out are absolute.
         let url = if path.starts_with("http") { path.to_owned() } else { format!("{}{path}", self.api) };
         let same_server = url.starts_with(&self.api);
-        let mut request = self.http.request(method, url).header("Accept", "application/vnd.heroku+json; version=3");
+        let mut request = self.http.request(method, url).header("Accept", accept);
         if same_server && let Some(token) = &self.settings.token {
             request = request.bearer_auth(token.expose());
         }
@@ -118,7 +122,7 @@ impl Client {
 
     /// Reads a text stream and hands on each line as it comes. `Ok(false)` from `each` ends it.
     pub async fn lines(&self, url: &str, accept: &str, mut each: impl FnMut(&str) -> Result<bool>) -> Result<()> {
-        let response = self.send(self.request(Method::GET, url).header("Accept", accept)).await?;
+        let response = self.send(self.request_as(Method::GET, url, accept)).await?;
         let mut stream = response.bytes_stream();
         let mut rest = Vec::<u8>::new();
         while let Some(chunk) = stream.next().await {
