@@ -52,9 +52,9 @@ fn main() -> ExitCode {
     }
     let log = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr);
     if cli.flags.log_json {
-        log.json().init()
+        log.json().init();
     } else {
-        log.with_ansi(false).init()
+        log.with_ansi(false).init();
     }
     // One crypto backend for the process; an error means that it is set already.
     let _ = rustls::crypto::ring::default_provider().install_default();

@@ -65,12 +65,8 @@ pub async fn serve(settings: Settings) -> Result<(), String> {
     let logs = LogStore::open(settings.data_dir.join("logs"), LogSettings::default()).map_err(|e| e.to_string())?;
     let logs = Arc::new(logs);
 
-    let host_key = PathBuf::from("ssh_host_ed25519_key");
-    let mut git =
-        GitSettings::new(settings.ssh, settings.data_dir.join(host_key), own_path()?, settings.data_dir.join("git/hook.sock"));
-    git.repositories = Some(settings.data_dir.join("repositories"));
     let gate = Arc::new(LateGate::default());
-    let git = GitServer::bind(git, gate.clone()).await.map_err(|e| chain(&e))?;
+    let git = GitServer::bind(git_settings(&settings)?, gate.clone()).await.map_err(|e| chain(&e))?;
     let ssh = git.local_addr().map_err(|e| e.to_string())?;
 
     let api = tokio::net::TcpListener::bind(settings.api)
@@ -95,21 +91,9 @@ pub async fn serve(settings: Settings) -> Result<(), String> {
     reap(&*runtime).await;
 
     let (access, lines) = AccessQueue::new(ACCESS_LINES);
-    let router = RouterSettings {
-        listen: vec![http],
-        workers: settings.router_workers.unwrap_or(0),
-        state_dir: Some(settings.data_dir.join("router")),
-        trusted_proxies: settings
-            .trusted_proxies
-            .iter()
-            .map(|c| c.parse())
-            .collect::<Result<_, _>>()
-            .map_err(|e| format!("router.trusted_proxies: {e}"))?,
-        ..RouterSettings::default()
-    };
+    let router = router_settings(&settings, http)?;
     let router = Router::bind(router, controller.routes(), Arc::new(access)).await.map_err(|e| chain(&e))?;
-    let mut status = router.status();
-    let statuses = controller.router_status();
+    let status = relay_status(router.status(), controller.router_status(), stop.clone());
     let agent = Agent::new(
         AgentSettings { host: installation.host, state_dir: settings.data_dir.join("agent") },
         runtime.clone(),
@@ -120,45 +104,22 @@ pub async fn serve(settings: Settings) -> Result<(), String> {
 
     let mut tasks = JoinSet::new();
     let token = || stop.clone();
-    spawn(&mut tasks, "agent", {
-        let stop = token();
-        async move { agent.run(stop).await.map_err(|e| chain(&e)) }
+    let (for_agent, for_router, for_git, for_loops, loops) = (token(), token(), token(), token(), controller.clone());
+    spawn(&mut tasks, "agent", async move { agent.run(for_agent).await.map_err(|e| chain(&e)) });
+    spawn(&mut tasks, "router", async move { router.serve(for_router.cancelled_owned()).await.map_err(|e| chain(&e)) });
+    spawn(&mut tasks, "git", async move {
+        git.serve(for_git).await;
+        Ok(())
     });
-    spawn(&mut tasks, "router", {
-        let stop = token();
-        async move { router.serve(stop.cancelled_owned()).await.map_err(|e| chain(&e)) }
-    });
-    spawn(&mut tasks, "git", {
-        let stop = token();
-        async move {
-            git.serve(stop).await;
-            Ok(())
-        }
-    });
-    spawn(&mut tasks, "loops", {
-        let (c, stop) = (controller.clone(), token());
-        async move {
-            c.run_loops(stop).await;
-            Ok(())
-        }
+    spawn(&mut tasks, "loops", async move {
+        loops.run_loops(for_loops).await;
+        Ok(())
     });
     spawn(&mut tasks, "api", serve_api(api, controller.clone(), token()));
     spawn(&mut tasks, "control", control::serve(settings.data_dir.clone(), controller.clone(), store.clone(), token()));
     spawn(&mut tasks, "snapshots", snapshots(store.clone(), settings.data_dir.clone(), token()));
     spawn(&mut tasks, "access lines", access_lines(lines, logs.clone(), token()));
-    spawn(&mut tasks, "router status", {
-        let stop = token();
-        async move {
-            loop {
-                let now = status.borrow_and_update().clone();
-                let _ = statuses.send(now).await;
-                tokio::select! {
-                    () = stop.cancelled() => return Ok(()),
-                    changed = status.changed() => if changed.is_err() { return Ok(()) },
-                }
-            }
-        }
-    });
+    spawn(&mut tasks, "router status", status);
     tracing::info!(api = %api_addr, http = %http, ssh = %ssh, data = %settings.data_dir.display(), "flexd serves");
     println!(
         "flexd {} serves: API {api_addr}, HTTP {http}, git over SSH {ssh}, data {}",
@@ -174,6 +135,40 @@ pub async fn serve(settings: Settings) -> Result<(), String> {
     }
     drop(installation);
     result
+}
+
+fn git_settings(settings: &Settings) -> Result<GitSettings, String> {
+    let dir = &settings.data_dir;
+    let mut git = GitSettings::new(settings.ssh, dir.join("ssh_host_ed25519_key"), own_path()?, dir.join("git/hook.sock"));
+    git.repositories = Some(dir.join("repositories"));
+    Ok(git)
+}
+
+fn router_settings(settings: &Settings, http: std::net::SocketAddr) -> Result<RouterSettings, String> {
+    let trusted = settings.trusted_proxies.iter().map(|c| c.parse()).collect::<Result<_, _>>();
+    Ok(RouterSettings {
+        listen: vec![http],
+        workers: settings.router_workers.unwrap_or(0),
+        state_dir: Some(settings.data_dir.join("router")),
+        trusted_proxies: trusted.map_err(|e| format!("router.trusted_proxies: {e}"))?,
+        ..RouterSettings::default()
+    })
+}
+
+/// Tells the controller what the router says.
+async fn relay_status(
+    mut status: tokio::sync::watch::Receiver<flex_model::RouterStatus>,
+    to: tokio::sync::mpsc::Sender<flex_model::RouterStatus>,
+    stop: CancellationToken,
+) -> Result<(), String> {
+    loop {
+        let now = status.borrow_and_update().clone();
+        let _ = to.send(now).await;
+        tokio::select! {
+            () = stop.cancelled() => return Ok(()),
+            changed = status.changed() => if changed.is_err() { return Ok(()) },
+        }
+    }
 }
 
 type Task = (&'static str, Result<(), String>);
