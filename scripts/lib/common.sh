@@ -32,7 +32,8 @@ apt_install() {
 
 # log_of NAME: a file for the output of a step that is only read when it fails.
 log_of() {
-  local dir=${TMPDIR:-/tmp}/flex-setup-$(id -u)
+  local dir
+  dir=${TMPDIR:-/tmp}/flex-setup-$(id -u)
   mkdir -p "$dir"
   printf '%s/%s.log' "$dir" "$1"
 }
@@ -56,7 +57,9 @@ ensure_rust() {
 }
 
 # What a server needs besides the engine; what building it needs.
+# shellcheck disable=SC2034  # used by whoever sources this
 SERVER_PACKAGES=(git openssh-client curl ca-certificates mmdebstrap debian-archive-keyring iptables)
+# shellcheck disable=SC2034
 BUILD_PACKAGES=(gcc libc6-dev make pkg-config)
 
 # build_release PACKAGE...: release binaries, with progress only when there is something to do.

@@ -2,6 +2,7 @@
 # shellcheck shell=bash
 
 FLEXD=$ROOT/target/release/flexd
+# shellcheck disable=SC2034  # used by scripts/up
 FLEX=$ROOT/target/release/flex
 
 if [ -n "${FLEXD_DATA_DIR:-}" ]; then
