@@ -17,11 +17,12 @@ grep -qF -- "$root" "$apt_config" || {
 
 write_tar() {
   # Not part of an image: what the kernel mounts, package lists and caches, logs, and state that differs from run to run.
+  # Anchored: a package may well have a folder called sys or proc of its own, as the sources of Go have.
   (
     cd "$root"
     set -- *
     tar --create --file "$FLEX_OUT/$out.tar" --format=gnu --sort=name --numeric-owner --one-file-system \
-      --mtime="@$SOURCE_DATE_EPOCH" --clamp-mtime \
+      --mtime="@$SOURCE_DATE_EPOCH" --clamp-mtime --anchored \
       --exclude='proc/*' --exclude='sys/*' --exclude='dev/*' --exclude='run/*' --exclude='tmp/*' \
       --exclude='var/lib/apt/lists/*' --exclude='var/cache/apt/*' --exclude='var/cache/debconf/*-old' \
       --exclude='var/cache/ldconfig/aux-cache' --exclude='var/lib/dpkg/*-old' --exclude='var/log/*.log' \
