@@ -1,0 +1,171 @@
+"""served.py push|deploys|idle FOLDER: measurements that need a running flexd."""
+
+import asyncio
+import os
+import pathlib
+import socket
+import subprocess
+import sys
+import time
+
+import report
+from world import World, run
+
+ROUNDS = 10
+RATE = 200
+IDLE_SECONDS = 20
+TIMEOUT = 30
+
+
+def seconds(values):
+    return f"p50 {report.percentile(values, 0.5):.2f} s, p95 {report.percentile(values, 0.95):.2f} s (n={len(values)})"
+
+
+def summary(values):
+    return {"p50_s": report.percentile(values, 0.5), "p95_s": report.percentile(values, 0.95), "all_s": values}
+
+
+def page(world, app):
+    """(status, body) by curl, through the router."""
+    ran = subprocess.run(
+        ["curl", "-s", "--max-time", "5", "-w", "\n%{http_code}", "-H", f"Host: {app}.localhost", f"http://{world.http}/"],
+        capture_output=True, text=True, check=False,
+    )
+    body, _, status = ran.stdout.rpartition("\n")
+    return status, body
+
+
+def until_served(world, app, text):
+    deadline = time.monotonic() + TIMEOUT
+    while (answer := page(world, app)) != ("200", text):
+        if time.monotonic() > deadline:
+            raise SystemExit(f" !     {app} does not answer 200 with {text!r} after {TIMEOUT} s; last: {answer}")
+        time.sleep(0.005)
+
+
+def floor(image, cluster):
+    """Seconds of docker create and start of this image until a TCP connect answers."""
+    began = time.monotonic()
+    made = run(
+        "docker", "create", "--label", f"flex.cluster={cluster}", "--label", "flex.bench=floor", "--env", "PORT=5000",
+        "--workdir", "/app", "--entrypoint", "python3", image, "server.py",
+    ).strip()
+    try:
+        run("docker", "start", made)
+        address = run("docker", "inspect", "-f", "{{range .NetworkSettings.Networks}}{{.IPAddress}}{{end}}", made).strip()
+        while True:
+            try:
+                socket.create_connection((address, 5000), 1).close()
+                return time.monotonic() - began
+            except OSError:
+                if time.monotonic() > began + TIMEOUT:
+                    raise SystemExit(f" !     the bare container of {image} does not answer") from None
+                time.sleep(0.005)
+    finally:
+        run("docker", "rm", "-f", made)
+
+
+def push(world):
+    world.create("app")
+    until_served(world, "app", "first")
+    pushes, floors = [], []
+    for n in range(ROUNDS):
+        world.change("app", f"text {n}")
+        began = time.monotonic()
+        client = subprocess.Popen(
+            ["git", "push", "-q", "flex", "main"], cwd=world.home / "app", env=world.env,
+            stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE,
+        )
+        until_served(world, "app", f"text {n}")
+        pushes.append(time.monotonic() - began)
+        said = client.communicate()[1]
+        if client.returncode != 0:
+            raise SystemExit(f" !     git push failed: {said.decode()}")
+        running = run("docker", "ps", "-q", "--filter", f"label=flex.cluster={world.cluster()}").split()
+        floors.append(floor(run("docker", "inspect", "-f", "{{.Image}}", running[0]).strip(), world.cluster()))
+    rows = [("push to first 200", seconds(pushes)), ("bare engine's floor", seconds(floors))]
+    return rows, {"push": summary(pushes), "floor": summary(floors)}
+
+
+async def request(address, failures):
+    host, port = address
+    writer = None
+    try:
+        async with asyncio.timeout(TIMEOUT):
+            reader, writer = await asyncio.open_connection(host, port)
+            writer.write(b"GET / HTTP/1.1\r\nHost: app.localhost\r\nConnection: close\r\n\r\n")
+            answer = await reader.read()
+            if not answer.startswith(b"HTTP/1.1 200 ") or b"\r\n\r\ntext" not in answer:
+                failures.append(answer.split(b"\r\n", 1)[0].decode(errors="replace") or "closed without an answer")
+    except (OSError, TimeoutError) as error:
+        failures.append(repr(error))
+    finally:
+        if writer:
+            writer.close()
+
+
+async def open_loop(world):
+    """Requests start on time whether or not earlier ones were answered, so that a slow answer hides none."""
+    host, port = world.http.rsplit(":", 1)
+    failures, tasks, late = [], [], 0.0
+
+    def deploys():
+        for n in range(ROUNDS):
+            world.change("app", f"text {n}")
+            world.push("app")
+
+    began = time.monotonic()
+    work = asyncio.create_task(asyncio.to_thread(deploys))
+    while not work.done():
+        due = began + len(tasks) / RATE
+        await asyncio.sleep(max(0, due - time.monotonic()))
+        late = max(late, time.monotonic() - due)
+        tasks.append(asyncio.create_task(request((host, int(port)), failures)))
+    took = time.monotonic() - began
+    await work
+    await asyncio.gather(*tasks)
+    return len(tasks), failures, took, late
+
+
+def deploys(world):
+    world.create("app")
+    world.change("app", "text")
+    world.push("app")
+    until_served(world, "app", "text")
+    count, failures, took, late = asyncio.run(open_loop(world))
+    kinds = {kind: failures.count(kind) for kind in sorted(set(failures))}
+    rows = [
+        ("requests", f"{count} in {took:.1f} s ({count / took:.0f}/s), {ROUNDS} deploys"),
+        ("failed", f"{len(failures)} {kinds or ''}".strip()),
+        ("client late at most", f"{late * 1000:.0f} ms"),
+    ]
+    values = {"requests": count, "failed": len(failures), "kinds": kinds, "seconds": took, "late_s": late, "deploys": ROUNDS}
+    return rows, values
+
+
+def idle(world):
+    for n in range(ROUNDS):
+        world.create(f"app-{n}")
+        until_served(world, f"app-{n}", "first")
+    proc = pathlib.Path("/proc", str(world.child.pid))
+
+    def used():
+        fields = proc.joinpath("stat").read_text().rpartition(")")[2].split()
+        return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+
+    time.sleep(5)  # what the last deploy leaves to do (old containers, snapshots) is not idleness
+    began, before = time.monotonic(), used()
+    time.sleep(IDLE_SECONDS)
+    share = (used() - before) / (time.monotonic() - began) * 100
+    status = dict(line.split(":", 1) for line in proc.joinpath("status").read_text().splitlines())
+    rss = int(status["VmRSS"].split()[0]) / 1024
+    rows = [("memory (RSS)", f"{rss:.1f} MiB"), ("processor", f"{share:.2f} % of a core over {IDLE_SECONDS} s, {ROUNDS} apps")]
+    return rows, {"rss_mib": rss, "cpu_percent": share, "apps": ROUNDS}
+
+
+if __name__ == "__main__":
+    name, folder = sys.argv[1:]
+    before = report.load()
+    with World() as world:
+        rows, values = {"push": push, "deploys": deploys, "idle": idle}[name](world)
+    report.finish(name, folder, before, rows, values)
