@@ -3,6 +3,7 @@
 import asyncio
 import os
 import pathlib
+import signal
 import socket
 import subprocess
 import sys
@@ -164,6 +165,7 @@ def idle(world):
 
 
 if __name__ == "__main__":
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit("ended by a signal"))  # the world is cleaned up on the way out
     name, folder = sys.argv[1:]
     before = report.load()
     with World() as world:
