@@ -152,7 +152,7 @@ fn arguments(recipe: &RecipeDir, script: &Path) -> Vec<std::ffi::OsString> {
     let r = &recipe.recipe;
     let mut mirrors = sources::of_machine(Path::new("/etc/apt"));
     if let Some(mirror) = &r.mirror {
-        mirrors = sources::Mirrors { main: mirror.clone(), security: None };
+        mirrors = Some(sources::Mirrors { main: mirror.clone(), security: None });
     }
     let mut args: Vec<std::ffi::OsString> =
         ["--variant=minbase", "--format=null", "--keyring=/usr/share/keyrings"].map(Into::into).into();
@@ -178,7 +178,8 @@ fn arguments(recipe: &RecipeDir, script: &Path) -> Vec<std::ffi::OsString> {
     args.push(r.suite.as_str().into());
     // The tree is written by the script; mmdebstrap's own output is not wanted.
     args.push("/dev/null".into());
-    args.extend(mirrors.lines(&r.suite, &r.components).into_iter().map(Into::into));
+    let lines = mirrors.map(|m| m.lines(&r.suite, &r.components)).unwrap_or_default();
+    args.extend(lines.into_iter().map(Into::into));
     args
 }
 

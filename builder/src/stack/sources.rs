@@ -10,13 +10,6 @@ pub struct Mirrors {
     pub security: Option<String>,
 }
 
-impl Default for Mirrors {
-    /// Debian's own, for machines that are not Debian.
-    fn default() -> Self {
-        Self { main: "http://deb.debian.org/debian".into(), security: Some("http://deb.debian.org/debian-security".into()) }
-    }
-}
-
 impl Mirrors {
     /// One-line sources for a release.
     pub fn lines(&self, suite: &str, components: &[String]) -> Vec<String> {
@@ -32,8 +25,9 @@ impl Mirrors {
     }
 }
 
-/// Reads apt's files below `etc_apt` (`/etc/apt`). Files that cannot be read count as absent.
-pub fn of_machine(etc_apt: &Path) -> Mirrors {
+/// Reads apt's files below `etc_apt` (`/etc/apt`). Files that cannot be read count as absent. None: this machine uses no
+/// mirror of Debian (Ubuntu, say); then mmdebstrap's own default is the one to take.
+pub fn of_machine(etc_apt: &Path) -> Option<Mirrors> {
     let mut paths = vec![etc_apt.join("sources.list")];
     if let Ok(dir) = fs::read_dir(etc_apt.join("sources.list.d")) {
         paths.extend(dir.filter_map(|e| Some(e.ok()?.path())));
@@ -54,7 +48,7 @@ pub fn of_machine(etc_apt: &Path) -> Mirrors {
 /// One source: its URI and one suite.
 type Entry = (String, String);
 
-fn choose(all: &[Entry]) -> Mirrors {
+fn choose(all: &[Entry]) -> Option<Mirrors> {
     let is_debian = |uri: &str| {
         let last = uri.trim_end_matches('/').rsplit('/').next().unwrap_or("");
         uri.starts_with("http") && (last == "debian" || last == "debian-security" || uri.contains("debian.org/"))
@@ -67,10 +61,7 @@ fn choose(all: &[Entry]) -> Mirrors {
             })
             .map(|(uri, _)| uri.trim_end_matches('/').to_owned())
     };
-    match found(false) {
-        Some(main) => Mirrors { main, security: found(true) },
-        None => Mirrors::default(),
-    }
+    Some(Mirrors { main: found(false)?, security: found(true) })
 }
 
 /// `deb [options] URI SUITE COMPONENTS…`
@@ -136,19 +127,19 @@ mod tests {
 
     #[test]
     fn both_forms_are_read() {
-        let new = choose(&deb822(NEW));
+        let new = choose(&deb822(NEW)).unwrap();
         assert_eq!(
             (new.main.as_str(), new.security.as_deref()),
             ("http://mirror.lan/debian", Some("http://mirror.lan/debian-security"))
         );
-        let old = choose(&one_line(OLD));
+        let old = choose(&one_line(OLD)).unwrap();
         assert_eq!((old.main.as_str(), old.security.as_deref()), ("http://m/debian", Some("http://m/debian-security")));
-        assert_eq!(choose(&one_line("deb http://archive.ubuntu.com/ubuntu jammy main")), Mirrors::default());
+        assert_eq!(choose(&one_line("deb http://archive.ubuntu.com/ubuntu jammy main")), None);
     }
 
     #[test]
     fn the_suite_is_the_recipes() {
-        let lines = choose(&deb822(NEW)).lines("trixie", &["main".into()]);
+        let lines = choose(&deb822(NEW)).unwrap().lines("trixie", &["main".into()]);
         assert_eq!(
             lines,
             [
