@@ -1,7 +1,7 @@
 //! Whole-system tests over the real binaries: a server with its own data directory and free ports, a user with their own
 //! home, stock git and ssh, a real engine.
 //!
-//! The binaries are `target/release/flexd` and `flex`; the stack images come from the data directory that
+//! The binaries are `target/release/flexd` and `flex`, or those in the directory that `FLEX_TEST_BIN` names; the stack images come from the data directory that
 //! `FLEX_TEST_STACKS` names (made by scripts/test). Everything that a server made is removed when it goes.
 
 mod http;
@@ -9,7 +9,7 @@ mod server;
 mod user;
 
 pub use http::{Answer, get};
-pub use server::{Server, root};
+pub use server::{Server, binary, root};
 pub use user::{Ran, Repo, User};
 
 use std::time::{Duration, Instant};

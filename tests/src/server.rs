@@ -13,6 +13,11 @@ pub fn root() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).parent().unwrap().to_owned()
 }
 
+/// A program under test: `target/release/NAME`, or `NAME` in the directory that `FLEX_TEST_BIN` names.
+pub fn binary(name: &str) -> PathBuf {
+    std::env::var_os("FLEX_TEST_BIN").map_or_else(|| root().join("target/release"), PathBuf::from).join(name)
+}
+
 /// A server; everything of it goes with the value.
 pub struct Server {
     pub dir: tempfile::TempDir,
@@ -50,7 +55,7 @@ impl Server {
     pub fn up(&mut self) {
         let log = std::fs::OpenOptions::new().create(true).append(true).open(self.dir.path().join("flexd.log")).unwrap();
         let out = std::fs::File::create(self.dir.path().join("flexd.out")).unwrap();
-        let child = Command::new(root().join("target/release/flexd"))
+        let child = Command::new(binary("flexd"))
             .args(["--data-dir".into(), self.dir.path().as_os_str().to_owned()])
             .args(["--api", &self.api.to_string(), "--http", &self.http.to_string(), "--ssh", &self.ssh.to_string()])
             .stdin(Stdio::null())
@@ -90,7 +95,7 @@ impl Server {
 
     /// A token, made on the server.
     pub fn token(&self, email: &str, admin: bool) -> String {
-        let mut command = Command::new(root().join("target/release/flexd"));
+        let mut command = Command::new(binary("flexd"));
         command.arg("--data-dir").arg(self.dir.path()).args(["user:token", email]);
         if admin {
             command.arg("--admin");

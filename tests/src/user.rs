@@ -1,6 +1,6 @@
 //! A user with a home of their own: the CLI, stock git, and an SSH key.
 
-use crate::{Server, root};
+use crate::{Server, binary};
 use std::fmt::Write as _;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
@@ -86,7 +86,7 @@ impl User {
     /// A command, not started yet.
     pub fn command(&self, program: &str, dir: &Path, args: &[&str]) -> Command {
         let mut command = match program {
-            "flex" => self.base(root().join("target/release/flex"), dir),
+            "flex" => self.base(binary("flex"), dir),
             other => self.base(other, dir),
         };
         command.args(args);
