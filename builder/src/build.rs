@@ -219,8 +219,8 @@ pub(crate) fn plain_output(image: ImageRef, app_json: AppJson, phases: Vec<Phase
 }
 
 /// The name that people see in the engine. Stack images are `flex/…`, so an app may have a stack's name.
-pub(crate) fn image_tag(input: &BuildInput) -> String {
-    format!("flex-app/{}:{}", input.app_name, input.build)
+pub(crate) fn image_tag(settings: &BuildSettings, input: &BuildInput) -> String {
+    format!("{}/{}:{}", settings.image_namespace, input.app_name, input.build)
 }
 
 pub(crate) fn procfile_of(text: Option<&str>) -> Result<BTreeMap<ProcessType, String>, BuildError> {

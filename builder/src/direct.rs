@@ -31,7 +31,7 @@ impl Builder {
         let read = crate::build::blocking(move || source::read(&wanted, &settings, place));
         let tree = watch.bound(read).await?;
         let context = sandbox::file_stream(&tree.tar).await?;
-        let tag = image_tag(input);
+        let tag = image_tag(&self.settings, input);
         let (lines, mut received) = mpsc::channel::<String>(64);
         let building = async {
             self.runtime.build_dockerfile(&tag, "Dockerfile", context, lines).await.map_err(|e| match e {

@@ -41,6 +41,8 @@ pub(crate) struct ImageConfig {
     pub(crate) user: String,
     pub(crate) workdir: String,
     pub(crate) labels: BTreeMap<String, String>,
+    /// What runs where nothing else is said. Empty: nothing.
+    pub(crate) command: Vec<String>,
     /// Seconds since 1970.
     pub(crate) created: u64,
 }
@@ -86,7 +88,7 @@ pub(crate) fn config_bytes(config: &ImageConfig, layers: &[LayerRecord]) -> Byte
     let created = flex_model::Timestamp::from_micros(i64::try_from(config.created).unwrap_or(0).saturating_mul(1_000_000));
     let created = created.rfc3339_seconds();
     let history: Vec<_> = layers.iter().map(|_| serde_json::json!({"created": created, "created_by": "flex"})).collect();
-    let value = serde_json::json!({
+    let mut value = serde_json::json!({
         "architecture": if cfg!(target_arch = "aarch64") { "arm64" } else { "amd64" },
         "os": "linux",
         "created": created,
@@ -94,6 +96,9 @@ pub(crate) fn config_bytes(config: &ImageConfig, layers: &[LayerRecord]) -> Byte
         "rootfs": {"type": "layers", "diff_ids": layers.iter().map(|l| &l.diff_id).collect::<Vec<_>>()},
         "history": history,
     });
+    if !config.command.is_empty() {
+        value["config"]["Cmd"] = config.command.clone().into();
+    }
     Bytes::from(value.to_string())
 }
 

@@ -126,18 +126,19 @@ impl Run<'_> {
         self.watch.say("-----> Compressing...").await;
         self.watch.say(format!("       Done: {}", people_size(packed.record.size))).await;
         output.size_bytes = packed.record.size;
-        output.image = self.watch.bound(self.store(stack, packed)).await?;
+        output.image =
+            self.watch.bound(self.store(stack, packed, output.process_types.get(&flex_model::ProcessType::web()))).await?;
         output.phases.push(phase(BuildPhase::Pack, packing));
         Ok(output)
     }
 
     /// Puts the image into the app's layout and into the engine.
-    async fn store(&self, stack: &StackRecord, packed: slug::Packed) -> Result<ImageRef, BuildError> {
+    async fn store(&self, stack: &StackRecord, packed: slug::Packed, web: Option<&String>) -> Result<ImageRef, BuildError> {
         let (builder, input) = (self.builder, self.input);
         let layout = builder.layout(input.app)?;
         let mut layers = stack.run.layers.clone();
         layers.push(packed.record.clone());
-        let config = config_bytes(&image_config(stack, self.tree.epoch), &layers);
+        let config = config_bytes(&image_config(stack, web, self.tree.epoch), &layers);
         let mut files = Vec::new();
         for layer in &stack.run.layers {
             let from = stack.blob(&builder.settings, &layer.digest);
@@ -146,7 +147,8 @@ impl Run<'_> {
         files.push((packed.record.diff_id.clone(), packed.plain.to_path_buf()));
         layout.adopt(&packed.record.digest, packed.blob)?;
         let manifest = layout.add(&input.build.to_string(), &config, &layers)?;
-        let image = builder.runtime.import(ImageFiles { tag: image_tag(input), config, layers: files }).await?;
+        let image =
+            builder.runtime.import(ImageFiles { tag: image_tag(&builder.settings, input), config, layers: files }).await?;
         drop(packed.plain);
         Ok(ImageRef { reference: image.reference, manifest: Some(manifest) })
     }
@@ -166,13 +168,15 @@ impl Run<'_> {
     }
 }
 
-/// The stack's variables, and how an app runs.
-fn image_config(stack: &StackRecord, epoch: u64) -> ImageConfig {
+/// The stack's variables, and how an app runs: wherever the image is taken, it serves.
+fn image_config(stack: &StackRecord, web: Option<&String>, epoch: u64) -> ImageConfig {
+    let shell: &[&str] = if stack.has_launcher { &["/opt/flex/launch"] } else { &["/bin/sh", "-c"] };
     ImageConfig {
         env: crate::stack::variables(&stack.env[0]),
         user: sandbox::user(),
         workdir: "/app".into(),
         labels: [("dev.flex.slug".to_owned(), "1".to_owned())].into(),
+        command: web.map(|line| shell.iter().map(|s| (*s).to_owned()).chain([line.clone()]).collect()).unwrap_or_default(),
         created: epoch,
     }
 }

@@ -22,6 +22,9 @@ pub struct BuildSettings {
     /// The project's `buildpacks/`: `builtin/` has a directory for each built-in buildpack and `order` (their names, one a
     /// line, in the order of detection).
     pub buildpacks_dir: PathBuf,
+    /// What the names of the apps' images in the engine begin with: an installation's own, so that it can find and remove
+    /// them without touching another's. Default `flex-app`.
+    pub image_namespace: String,
     /// `[build.env]`: set in every build (proxies, mirrors such as `PIP_INDEX_URL`). Default: none.
     pub env: BTreeMap<String, String>,
     /// The machine's CA bundle, mounted into builds at `/etc/ssl/certs/ca-certificates.crt`. Default: that same path if
@@ -65,6 +68,7 @@ impl BuildSettings {
         Self {
             data_dir: data_dir.into(),
             buildpacks_dir: buildpacks_dir.into(),
+            image_namespace: "flex-app".to_owned(),
             env: BTreeMap::new(),
             ca_bundle: bundle.is_file().then_some(bundle),
             timeout: Duration::from_secs(15 * 60),

@@ -2,7 +2,7 @@
 
 use crate::backup;
 use crate::control::{Order, ask};
-use crate::installation::{cluster_id, make_data_dir};
+use crate::installation::{self, cluster_id, make_data_dir};
 use crate::server::{build_settings, runtime};
 use crate::settings::Settings;
 use clap::Subcommand;
@@ -84,6 +84,8 @@ pub async fn run(command: Command, settings: Settings) -> Result<(), String> {
         }
         Command::Backup { file } => backup::write(&settings, &file).await,
         Command::Restore { file } => {
+            make_data_dir(&settings.data_dir)?;
+            let _alone = installation::lock(&settings.data_dir)?;
             let said =
                 tokio::task::spawn_blocking(move || backup::restore(&settings, &file)).await.map_err(|e| e.to_string())??;
             println!("{said}");
@@ -92,6 +94,7 @@ pub async fn run(command: Command, settings: Settings) -> Result<(), String> {
         Command::Store { verb: Store::Convert { to } } => {
             let from = Engine::ALL.into_iter().find(|e| *e != to && e.dir(&settings.data_dir).exists());
             let from = from.ok_or_else(|| format!("there is no store of another engine in {}", settings.data_dir.display()))?;
+            let _alone = installation::lock(&settings.data_dir)?;
             let dir = settings.data_dir.clone();
             let revision = tokio::task::spawn_blocking(move || flex_store::export::convert(&dir, from, to))
                 .await
@@ -111,8 +114,9 @@ async fn stack_build(settings: &Settings, name: Option<String>, force: bool) -> 
     if !dir.is_dir() {
         return Err(format!("there is no recipe {}", dir.display()));
     }
-    let engine = runtime(settings, &cluster_id(&settings.data_dir)?)?;
-    let builder = StackBuilder::new(build_settings(settings), engine);
+    let cluster = cluster_id(&settings.data_dir)?;
+    let engine = runtime(settings, &cluster)?;
+    let builder = StackBuilder::new(build_settings(settings, &cluster), engine);
     let (log, mut lines) = mpsc::channel::<String>(64);
     let printer = tokio::spawn(async move {
         while let Some(line) = lines.recv().await {
@@ -128,8 +132,9 @@ async fn stack_build(settings: &Settings, name: Option<String>, force: bool) -> 
 }
 
 fn stack_list(settings: &Settings) -> Result<(), String> {
-    let engine = runtime(settings, &cluster_id(&settings.data_dir)?)?;
-    let stacks = StackBuilder::new(build_settings(settings), engine).list().map_err(|e| crate::server::chain(&e))?;
+    let cluster = cluster_id(&settings.data_dir)?;
+    let engine = runtime(settings, &cluster)?;
+    let stacks = StackBuilder::new(build_settings(settings, &cluster), engine).list().map_err(|e| crate::server::chain(&e))?;
     if stacks.is_empty() {
         println!("There are no stacks here. Make one: flexd stack build");
     }

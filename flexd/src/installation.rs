@@ -44,6 +44,23 @@ fn id_file(path: &Path, make: impl FnOnce() -> String) -> Result<String, String>
     }
 }
 
+/// Keeps every other flexd away from a data directory while the value lives.
+///
+/// # Errors
+/// One runs, or the file cannot be made.
+pub fn lock(dir: &Path) -> Result<Flock<File>, String> {
+    let path = dir.join("lock");
+    let file = std::fs::OpenOptions::new()
+        .write(true)
+        .create(true)
+        .truncate(false)
+        .mode(0o600)
+        .open(&path)
+        .map_err(|e| format!("cannot open {}: {e}", path.display()))?;
+    Flock::lock(file, FlockArg::LockExclusiveNonblock)
+        .map_err(|_| format!("another flexd is running on {}; stop it, or give this one its own --data-dir", dir.display()))
+}
+
 impl Installation {
     /// Takes the data directory for this process.
     ///
@@ -51,16 +68,7 @@ impl Installation {
     /// Another flexd has it, it cannot be written, or its state is gone although it was set up before.
     pub fn open(dir: &Path) -> Result<Self, String> {
         make_data_dir(dir)?;
-        let path = dir.join("lock");
-        let file = std::fs::OpenOptions::new()
-            .write(true)
-            .create(true)
-            .truncate(false)
-            .mode(0o600)
-            .open(&path)
-            .map_err(|e| format!("cannot open {}: {e}", path.display()))?;
-        let lock = Flock::lock(file, FlockArg::LockExclusiveNonblock)
-            .map_err(|_| format!("another flexd runs on {}; stop it, or give this one its own --data-dir", dir.display()))?;
+        let lock = lock(dir)?;
         let cluster = cluster_id(dir)?;
         let host = id_file(&dir.join("host"), || Uuid::from_bytes(rand::random()).to_string())?;
         let host = host.parse().map_err(|_| format!("{} does not hold an id", dir.join("host").display()))?;

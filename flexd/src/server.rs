@@ -32,8 +32,9 @@ const UNKNOWN_MEMORY: Memory = Memory::from_mib(1024);
 const CPU_OVERCOMMIT: u64 = 4;
 
 /// The build settings of an installation.
-pub fn build_settings(settings: &Settings) -> BuildSettings {
+pub fn build_settings(settings: &Settings, cluster: &str) -> BuildSettings {
     let mut build = BuildSettings::new(&settings.data_dir, &settings.buildpacks);
+    build.image_namespace = format!("flex-{cluster}");
     build.env.extend(settings.build.env.clone());
     build.timeout = settings.build.timeout;
     build.memory = settings.build.memory;
@@ -79,7 +80,7 @@ pub async fn serve(settings: Settings) -> Result<(), String> {
         store: store.clone(),
         data_dir: settings.data_dir.clone(),
         clock: Arc::new(SystemClock),
-        builders: Arc::new(BuilderPort(Builder::new(build_settings(&settings), runtime.clone()))),
+        builders: Arc::new(BuilderPort(Builder::new(build_settings(&settings, &installation.cluster), runtime.clone()))),
         runs: Arc::new(RunPort(runtime.clone())),
         machine: Arc::new(MachinePort { runtime: runtime.clone(), data_dir: settings.data_dir.clone() }),
         logs: logs.clone(),

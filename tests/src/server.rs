@@ -18,6 +18,14 @@ pub fn binary(name: &str) -> PathBuf {
     std::env::var_os("FLEX_TEST_BIN").map_or_else(|| root().join("target/release"), PathBuf::from).join(name)
 }
 
+/// `flexd`, not started yet, over a data directory.
+pub fn flexd(data_dir: &Path) -> Command {
+    let mut command = Command::new(binary("flexd"));
+    // Beside the checkout's own binaries they are found without; not beside others.
+    command.env("FLEXD_BUILDPACKS", root().join("buildpacks")).arg("--data-dir").arg(data_dir).stdin(Stdio::null());
+    command
+}
+
 /// A server; everything of it goes with the value.
 pub struct Server {
     pub dir: tempfile::TempDir,
@@ -57,8 +65,9 @@ impl Server {
         let out = std::fs::File::create(self.dir.path().join("flexd.out")).unwrap();
         let child = Command::new(binary("flexd"))
             .args(["--data-dir".into(), self.dir.path().as_os_str().to_owned()])
+            // Beside the checkout's own binaries they are found without; not beside others.
+            .env("FLEXD_BUILDPACKS", root().join("buildpacks"))
             .args(["--api", &self.api.to_string(), "--http", &self.http.to_string(), "--ssh", &self.ssh.to_string()])
-            .stdin(Stdio::null())
             .stdout(out)
             .stderr(log)
             .spawn()
@@ -83,7 +92,8 @@ impl Server {
     /// Ends it in this way and waits until it is gone.
     pub fn end(&mut self, signal: Signal) {
         if let Some(mut child) = self.child.take() {
-            kill(Pid::from_raw(i32::try_from(child.id()).unwrap()), signal).unwrap();
+            // One that has ended by itself already is none to signal.
+            let _ = kill(Pid::from_raw(i32::try_from(child.id()).unwrap()), signal);
             child.wait().unwrap();
         }
     }
@@ -95,8 +105,8 @@ impl Server {
 
     /// A token, made on the server.
     pub fn token(&self, email: &str, admin: bool) -> String {
-        let mut command = Command::new(binary("flexd"));
-        command.arg("--data-dir").arg(self.dir.path()).args(["user:token", email]);
+        let mut command = flexd(self.dir.path());
+        command.args(["user:token", email]);
         if admin {
             command.arg("--admin");
         }
@@ -144,6 +154,8 @@ impl Drop for Server {
             return;
         }
         let filter = format!("label=flex.cluster={cluster}");
+        let images =
+            docker(&["image", "ls", "--format", "{{.Repository}}:{{.Tag}}", "--filter", &format!("reference=flex-{cluster}/*")]);
         for (list, remove) in [
             (&["ps", "-aq"][..], &["rm", "-f"][..]),
             (&["network", "ls", "-q"], &["network", "rm"]),
@@ -154,6 +166,10 @@ impl Drop for Server {
                 let ids: Vec<&str> = ids.iter().map(String::as_str).collect();
                 docker(&[remove, &ids].concat());
             }
+        }
+        if !images.is_empty() {
+            let images: Vec<&str> = images.iter().map(String::as_str).collect();
+            docker(&[&["image", "rm"][..], &images].concat());
         }
     }
 }

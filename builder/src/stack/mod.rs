@@ -130,6 +130,7 @@ fn stack_config(name: &str, epoch: u64, env: &[String], layers: &[LayerRecord]) 
         user: crate::sandbox::user(),
         workdir: "/app".into(),
         labels: [("dev.flex.stack".to_owned(), name.to_owned())].into(),
+        command: Vec::new(),
         created: epoch,
     };
     config_bytes(&config, layers)

@@ -113,7 +113,12 @@ impl Inner {
         // An id that still has names cannot be removed by it.
         if reference.starts_with("sha256:") {
             match self.engine.call(&doing, QUICK, async |d| d.inspect_image(reference).await).await {
-                Ok(image) => names = image.repo_tags.filter(|t| !t.is_empty()).unwrap_or(names),
+                // The same slug has the same id in every installation that shares this engine.
+                Ok(image) => {
+                    if let Some(tags) = image.repo_tags.filter(|t| !t.is_empty()) {
+                        names = tags.into_iter().filter(|t| !of_another(t, &self.names.cluster)).collect();
+                    }
+                }
                 Err(RuntimeError::NotFound(_)) => return Ok(()),
                 Err(e) => return Err(e),
             }
@@ -127,6 +132,11 @@ impl Inner {
         self.state().chains.clear();
         Ok(())
     }
+}
+
+/// Whether an image's name was given by another installation: `flex-CLUSTER/…`.
+fn of_another(name: &str, cluster: &str) -> bool {
+    name.strip_prefix("flex-").and_then(|n| n.split_once('/')).is_some_and(|(owner, _)| owner != cluster && owner != "app")
 }
 
 fn refused(doing: &str, last: &str, why: &str) -> RuntimeError {
