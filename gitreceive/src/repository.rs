@@ -7,7 +7,7 @@ use std::{
     fs, io,
     os::unix::{ffi::OsStrExt, fs::PermissionsExt},
     path::{Path, PathBuf},
-    time::SystemTime,
+    time::{Duration, SystemTime},
 };
 
 /// Why a repository could not be made or changed.
@@ -78,11 +78,19 @@ pub struct Swept {
     pub busy: usize,
 }
 
-/// Removes the quarantines (`objects/tmp_objdir-incoming-*`) that were last touched before `before` in every repository
-/// directly under `root`, and the drafts of repositories. Those of the repositories in `receiving` stay.
+/// File systems stamp by a clock that is up to this much behind.
+const CLOCK_STEP: Duration = Duration::from_millis(20);
+
+/// Removes the quarantines (`objects/tmp_objdir-incoming-*`) that were made, or last touched, before `before` in every
+/// repository directly under `root`, and the drafts of repositories. Those of the repositories in `receiving` stay.
 pub fn sweep(root: &Path, before: SystemTime, receiving: &HashSet<PathBuf>) -> io::Result<Swept> {
     let mut swept = Swept::default();
-    let old = |entry: &fs::DirEntry| entry.metadata().and_then(|m| m.modified()).is_ok_and(|t| t < before);
+    // A git that outlived its server may have written to its quarantine a moment ago; when it was made tells whose it is.
+    let before = before - CLOCK_STEP;
+    let old = |entry: &fs::DirEntry| {
+        let Ok(of) = entry.metadata() else { return false };
+        [of.created(), of.modified()].into_iter().flatten().min().is_some_and(|t| t < before)
+    };
     let entries = match fs::read_dir(root) {
         Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(swept),
         other => other?,
@@ -130,7 +138,6 @@ pub fn receiving() -> io::Result<HashSet<PathBuf>> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use std::time::Duration;
 
     #[test]
     fn made_once_and_private() {
