@@ -29,11 +29,31 @@ fail() {
 # Runs a command with its output in the body of the log; ends the build with the given text when it fails.
 # or_fail "text" command args...
 or_fail() {
-  local text=$1 status
+  local text=$1 status=0
   shift
-  "$@" 2>&1 </dev/null | indent
-  status=${PIPESTATUS[0]}
-  ((status == 0)) || fail "$text" "The command was: $(printf '%q ' "$@")" "Its exit status: $status"
+  # After ||, as a pipeline that fails would end the buildpack before it could say why.
+  "$@" 2>&1 </dev/null | indent || status=${PIPESTATUS[0]}
+  ((status == 0)) || fail "$text" "The command was: $(shown "$@")" "Its exit status: $status"
+}
+
+# As or_fail, with the output in the log only when the command fails: for steps that say nothing of use otherwise.
+quiet_or_fail() {
+  local text=$1 status=0 output
+  shift
+  output=$(mktemp)
+  "$@" >"$output" 2>&1 </dev/null || status=$?
+  if ((status != 0)); then
+    indent <"$output"
+    fail "$text" "The command was: $(shown "$@")" "Its exit status: $status"
+  fi
+  rm -f "$output"
+}
+
+# A command as people would type it.
+shown() {
+  local text
+  printf -v text '%q ' "$@"
+  printf '%s' "${text% }"
 }
 
 # Prints the config var $1 (nothing when it is not set). ENV_DIR is the caller's.

@@ -88,12 +88,17 @@ choose_node() {
   node_version=$resolved
 }
 
+# The major version of npm that comes with this major version of Node.js.
+npm_for() {
+  if (($1 >= 24)); then echo 11; elif (($1 >= 20 || $1 == 18)); then echo 10; elif (($1 == 19)); then echo 9; elif (($1 >= 14)); then echo 8; else echo 6; fi
+}
+
 # The manager's version: the app's, or the one that fits the lock file and this Node.js.
 choose_manager_version() {
   local major=${node_version%%.*} range=$manager_asked package=$manager
   if [[ -z $range ]]; then
     case $manager in
-      npm) if ((major >= 22)); then range=11; elif ((major >= 18)); then range=10; elif ((major >= 14)); then range=8; else range=6; fi ;;
+      npm) range=$(npm_for "$major") ;;
       pnpm)
         case $(grep -m 1 '^lockfileVersion:' pnpm-lock.yaml 2>/dev/null) in
           *5*) range=7 ;;
@@ -113,22 +118,22 @@ choose_manager_version() {
 
 # Puts Node.js and the manager into the cache once, and into the app each time.
 place_node() {
-  toolchain=$CACHE_DIR/toolchain-$(hash_of 2 "$node_version" "$manager_package" "$manager_version")
+  toolchain=$CACHE_DIR/toolchain-$(hash_of 3 "$node_version" "$manager_package" "$manager_version")
   if [[ ! -d $toolchain ]]; then
     header "Installing Node.js $node_version and $manager $manager_version"
     find "$CACHE_DIR" -maxdepth 1 -name 'toolchain-*' -exec rm -rf -- {} +
     local new=$CACHE_DIR/toolchain.new packages=("$manager_package@$manager_version")
     rm -rf "$new"
     mkdir -p "$new/node"
-    or_fail "Node.js $node_version could not be fetched." \
+    quiet_or_fail "Node.js $node_version could not be fetched." \
       env -C "$new" npm install --prefix "$new/node" --no-save --no-package-lock --ignore-scripts --global=false -- "$node_package@$node_version"
     mv "$new/node/node_modules/$node_package"/{bin,include} "$new/" || fail "The package $node_package $node_version does not hold what it should."
     rm -rf "$new/node"
     # npm is always there: `npm start` is how Node.js apps are started.
     if [[ $manager != npm ]]; then
-      packages+=("npm@$(if ((${node_version%%.*} >= 22)); then echo 11; elif ((${node_version%%.*} >= 18)); then echo 10; else echo 6; fi)")
+      packages+=("npm@$(npm_for "${node_version%%.*}")")
     fi
-    or_fail "$manager $manager_version could not be fetched." \
+    quiet_or_fail "$manager $manager_version could not be fetched." \
       npm install --global --prefix "$new" --ignore-scripts -- "${packages[@]}"
     # The installing npm leaves its own settings in the new one, which does not know all of them.
     rm -f "$new/lib/node_modules/npm/npmrc"

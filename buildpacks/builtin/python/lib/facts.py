@@ -3,12 +3,11 @@
 facts.py requires-python FILE    prints what pyproject.toml asks for (PEP 621, then Poetry), or nothing
 facts.py satisfies SPEC VERSION  status 0: VERSION meets SPEC; 1: it does not; 3: SPEC cannot be understood
 facts.py packaged FILE           status 0: the project itself is to be installed (it has a build system)
-facts.py pipfile-lock FILE       prints the requirements of a Pipfile.lock's default section, with hashes
+facts.py uv-indexes FILE         prints the indexes that pyproject.toml names for uv, as lines of a requirements file
 facts.py included FILE           prints every file that a requirements file reads, one a line, itself first;
                                  status 4: it installs something from the source tree
 """
 
-import json
 import os
 import re
 import sys
@@ -75,23 +74,12 @@ def satisfies(spec, version):
     return any(all(meets(c, have) for c in alt.split(",") if c.strip()) for alt in re.split(r"\|\|?", spec))
 
 
-def pipfile_lock(path):
-    with open(path, encoding="utf-8") as f:
-        lock = json.load(f)
-    for source in lock.get("_meta", {}).get("sources", [])[1:]:
-        print(f"--extra-index-url {source['url']}")
-    for name, pin in sorted(lock.get("default", {}).items()):
-        extras = "[" + ",".join(pin["extras"]) + "]" if pin.get("extras") else ""
-        mark = f" ; {pin['markers']}" if pin.get("markers") else ""
-        if "git" in pin:
-            print(f"{name}{extras} @ git+{pin['git']}@{pin['ref']}{mark}")
-        elif "file" in pin:
-            print(f"{name}{extras} @ {pin['file']}{mark}")
-        elif "path" in pin:
-            print(f"{pin['path']}{extras}{mark}")
-        else:
-            hashes = "".join(f" --hash={h}" for h in pin.get("hashes", []))
-            print(f"{name}{extras}{pin['version']}{mark}{hashes}")
+def uv_indexes(path):
+    found = table(table(load(path).get("tool")).get("uv")).get("index")
+    for index in found if isinstance(found, list) else []:
+        url = table(index).get("url")
+        if isinstance(url, str) and "://" in url and not re.search(r"\s", url):
+            print(f"{'--index-url' if index.get('default') is True else '--extra-index-url'} {url}")
 
 
 def included(path):
@@ -128,8 +116,8 @@ def main():
     elif what == "packaged":
         data = load(*args)
         return 0 if "build-system" in data and table(table(data.get("tool")).get("uv")).get("package") is not False else 1
-    elif what == "pipfile-lock":
-        pipfile_lock(*args)
+    elif what == "uv-indexes":
+        uv_indexes(*args)
     elif what == "included":
         return included(*args)
     return 0

@@ -44,29 +44,53 @@ choose_manager() {
   fi
 }
 
-# The exact list of requirements, to the file $1.
+# The exact list of requirements, to the file $1. Poetry's and PDM's locks are read here where they say everything;
+# the tool itself is asked (and fetched for that) only about older ones, and about those that may not fit.
 write_requirements() {
-  local tool=("$uv" tool run --quiet --no-config --python "$python" --from)
+  local tool=("$uv" tool run --quiet --no-config --python "$python" --from) status=0
   case $manager in
     uv)
       or_fail "uv.lock could not be read, or does not fit pyproject.toml. Run \`uv lock\` and commit the result." \
+        env -u UV_DEFAULT_INDEX -u UV_INDEX_URL -u UV_INDEX -u UV_EXTRA_INDEX_URL \
         "$uv" export --quiet --locked --no-dev --no-default-groups --no-emit-workspace --no-annotate --no-header \
         --python "$python" --format requirements-txt --output-file "$1"
+      "$python" "$here/lib/facts.py" uv-indexes pyproject.toml >>"$1"
+      return
       ;;
+    pipenv) lock_to_requirements "$1" Pipfile.lock || fail "Pipfile.lock could not be read (see above)." "Run \`pipenv lock\` and commit the result." ;;
+    poetry) lock_to_requirements "$1" poetry.lock pyproject.toml || status=$? ;;
+    pdm) lock_to_requirements "$1" pdm.lock pyproject.toml || status=$? ;;
+  esac
+  case $status in
+    0) return ;;
+    5) ;;
+    *) fail "$manager.lock could not be read (see above)." "Run \`$manager lock\` and commit the result." ;;
+  esac
+  info "Asking $manager about its lock"
+  case $manager in
     poetry)
-      info "Reading poetry.lock"
-      or_fail "poetry.lock could not be read, or does not fit pyproject.toml. Run \`poetry lock\` and commit the result." \
+      or_fail "poetry.lock does not fit pyproject.toml (see above). Run \`poetry lock\` and commit the result." \
         "${tool[@]}" 'poetry>=2,<3' --with 'poetry-plugin-export>=1.8' poetry export --no-interaction --no-ansi --only main --format requirements.txt --output "$1"
       ;;
     pdm)
-      info "Reading pdm.lock"
-      or_fail "pdm.lock could not be read, or does not fit pyproject.toml. Run \`pdm lock\` and commit the result." \
-        "${tool[@]}" 'pdm>=2.20,<3' pdm export --prod --format requirements --no-markers --output "$1"
-      ;;
-    pipenv)
-      "$python" "$here/lib/facts.py" pipfile-lock Pipfile.lock >"$1" || fail "Pipfile.lock could not be read. Run \`pipenv lock\` and commit the result."
+      or_fail "pdm.lock does not fit pyproject.toml (see above). Run \`pdm lock\` and commit the result." \
+        "${tool[@]}" 'pdm>=2.20,<3' pdm lock --check
+      or_fail "pdm.lock could not be used (see above). Run \`pdm lock --strategy inherit_metadata\` and commit the result." \
+        "${tool[@]}" 'pdm>=2.20,<3' pdm export --prod --format requirements --output "$1"
       ;;
   esac
+}
+
+# lock_to_requirements OUT LOCK [PYPROJECT]
+lock_to_requirements() { "$python" "$here/lib/locks.py" "$manager" "${@:2}" >"$1"; }
+
+# The settings that say where packages come from, config vars before the machine's.
+indexes() {
+  local name
+  for name in UV_DEFAULT_INDEX UV_INDEX_URL UV_INDEX UV_EXTRA_INDEX_URL PIP_INDEX_URL PIP_EXTRA_INDEX_URL; do
+    if has_config_var "$name"; then config_var "$name"; else printf '%s' "${!name:-}"; fi
+    printf '\n'
+  done
 }
 
 install_dependencies() {
@@ -78,7 +102,7 @@ install_dependencies() {
     files=("${lock_files[@]}")
   fi
   [[ ! -f uv.toml ]] || files+=(uv.toml)
-  key=$(hash_of 1 "$python_version" "$manager" "$(hash_files /dev/null "${files[@]}")" "$(config_var PIP_INDEX_URL)" "$(config_var UV_INDEX_URL)")
+  key=$(hash_of 2 "$python_version" "$manager" "$(hash_files /dev/null "${files[@]}")" "$(indexes)")
   cached=$CACHE_DIR/env-$key
   started=$(now_ms)
   rm -rf "$venv"
@@ -93,6 +117,10 @@ install_dependencies() {
   # uv has its own certificates unless it is told of the machine's.
   [[ -z ${SSL_CERT_FILE:-}${SSL_CERT_DIR:-} ]] || export UV_SYSTEM_CERTS=true UV_NATIVE_TLS=true
   export_config_vars
+  # pip's names of the settings are what people know; uv has its own.
+  export UV_DEFAULT_INDEX=${UV_DEFAULT_INDEX:-${UV_INDEX_URL:-${PIP_INDEX_URL:-}}} UV_INDEX=${UV_INDEX:-${UV_EXTRA_INDEX_URL:-${PIP_EXTRA_INDEX_URL:-}}}
+  [[ -n $UV_DEFAULT_INDEX ]] || unset UV_DEFAULT_INDEX
+  [[ -n $UV_INDEX ]] || unset UV_INDEX
   if [[ -n $python_home ]]; then
     copy_tree "$python_home" "$BUILD_DIR/.flex/cpython"
     python=$BUILD_DIR/.flex/cpython/bin/python3
@@ -109,7 +137,7 @@ install_dependencies() {
       write_requirements "$list"
       # Packages of the source tree are not covered by the lock's hash, so such an environment is not kept.
       if grep -Eq '^(\.|/|-e|file:)|@ file:' "$list"; then local_source=1; fi
-      or_fail "The locked dependencies could not be installed (see above)." "${install[@]}" -r "$list"
+      or_fail "The locked dependencies could not be installed (see above)." "${install[@]}" --no-deps --index-strategy unsafe-best-match -r "$list"
       rm -f "$list"
       ;;
   esac
