@@ -47,12 +47,12 @@ impl Engine {
     async fn talk(&mut self) {
         let mut changes = self.runtime.changes();
         let (mut told_at, mut failing) = (None::<Instant>, None::<String>);
+        let mut told: Wanted = None;
         let mut matches = true;
         loop {
-            let (is_new, wanted) = {
-                let wanted = self.wanted.borrow_and_update();
-                (wanted.has_changed(), wanted.clone())
-            };
+            let wanted = self.wanted.borrow_and_update().clone();
+            // Not what the channel says of it: waiting for a change marks the change as seen.
+            let is_new = !same(&told, &wanted);
             let patience = if matches { RETELL } else { RETELL_SOON };
             let due = is_new || failing.is_some() || told_at.is_none_or(|t| t.elapsed() >= patience);
             changes.borrow_and_update();
@@ -60,6 +60,7 @@ impl Engine {
             if let Some(list) = wanted.as_ref().filter(|_| due) {
                 result = self.tell(list).await;
                 told_at = Some(Instant::now());
+                told = Some(list.clone());
             }
             if result.is_ok() {
                 match self.look().await {
@@ -105,6 +106,14 @@ async fn in_time<T>(call: impl Future<Output = Result<T, RuntimeError>>) -> Resu
     timeout(PATIENCE, call).await.unwrap_or_else(|_| Err(late()))
 }
 
+/// Whether both are the very same list.
+fn same(a: &Wanted, b: &Wanted) -> bool {
+    match (a, b) {
+        (Some(a), Some(b)) => Arc::ptr_eq(a, b),
+        (a, b) => a.is_none() && b.is_none(),
+    }
+}
+
 /// Logs a trouble when it comes, when it changes, and when it is over.
 fn note(failing: &mut Option<String>, error: Option<RuntimeError>) {
     let text = error.map(|e| e.to_string());
@@ -125,4 +134,36 @@ fn has_all(wanted: &[Desired], observed: &[Observed]) -> bool {
         .any(|o| o.phase != ObservedPhase::Stopping && attempts.get(&o.instance).is_none_or(|attempt| o.attempt < *attempt));
     let missing = attempts.iter().any(|(id, attempt)| !observed.iter().any(|o| o.instance == *id && o.attempt >= *attempt));
     !surplus && !missing
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use flex_logs::{LogSettings, LogStore};
+    use flex_runtime::FakeRuntime;
+
+    #[tokio::test(start_paused = true)]
+    async fn a_new_list_is_told_at_once() {
+        let dir = tempfile::tempdir().unwrap();
+        let logs = Arc::new(LogStore::open(dir.path().join("logs"), LogSettings::default()).unwrap());
+        let fake = Arc::new(FakeRuntime::new());
+        let (wants, wanted) = watch::channel(Wanted::Some(Arc::default()));
+        let (events, mut seen) = mpsc::channel(64);
+        let engine = Engine { runtime: fake.clone(), tailer: Tailer::start(dir.path(), logs).unwrap(), wanted, events };
+        tokio::spawn(engine.run(CancellationToken::new()));
+        // It has told the first list, and sleeps by the time that the clock moves.
+        seen.recv().await.unwrap();
+        tokio::time::sleep(SPACING * 3).await;
+        let item = crate::core::tests::item(1);
+        let (instance, image) = (item.instance, fake.add_image("sha256:1"));
+        let spec = flex_model::InstanceSpec { image, command: flex_model::Command::Shell("sleep 1000".into()), ..item.spec };
+        let (app, app_name) = (item.app, item.app_name.to_string());
+        let desired = Desired { instance, app, app_name, name: item.name, version: 1, attempt: 0, spec };
+        let began = Instant::now();
+        wants.send_replace(Some(Arc::new(vec![desired])));
+        while fake.starts(instance) == 0 {
+            seen.recv().await.unwrap();
+        }
+        assert!(began.elapsed() < LOOK_CLOSER, "told after {:?}", began.elapsed());
+    }
 }

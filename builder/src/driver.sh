@@ -7,7 +7,7 @@
 #   MODE   listed: every buildpack must accept the source; detect: the first that accepts it is used.
 #   KIND   builtin (VALUE: name), path (VALUE: ./dir in the source), inline, git (VALUE: URL), archive (VALUE: URL).
 # Standard output is the log for people. Standard error (descriptor 3 here) carries facts for the builder, one a line:
-#   phase NAME MICROSECONDS | detected BASE64 SHOWN-INDEX | release BASE64 | failed STEP STATUS INDEX
+#   phase NAME MICROSECONDS | detected BASE64 SHOWN-INDEX | release BASE64 | cache BYTES | failed STEP STATUS INDEX
 set -uo pipefail
 umask 022
 readonly build=/tmp/build cache=/tmp/cache env=/tmp/env work=/tmp/flex builtin=/opt/flex/buildpacks
@@ -182,4 +182,6 @@ if [[ -x $dir/bin/release ]]; then
   fact release "$released"
 fi
 sweep
+# A small cache is measured here at no cost; a large one by the builder, while the image is stored.
+used=$(timeout 0.1 du -s -B1 "$cache" 2>/dev/null 3>&-) && fact cache "${used%%[!0-9]*}"
 fact "done"

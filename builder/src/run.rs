@@ -35,6 +35,7 @@ struct Built {
     output: BuildOutput,
     packed: slug::Packed,
     packing: Instant,
+    cache_used: Option<u64>,
 }
 
 impl Run<'_> {
@@ -56,7 +57,8 @@ impl Run<'_> {
                 return Err(e);
             }
         };
-        let (output, ()) = tokio::join!(self.finish(&stack, built), self.trim_cache(sandbox.as_ref()));
+        let used = built.cache_used;
+        let (output, ()) = tokio::join!(self.finish(&stack, built), self.trim_cache(sandbox.as_ref(), used));
         container.held.later();
         output
     }
@@ -83,7 +85,7 @@ impl Run<'_> {
         let files = sandbox::files(&self.tree.tar, &self.input.config, unix_now()).await?;
         let ready = millis(self.started);
         let facts = watch.drive(sandbox, self.listed, self.packs, env, files).await?;
-        let release = release_of(&facts)?;
+        let (release, cache_used) = (release_of(&facts)?, facts.cache);
         let packing = Instant::now();
         let packed = watch.bound(self.pack(sandbox)).await?;
         for note in &packed.notes {
@@ -110,7 +112,7 @@ impl Run<'_> {
             has_launcher: stack.has_launcher,
             ..plain_output(ImageRef { reference: String::new(), manifest: None }, app_json, phases, "")
         };
-        Ok(Built { output, packed, packing })
+        Ok(Built { output, packed, packing, cache_used })
     }
 
     async fn pack(&self, sandbox: &dyn Sandbox) -> Result<slug::Packed, BuildError> {
@@ -122,7 +124,7 @@ impl Run<'_> {
     }
 
     async fn finish(&self, stack: &StackRecord, built: Built) -> Result<BuildOutput, BuildError> {
-        let Built { mut output, packed, packing } = built;
+        let Built { mut output, packed, packing, .. } = built;
         self.watch.say("-----> Compressing...").await;
         self.watch.say(format!("       Done: {}", people_size(packed.record.size))).await;
         output.size_bytes = packed.record.size;
@@ -154,16 +156,17 @@ impl Run<'_> {
     }
 
     /// Empties a cache that has grown beyond its limit, and says so. A cache is worth no failure.
-    async fn trim_cache(&self, sandbox: &dyn Sandbox) {
+    async fn trim_cache(&self, sandbox: &dyn Sandbox, used: Option<u64>) {
         let limit = self.builder.settings.cache_bytes;
-        match sandbox::cache_bytes(sandbox).await {
-            Some(used) if used > limit => {
-                let (used, limit) = (used >> 20, limit >> 20);
-                let line = format!(" !     The build cache has {used} MiB, more than the {limit} MiB allowed: it is emptied");
-                self.watch.say(line).await;
-                sandbox::empty_cache(sandbox).await;
-            }
-            _ => {}
+        let used = match used {
+            Some(used) => Some(used),
+            None => sandbox::cache_bytes(sandbox).await,
+        };
+        if let Some(used) = used.filter(|used| *used > limit) {
+            let (used, limit) = (used >> 20, limit >> 20);
+            let line = format!(" !     The build cache has {used} MiB, more than the {limit} MiB allowed: it is emptied");
+            self.watch.say(line).await;
+            sandbox::empty_cache(sandbox).await;
         }
     }
 }

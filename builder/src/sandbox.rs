@@ -26,6 +26,8 @@ pub(crate) struct Facts {
     /// Index of the buildpack in the list given, and the name it printed.
     pub(crate) detected: Vec<(usize, String)>,
     pub(crate) release: Option<String>,
+    /// Bytes in the cache afterwards, if they were quickly counted.
+    pub(crate) cache: Option<u64>,
     failed: Option<(String, i64, usize)>,
     finished: bool,
 }
@@ -47,6 +49,7 @@ impl Facts {
                 self.detected.push((words.next().and_then(|w| w.parse().ok()).unwrap_or(0), name));
             }
             Some("release") => self.release = Some(text(words.next())),
+            Some("cache") => self.cache = words.next().and_then(|w| w.parse().ok()),
             Some("failed") => {
                 let step = words.next().unwrap_or("").to_owned();
                 let status = words.next().and_then(|w| w.parse().ok()).unwrap_or(1);
@@ -434,13 +437,22 @@ mod tests {
     #[test]
     fn facts_of_a_run() {
         let mut f = Facts::default();
-        for line in ["phase detect 41999", "detected UHl0aG9u 1", "release LS0tCg==", "failed compile 2 1", "gibberish", "done"] {
+        for line in [
+            "phase detect 41999",
+            "detected UHl0aG9u 1",
+            "release LS0tCg==",
+            "cache 4096",
+            "failed compile 2 1",
+            "gibberish",
+            "done",
+        ] {
             f.line(line);
         }
         assert_eq!(f.phases, [("detect".into(), 41)]);
         assert_eq!(f.detected, [(1, "Python".into())]);
         assert_eq!(f.release.as_deref(), Some("---\n"));
         assert_eq!(f.failed, Some(("compile".into(), 2, 1)));
+        assert_eq!(f.cache, Some(4096));
     }
 
     #[test]

@@ -1,4 +1,4 @@
-"""served.py push|deploys|idle FOLDER: measurements that need a running flexd."""
+"""served.py push|python|deploys|idle FOLDER: measurements that need a running flexd."""
 
 import asyncio
 import os
@@ -10,7 +10,7 @@ import sys
 import time
 
 import report
-from world import World, run
+from world import PYTHON_APP, World, run
 
 ROUNDS = 10
 RATE = 200
@@ -66,26 +66,54 @@ def floor(image, cluster):
         run("docker", "rm", "-f", made)
 
 
-def push(world):
-    world.create("app")
-    until_served(world, "app", "first")
-    pushes, floors = [], []
+def pushes(world, app, after=lambda: None):
+    """Seconds from each of several pushes until its page is served, and the phases that each build stored."""
+    took, phases = [], []
     for n in range(ROUNDS):
-        world.change("app", f"text {n}")
+        world.change(app, f"text {n}")
         began = time.monotonic()
         client = subprocess.Popen(
-            ["git", "push", "-q", "flex", "main"], cwd=world.home / "app", env=world.env,
+            ["git", "push", "-q", "flex", "main"], cwd=world.home / app, env=world.env,
             stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE,
         )
-        until_served(world, "app", f"text {n}")
-        pushes.append(time.monotonic() - began)
+        until_served(world, app, f"text {n}")
+        took.append(time.monotonic() - began)
         said = client.communicate()[1]
         if client.returncode != 0:
             raise SystemExit(f" !     git push failed: {said.decode()}")
-        running = run("docker", "ps", "-q", "--filter", f"label=flex.cluster={world.cluster()}").split()
+        phases.append(world.phases(app))
+        after()
+    return took, phases
+
+
+def medians(phases):
+    return {name: report.percentile([p.get(name, 0) for p in phases], 0.5) for name in phases[-1]}
+
+
+def phase_row(phases):
+    return "phases, median ms", ", ".join(f"{name} {millis}" for name, millis in medians(phases).items())
+
+
+def push(world):
+    world.create("app")
+    until_served(world, "app", "first")
+    floors = []
+
+    def measure_floor():
+        running = run("docker", "ps", "-q", "--filter", f"label=flex.cluster={world.cluster()}", "--filter", "label=flex.kind=instance").split()
         floors.append(floor(run("docker", "inspect", "-f", "{{.Image}}", running[0]).strip(), world.cluster()))
-    rows = [("push to first 200", seconds(pushes)), ("bare engine's floor", seconds(floors))]
-    return rows, {"push": summary(pushes), "floor": summary(floors)}
+
+    took, phases = pushes(world, "app", measure_floor)
+    rows = [("push to first 200", seconds(took)), phase_row(phases), ("bare engine's floor", seconds(floors))]
+    return rows, {"push": summary(took), "phases_ms": medians(phases), "floor": summary(floors)}
+
+
+def python(world):
+    """Pushes that change the app and not its requirements."""
+    world.create("app", PYTHON_APP)
+    until_served(world, "app", "first")
+    took, phases = pushes(world, "app")
+    return [("push to first 200", seconds(took)), phase_row(phases)], {"push": summary(took), "phases_ms": medians(phases)}
 
 
 async def request(address, failures):
@@ -169,5 +197,5 @@ if __name__ == "__main__":
     name, folder = sys.argv[1:]
     before = report.load()
     with World() as world:
-        rows, values = {"push": push, "deploys": deploys, "idle": idle}[name](world)
+        rows, values = {"push": push, "python": python, "deploys": deploys, "idle": idle}[name](world)
     report.finish(name, folder, before, rows, values)

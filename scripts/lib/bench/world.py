@@ -1,5 +1,6 @@
 """A flexd of the measurement's own: data directory, free ports, user, key. Nothing of it outlives the `with` block."""
 
+import json
 import os
 import pathlib
 import re
@@ -30,6 +31,20 @@ APP = {
     "bin/compile": "#!/bin/sh\nexit 0\n",
     "bin/release": "#!/bin/sh\necho '---'\necho 'default_process_types:'\necho '  web: exec python3 server.py'\n",
     "server.py": SERVER,
+}
+PYTHON_APP = {
+    "requirements.txt": "flask==3.1.0\ngunicorn==23.0.0\n",
+    "Procfile": 'web: gunicorn --bind "0.0.0.0:$PORT" app:app\n',
+    "app.py": """
+from flask import Flask
+
+app = Flask(__name__)
+
+
+@app.get("/")
+def page():
+    return open("page.txt").read()
+""",
 }
 
 
@@ -86,11 +101,11 @@ class World:
     def git(self, app, *arguments):
         return run("git", *arguments, cwd=self.home / app, env=self.env)
 
-    def create(self, app):
+    def create(self, app, files=APP):
         """An app with its first release served."""
         folder = self.home / app
         (folder / "bin").mkdir(parents=True)
-        for name, text in APP.items():
+        for name, text in files.items():
             (folder / name).write_text(text)
             if name.startswith("bin/"):
                 (folder / name).chmod(0o755)
@@ -103,6 +118,16 @@ class World:
         (self.home / app / "page.txt").write_text(text)
         self.git(app, "add", "-A")
         self.git(app, "commit", "-q", "-m", f"Say {text}")
+
+    def phases(self, app):
+        """Milliseconds of each phase of the app's newest build, once all are stored."""
+        deadline = time.monotonic() + 30
+        while True:
+            newest = json.loads(self.flex("builds:info", "--json", "-a", app))
+            found = {p["phase"]: p["millis"] for p in newest["phases"]}
+            if "routed" in found or time.monotonic() > deadline:
+                return found
+            time.sleep(0.02)
 
     def push(self, app):
         return self.git(app, "push", "-q", "flex", "main")
