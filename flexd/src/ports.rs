@@ -157,6 +157,7 @@ impl Machine for MachinePort {
                     )
                 });
                 found.push(("live-restore".into(), problem));
+                found.push(isolation(&facts));
             }
         }
         found.push(match nix::sys::statvfs::statvfs(&self.data_dir) {
@@ -174,6 +175,29 @@ impl Machine for MachinePort {
         });
         found
     }
+}
+
+/// Whether containers are kept off the machine, its network and one another.
+fn isolation(facts: &flex_runtime::EngineFacts) -> (String, Option<(String, String)>) {
+    use flex_runtime::Isolation;
+    let problem = |what: String, remedy: &str| Some((what, remedy.to_owned()));
+    let (what, found) = match &facts.isolation {
+        Isolation::Off => ("packet filter rules (switched off in flexd.toml)".into(), None),
+        Isolation::Starting => ("packet filter rules (being set)".into(), None),
+        Isolation::Kept(tool) => (format!("packet filter rules, by {tool}"), None),
+        Isolation::Missing(why) => (
+            "packet filter rules".into(),
+            problem(
+                format!("apps and builds can reach this machine's services and its network: {why}"),
+                "install iptables and run flexd as root; or set rules = false in [network] of flexd.toml, if that is meant",
+            ),
+        ),
+    };
+    let apart = || {
+        let remedy = "modprobe br_netfilter && sysctl -w net.bridge.bridge-nf-call-iptables=1, and set both to be done at boot";
+        problem("containers can reach one another: what crosses a bridge does not pass the packet filter".into(), remedy)
+    };
+    (what, found.or_else(|| if facts.bridge_filter { None } else { apart() }))
 }
 
 /// What the git receiver asks.

@@ -14,7 +14,7 @@ use flex_logs::{LogSettings, LogStore};
 use flex_model::host::HostState;
 use flex_model::{Host, LogLine, LogSource, Memory};
 use flex_router::{AccessLines, AccessQueue, Router, RouterSettings};
-use flex_runtime::{DockerRuntime, DockerSettings, Runtime};
+use flex_runtime::{DockerRuntime, DockerSettings, GuardSettings, Runtime, Target, targets_in};
 use flex_store::EmbeddedStore;
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -48,10 +48,44 @@ pub fn build_settings(settings: &Settings, cluster: &str) -> BuildSettings {
 /// # Errors
 /// A sentence for the operator.
 pub fn runtime(settings: &Settings, cluster: &str) -> Result<Arc<dyn Runtime>, String> {
+    connect(settings, cluster, None)
+}
+
+fn connect(settings: &Settings, cluster: &str, guard: Option<GuardSettings>) -> Result<Arc<dyn Runtime>, String> {
     let mut docker = DockerSettings::local(cluster);
     docker.socket.clone_from(&settings.docker);
     docker.build_args.clone_from(&settings.build.env);
+    docker.guard = guard;
     DockerRuntime::connect(docker).map(|r| Arc::new(r) as Arc<dyn Runtime>).map_err(|e| e.to_string())
+}
+
+/// What apps and builds may reach; none: no rules are kept.
+fn guard(settings: &Settings, http_port: u16) -> Option<GuardSettings> {
+    let network = &settings.network;
+    if !network.rules {
+        return None;
+    }
+    let proxy = |name: &str| name.to_ascii_lowercase().ends_with("proxy") && !name.eq_ignore_ascii_case("no_proxy");
+    let mut used: Vec<Target> = settings.build.env.iter().flat_map(|(name, value)| targets_in(value, proxy(name))).collect();
+    // Builds that install packages use the machine's own sources, which every stack carries.
+    for file in package_sources() {
+        used.extend(std::fs::read_to_string(file).map(|text| targets_in(&text, false)).unwrap_or_default());
+    }
+    used.sort();
+    used.dedup();
+    let host_ports = network.host_ports.iter().copied().chain([http_port]).collect();
+    Some(GuardSettings { deny: network.deny.clone(), allow: network.allow.clone(), used, host_ports, ..GuardSettings::default() })
+}
+
+/// Where apt's sources and proxies are set.
+fn package_sources() -> Vec<PathBuf> {
+    let in_dir = |dir: &str| {
+        let entries = std::fs::read_dir(dir).into_iter().flatten().flatten();
+        entries.map(|e| e.path()).collect::<Vec<_>>()
+    };
+    let mut files = [in_dir("/etc/apt/sources.list.d"), in_dir("/etc/apt/apt.conf.d")].concat();
+    files.extend(["/etc/apt/sources.list", "/etc/apt/apt.conf"].map(PathBuf::from));
+    files
 }
 
 /// Serves until SIGTERM or SIGINT.
@@ -62,7 +96,8 @@ pub async fn serve(settings: Settings) -> Result<(), String> {
     let installation = Installation::open(&settings.data_dir)?;
     let stop = CancellationToken::new();
     let store = open_store(&settings).await?;
-    let runtime = runtime(&settings, &installation.cluster)?;
+    let http = probe_port(settings.http)?;
+    let runtime = connect(&settings, &installation.cluster, guard(&settings, http.port()))?;
     let logs = LogStore::open(settings.data_dir.join("logs"), LogSettings::default()).map_err(|e| e.to_string())?;
     let logs = Arc::new(logs);
 
@@ -74,7 +109,6 @@ pub async fn serve(settings: Settings) -> Result<(), String> {
         .await
         .map_err(|e| format!("cannot listen for the API on {}: {e}. Set another address with --api", settings.api))?;
     let api_addr = api.local_addr().map_err(|e| e.to_string())?;
-    let http = probe_port(settings.http)?;
 
     let controller = Controller::open(Deps {
         store: store.clone(),

@@ -5,6 +5,7 @@
 
 use clap::Args;
 use flex_model::{DomainName, Memory};
+use flex_runtime::{Net, Target};
 use flex_store::Engine;
 use serde::Deserialize;
 use std::collections::BTreeMap;
@@ -70,6 +71,8 @@ struct File {
     build: BuildFile,
     #[serde(default)]
     router: RouterFile,
+    #[serde(default)]
+    network: NetworkFile,
 }
 
 #[derive(Debug, Clone, Default, Deserialize)]
@@ -92,6 +95,17 @@ struct RouterFile {
     trusted_proxies: Vec<String>,
 }
 
+#[derive(Debug, Clone, Default, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct NetworkFile {
+    rules: Option<bool>,
+    deny: Option<Vec<String>>,
+    #[serde(default)]
+    allow: Vec<String>,
+    #[serde(default)]
+    host_ports: Vec<u16>,
+}
+
 /// The settings in force.
 #[derive(Debug, Clone)]
 pub struct Settings {
@@ -108,6 +122,20 @@ pub struct Settings {
     pub build: Build,
     pub router_workers: Option<usize>,
     pub trusted_proxies: Vec<String>,
+    pub network: Network,
+}
+
+/// What apps and builds may reach.
+#[derive(Debug, Clone)]
+pub struct Network {
+    /// Whether the packet filter keeps it so.
+    pub rules: bool,
+    /// Ranges that they do not reach.
+    pub deny: Vec<Net>,
+    /// Places that they reach all the same.
+    pub allow: Vec<Target>,
+    /// TCP ports of this machine that they reach, beside the router's.
+    pub host_ports: Vec<u16>,
 }
 
 /// Limits and environment of builds.
@@ -168,9 +196,21 @@ impl Settings {
             },
             router_workers: file.router.workers,
             trusted_proxies: file.router.trusted_proxies,
+            network: network(file.network)?,
             data_dir,
         })
     }
+}
+
+fn network(file: NetworkFile) -> Result<Network, String> {
+    let deny = file.deny.map(|all| all.iter().map(|n| n.parse()).collect::<Result<_, _>>());
+    let allow = file.allow.iter().map(|t| t.parse()).collect::<Result<_, _>>();
+    Ok(Network {
+        rules: file.rules.unwrap_or(true),
+        deny: deny.transpose().map_err(|e| format!("network.deny: {e}"))?.unwrap_or_else(Net::private),
+        allow: allow.map_err(|e| format!("network.allow: {e}"))?,
+        host_ports: file.host_ports,
+    })
 }
 
 fn read_file(given: Option<&Path>, data_dir: &Path) -> Result<File, String> {
@@ -233,6 +273,8 @@ mod tests {
             ("domain = \"a b\"", "domain"),
             ("store = \"x\"", "sled or redb"),
             ("[build]\nmemory = \"1\"", "build.memory"),
+            ("[network]\ndeny = [\"10.0.0.0/40\"]", "network.deny"),
+            ("[network]\nallow = [\"a b\"]", "network.allow"),
         ] {
             let e = load(toml, Flags::default()).unwrap_err();
             assert!(e.contains(word), "{toml}: {e}");

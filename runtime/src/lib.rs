@@ -10,11 +10,13 @@
 pub mod contract;
 mod docker;
 mod fake;
+mod guard;
 mod seam;
 mod types;
 
 pub use docker::{DockerRuntime, DockerSettings};
 pub use fake::FakeRuntime;
+pub use guard::{GuardSettings, Isolation, Net, Target, targets_in};
 pub use seam::{Runtime, Sandbox};
 pub use types::{
     Desired, EngineFacts, ExecSpec, ImageFiles, Input, JobSpec, Observed, ObservedPhase, Output, RuntimeError, SandboxSpec,

@@ -30,6 +30,10 @@ pub struct EngineFacts {
     pub live_restore: bool,
     pub storage_driver: String,
     pub kernel: String,
+    /// Whether rules keep containers off the machine.
+    pub isolation: crate::Isolation,
+    /// Whether containers of one network can be kept apart.
+    pub bridge_filter: bool,
 }
 
 /// One instance to run, in its n-th incarnation: the agent raises `attempt` to have a crashed one made anew.

@@ -156,6 +156,9 @@ impl Drop for Server {
         let filter = format!("label=flex.cluster={cluster}");
         let images =
             docker(&["image", "ls", "--format", "{{.Repository}}:{{.Tag}}", "--filter", &format!("reference=flex-{cluster}/*")]);
+        let rules = root().join("scripts/lib/rules.sh");
+        let remove = ["-c", ". \"$1\"; remove_rules \"$2\"", "rules"];
+        let _ = Command::new("bash").args(remove).arg(rules).arg(&cluster).status();
         for (list, remove) in [
             (&["ps", "-aq"][..], &["rm", "-f"][..]),
             (&["network", "ls", "-q"], &["network", "rm"]),

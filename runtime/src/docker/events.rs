@@ -50,6 +50,8 @@ async fn follow(inner: &Arc<Inner>) -> RuntimeError {
     if let Err(e) = inner.reconcile().await {
         return e;
     }
+    // An engine that starts writes the packet filter anew.
+    inner.guard_wake.notify_one();
     inner.wake();
     let mut drift = tokio::time::interval_at(tokio::time::Instant::now() + DRIFT, DRIFT);
     drift.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);

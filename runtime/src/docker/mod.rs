@@ -11,6 +11,7 @@ mod converge;
 mod engine;
 mod events;
 mod exec;
+mod guard;
 mod hijack;
 mod images;
 mod import;
@@ -21,7 +22,8 @@ mod session;
 mod spec;
 
 use crate::{
-    Desired, EngineFacts, ExecSpec, ImageFiles, JobSpec, Observed, Runtime, RuntimeError, Sandbox, SandboxSpec, Session,
+    Desired, EngineFacts, ExecSpec, GuardSettings, ImageFiles, Isolation, JobSpec, Observed, Runtime, RuntimeError, Sandbox,
+    SandboxSpec, Session,
 };
 use async_trait::async_trait;
 use bollard::models::{NetworkCreateRequest, SystemInfoCgroupVersionEnum};
@@ -36,6 +38,10 @@ use std::{
 };
 use tokio::sync::{Semaphore, mpsc, watch};
 use tokio_util::sync::{CancellationToken, DropGuard};
+
+/// Whether what goes from one port of a bridge to another passes the packet filter: where not, nothing keeps two containers
+/// of one network apart.
+const BRIDGE_FILTER: &str = "/proc/sys/net/bridge/bridge-nf-call-iptables";
 
 /// How to use an engine.
 #[derive(Debug, Clone)]
@@ -52,6 +58,8 @@ pub struct DockerSettings {
     pub build_args: BTreeMap<String, String>,
     /// Hard limit on the memory of each step of a Dockerfile build. The engine's interface ends just below 2 GiB.
     pub build_memory: Memory,
+    /// What containers may reach, kept by rules of the packet filter; none: no rules are touched.
+    pub guard: Option<GuardSettings>,
 }
 
 impl DockerSettings {
@@ -64,6 +72,7 @@ impl DockerSettings {
             parallel_starts: 4,
             build_args: BTreeMap::new(),
             build_memory: Memory::from_mib(2047),
+            guard: None,
         }
     }
 }
@@ -84,6 +93,9 @@ pub(crate) struct Inner {
     state: Mutex<State>,
     /// Networks known to exist; the lock is held while one is made.
     networks: tokio::sync::Mutex<HashSet<String>>,
+    guard: tokio::sync::Mutex<guard::Guard>,
+    /// The rules may be gone: look now.
+    guard_wake: tokio::sync::Notify,
     end: CancellationToken,
 }
 
@@ -103,6 +115,7 @@ struct State {
     live: HashSet<String>,
     /// Layer chains known to be in the engine.
     chains: HashSet<String>,
+    isolation: Isolation,
 }
 
 impl DockerRuntime {
@@ -122,16 +135,24 @@ impl DockerRuntime {
             changes: watch::channel(0).0,
             state: Mutex::new(State::default()),
             networks: tokio::sync::Mutex::new(HashSet::new()),
+            guard: tokio::sync::Mutex::default(),
+            guard_wake: tokio::sync::Notify::new(),
             end: end.clone(),
         });
         inner.spawn(events::watch(inner.clone()));
+        if inner.settings.guard.is_some() {
+            inner.state().isolation = Isolation::Starting;
+            inner.spawn(guard::watch(inner.clone()));
+        }
         Ok(Self { inner, _end: end.drop_guard() })
     }
 
-    /// Removes everything of this installation from the engine: containers, networks and volumes. Images stay: they may
-    /// be another's too.
+    /// Removes everything of this installation from the engine: containers, networks and volumes, and its rules. Images
+    /// stay: they may be another's too.
     pub async fn purge(&self) -> Result<(), RuntimeError> {
-        self.inner.purge().await
+        self.inner.purge().await?;
+        self.inner.unguard().await;
+        Ok(())
     }
 }
 
@@ -191,6 +212,8 @@ impl Inner {
             }
             Err(e) => return Err(e),
         }
+        // Before anything runs in it.
+        self.guard_now().await;
         known.insert(name.to_owned());
         Ok(())
     }
@@ -226,6 +249,8 @@ impl Runtime for DockerRuntime {
             live_restore: info.live_restore_enabled.unwrap_or(false),
             storage_driver: info.driver.unwrap_or_default(),
             kernel: info.kernel_version.unwrap_or_default(),
+            isolation: self.inner.state().isolation.clone(),
+            bridge_filter: std::fs::read_to_string(BRIDGE_FILTER).is_ok_and(|v| v.trim() == "1"),
         })
     }
 

@@ -324,6 +324,8 @@ impl Runtime for FakeRuntime {
             live_restore: true,
             storage_driver: "memory".into(),
             kernel: "none".into(),
+            isolation: crate::Isolation::Off,
+            bridge_filter: true,
         })
     }
 

@@ -4,6 +4,7 @@ mod faults;
 mod hardening;
 mod images;
 pub mod measure;
+mod network;
 
 use async_trait::async_trait;
 use flex_model::ImageRef;

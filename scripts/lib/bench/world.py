@@ -146,6 +146,8 @@ class World:
                 self.child.wait()
         if cluster := self.cluster():
             label = f"label=flex.cluster={cluster}"
+            rules = pathlib.Path(__file__).parent.parent / "rules.sh"
+            subprocess.run(["bash", "-c", '. "$1"; remove_rules "$2"', "rules", rules, cluster], check=False)
             for listed, remove in (
                 (["ps", "-aq"], ["rm", "-f"]),
                 (["network", "ls", "-q"], ["network", "rm"]),
