@@ -52,6 +52,8 @@ ids! {
     TokenId;
     /// A custom domain of an app.
     DomainId;
+    /// A route that somebody made.
+    RouteId;
     /// One entry of the event history.
     EventId;
     /// A source archive handed in for a build.

@@ -14,6 +14,7 @@ pub mod ids;
 pub mod log_line;
 pub mod names;
 pub mod placement;
+pub mod policy;
 pub mod procfile;
 pub mod release;
 pub mod route;
@@ -32,8 +33,11 @@ pub use names::*;
 pub use placement::{
     Assignment, Command, ExitInfo, InstanceReport, InstanceSpec, InstanceState, Placement, PlacementPhase, Report, WorkItem,
 };
+pub use policy::{Balancing, HttpPolicy, InstanceProtocol, Policy, ProxyVersion};
 pub use release::{HealthCheck, HealthProbe, ImageRef, ProcessSpec, Release, ReleaseStatus};
-pub use route::{AppRoute, AppState, Backend, RouteTable, RouterStatus};
+pub use route::{
+    AppRoute, AppState, Backend, Match, PathPrefix, Pool, Route, RouteProblem, RouteTable, RouterStatus, TABLE_FORMAT, Target,
+};
 pub use secret::Secret;
 pub use size::{Memory, ParseSizeError};
 pub use time::Timestamp;

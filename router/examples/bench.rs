@@ -73,16 +73,14 @@ async fn instance() {
 }
 
 async fn router(backend: SocketAddr, log: &Path) {
-    let app = |n: u128, name: String, domain: String| AppRoute {
-        app: AppId(Uuid::from_u128(n)),
-        name: name.parse().expect("a name"),
-        domains: vec![domain.parse().expect("a domain")],
-        state: AppState::Serving,
-        backends: vec![Backend { instance: InstanceId(Uuid::from_u128(n)), name: "web.1".into(), address: backend }],
+    let app = |n: u128, name: String, domain: String| {
+        let backends = vec![Backend { instance: InstanceId(Uuid::from_u128(n)), name: "web.1".into(), address: backend }];
+        let (name, domains) = (name.parse().expect("a name"), vec![domain.parse().expect("a domain")]);
+        AppRoute::new(AppId(Uuid::from_u128(n)), name, domains, AppState::Serving, backends)
     };
     let mut apps: Vec<AppRoute> = (1..ROUTES).map(|n| app(n, format!("app{n}"), format!("app{n}.test"))).collect();
     apps.push(app(ROUTES, "app".into(), "app.test".into()));
-    let (_tables, table) = tokio::sync::watch::channel(Arc::new(RouteTable { revision: 1, apps }));
+    let (_tables, table) = tokio::sync::watch::channel(Arc::new(RouteTable::new(1, apps)));
     let (queue, mut lines) = AccessQueue::new(100_000);
     let settings = RouterSettings { listen: vec![([127, 0, 0, 1], 0).into()], workers: 1, ..RouterSettings::default() };
     let router = Router::bind(settings, table, Arc::new(queue)).await.expect("a router");

@@ -161,7 +161,8 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Conn<'_, S> {
             Ok(request) => request,
             Err(why) => return self.refuse(why, Prefer::Html, false).await,
         };
-        let app = self.worker.shared.routes.load().find(&request.host).cloned();
+        let route = self.worker.shared.routes.find(&request.host, request.path());
+        let app = route.and_then(|r| r.choose(rand::random()).cloned());
         match app {
             Some(app) => exchange::run(self, request, app, self.scheme).await,
             None => {

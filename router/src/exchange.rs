@@ -165,7 +165,8 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Exchange<'_, '_, S> {
 
     /// The app as the table has it now. It may have been deleted a moment ago.
     fn look_up(&self) -> Result<Arc<App>, Code> {
-        self.conn.worker.shared.routes.load().find(&self.request.host).cloned().ok_or(Code::NoWebProcesses)
+        let route = self.conn.worker.shared.routes.find(&self.request.host, self.request.path());
+        route.and_then(|r| r.choose(rand::random()).cloned()).ok_or(Code::NoWebProcesses)
     }
 
     /// Waits for the next table while the app has no instance yet.

@@ -17,6 +17,7 @@ mod io;
 mod metrics;
 mod persist;
 mod pump;
+mod registry;
 mod router;
 mod settings;
 mod shared;

@@ -1,11 +1,15 @@
 //! The last routing table on disk, so that a router that starts alone serves what it served before.
 //!
-//! Invariant: the file is always a whole table: it is written beside, synced, and renamed.
+//! Invariants: the file is always a whole table: it is written beside, synced, and renamed. It says which form it has;
+//! one of a newer form is refused, because what this program does not know of it may be what protects an app. Only its
+//! owner can read it: it holds the key of the cookies.
 
-use flex_model::RouteTable;
+use flex_model::{RouteTable, TABLE_FORMAT};
+use serde::{Deserialize, Serialize};
 use std::{
     fs, io,
     io::Write as _,
+    os::unix::fs::OpenOptionsExt as _,
     path::{Path, PathBuf},
 };
 
@@ -23,12 +27,36 @@ fn path(dir: &Path) -> PathBuf {
     dir.join("routes.json")
 }
 
+#[derive(Serialize)]
+struct Kept<'a> {
+    format: u32,
+    #[serde(flatten)]
+    table: &'a RouteTable,
+}
+
+/// What is read before the rest is.
+#[derive(Deserialize)]
+struct Form {
+    /// The first form did not say.
+    #[serde(default)]
+    format: u32,
+}
+
+fn read(bytes: &[u8]) -> Result<RouteTable, io::Error> {
+    let form: Form = serde_json::from_slice(bytes)?;
+    if form.format > TABLE_FORMAT {
+        let text = format!("it is of form {}, this flexd reads up to {TABLE_FORMAT}: run the newer one", form.format);
+        return Err(io::Error::new(io::ErrorKind::Unsupported, text));
+    }
+    Ok(serde_json::from_slice(bytes)?)
+}
+
 /// The table of last time; `None` when there is none. A damaged file is an error: the caller decides to go on without.
 pub(crate) fn load(dir: &Path) -> Result<Option<RouteTable>, PersistError> {
     let path = path(dir);
     let failed = |doing, source| PersistError { doing, path: path.clone(), source };
     match fs::read(&path) {
-        Ok(bytes) => serde_json::from_slice(&bytes).map(Some).map_err(|e| failed("understand", e.into())),
+        Ok(bytes) => read(&bytes).map(Some).map_err(|e| failed("understand", e)),
         Err(e) if e.kind() == io::ErrorKind::NotFound => Ok(None),
         Err(e) => Err(failed("read", e)),
     }
@@ -41,10 +69,11 @@ pub(crate) fn save(dir: &Path, table: &RouteTable) -> Result<(), PersistError> {
         let path = path.clone();
         move |source| PersistError { doing, path, source }
     };
-    let bytes = serde_json::to_vec(table).map_err(|e| failed("encode")(e.into()))?;
+    let bytes = serde_json::to_vec(&Kept { format: TABLE_FORMAT, table }).map_err(|e| failed("encode")(e.into()))?;
     fs::create_dir_all(dir).map_err(failed("make the directory of"))?;
     let beside = path.with_extension("json.new");
-    let mut file = fs::File::create(&beside).map_err(failed("write"))?;
+    let options = fs::OpenOptions::new().write(true).create(true).truncate(true).mode(0o600).to_owned();
+    let mut file = options.open(&beside).map_err(failed("write"))?;
     file.write_all(&bytes).and_then(|()| file.sync_all()).map_err(failed("write"))?;
     fs::rename(&beside, &path).map_err(failed("replace"))?;
     fs::File::open(dir).and_then(|d| d.sync_all()).map_err(failed("sync the directory of"))
@@ -59,10 +88,15 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let state = dir.path().join("router");
         assert_eq!(load(&state).unwrap(), None);
-        let table = RouteTable { revision: 7, apps: vec![] };
+        let table = RouteTable::new(7, []);
         save(&state, &table).unwrap();
         save(&state, &table).unwrap();
         assert_eq!(load(&state).unwrap(), Some(table));
+        fs::write(path(&state), r#"{"revision":3,"apps":[]}"#).unwrap();
+        assert_eq!(load(&state).unwrap(), Some(RouteTable::new(3, [])));
+        fs::write(path(&state), r#"{"format":99,"revision":3,"apps":[{"new":1}]}"#).unwrap();
+        let newer = load(&state).unwrap_err();
+        assert!(std::error::Error::source(&newer).unwrap().to_string().contains("form 99"), "{newer:?}");
         fs::write(path(&state), "{").unwrap();
         assert!(load(&state).unwrap_err().to_string().contains("understand"));
     }

@@ -6,23 +6,29 @@ use crate::{
     io::Clock,
     metrics::Counters,
     persist,
+    registry::Registry,
     shared::{Dirty, Shared},
-    table::{Registry, Routes},
+    table::Routes,
     worker,
 };
-use arc_swap::ArcSwap;
 use flex_model::{RouteTable, RouterStatus};
 use std::{
     future::Future,
     io,
     net::{SocketAddr, TcpListener as StdListener},
-    sync::{Arc, Mutex, PoisonError, atomic::AtomicUsize},
-    time::Duration,
+    path::PathBuf,
+    sync::{
+        Arc, Mutex, PoisonError,
+        atomic::{AtomicUsize, Ordering::SeqCst},
+    },
+    time::{Duration, Instant},
 };
 use tokio::{net::TcpSocket, sync::watch};
 
 /// A status follows a change within this time (and the time to compute it); what changes meanwhile goes with it.
 const STATUS_DELAY: Duration = Duration::from_millis(10);
+/// Writing the table to disk is followed by a pause this many times as long.
+const WRITE_SHARE: u32 = 10;
 /// As large as kernels commonly allow: a burst of connections must not be lost while a worker is busy.
 const BACKLOG: u32 = 4096;
 
@@ -86,7 +92,7 @@ impl Router {
         }
         let shared = Arc::new(Shared {
             settings,
-            routes: ArcSwap::from_pointee(Routes::default()),
+            routes: Routes::default(),
             changes: watch::Sender::new(0),
             access,
             dirty: Arc::new(Dirty::default()),
@@ -141,6 +147,12 @@ impl Router {
             threads.push(std::thread::Builder::new().name(format!("router-{n}")).spawn(body).map_err(RouterError::Worker)?);
         }
         drop(ended);
+        let keeper = shared.settings.state_dir.clone().map(|dir| {
+            let mut tables = table.clone();
+            // The first table is to be kept too.
+            tables.mark_changed();
+            tokio::spawn(keep_tables(dir, tables, stop.subscribe()))
+        });
         let tables = tokio::spawn(follow_tables(shared.clone(), registry.clone(), table));
         let statuses = tokio::spawn(publish_status(shared, registry, status));
         tokio::select! {
@@ -156,6 +168,9 @@ impl Router {
         let result = joined.await.map_err(|_| RouterError::Panicked);
         tables.abort();
         statuses.abort();
+        if let Some(keeper) = keeper {
+            let _ = keeper.await;
+        }
         result?
     }
 }
@@ -187,13 +202,9 @@ fn bind_one(address: SocketAddr) -> io::Result<StdListener> {
     socket.listen(BACKLOG)?.into_std()
 }
 
-/// Makes `table` the one that requests read, then retires who is not in it.
+/// Makes `table` the one that requests read, and tells who waits for a change.
 fn apply(shared: &Shared, registry: &Mutex<Registry>, table: &RouteTable) {
-    let mut registry = registry.lock().unwrap_or_else(PoisonError::into_inner);
-    let routes = registry.compile(table);
-    shared.routes.store(Arc::new(routes));
-    registry.retire_absent(table);
-    drop(registry);
+    registry.lock().unwrap_or_else(PoisonError::into_inner).apply(&shared.routes, table);
     shared.changes.send_modify(|n| *n = n.wrapping_add(1));
     shared.dirty.mark();
 }
@@ -204,23 +215,37 @@ async fn follow_tables(shared: Arc<Shared>, registry: Arc<Mutex<Registry>>, mut 
         if table.revision == 0 {
             continue;
         }
-        let before = shared.routes.load().revision;
+        let before = shared.routes.revision.load(SeqCst);
         if table.revision < before {
             tracing::warn!(before, now = table.revision, "the routing table's revision went back: was the store restored?");
         }
         let (shared, registry) = (shared.clone(), registry.clone());
-        // Compiling and writing a large table takes milliseconds: not on an event loop.
-        let work = tokio::task::spawn_blocking(move || {
-            apply(&shared, &registry, &table);
-            if let Some(dir) = &shared.settings.state_dir
-                && let Err(e) = persist::save(dir, &table)
-            {
-                tracing::error!(error = &e as &dyn std::error::Error, "a restart would route by an older table");
-            }
-        });
-        if work.await.is_err() {
+        // A table in which much changed takes milliseconds to compile: not on an event loop.
+        if tokio::task::spawn_blocking(move || apply(&shared, &registry, &table)).await.is_err() {
             tracing::error!("applying a routing table failed by a fault in the program; the one before stays");
         }
+    }
+}
+
+/// Keeps the newest table on disk. A large one takes long to write, so writing never holds up the table that requests
+/// read, and takes at most a small share of the time.
+async fn keep_tables(dir: PathBuf, mut tables: watch::Receiver<Arc<RouteTable>>, mut stop: watch::Receiver<bool>) {
+    loop {
+        tokio::select! {
+            changed = tables.changed() => if changed.is_err() { return },
+            _ = stop.wait_for(|stop| *stop) => if !tables.has_changed().unwrap_or(false) { return },
+        }
+        let table = tables.borrow_and_update().clone();
+        if table.revision == 0 {
+            continue;
+        }
+        let (dir, begun) = (dir.clone(), Instant::now());
+        match tokio::task::spawn_blocking(move || persist::save(&dir, &table)).await {
+            Ok(Ok(())) => {}
+            Ok(Err(e)) => tracing::error!(error = &e as &dyn std::error::Error, "a restart would route by an older table"),
+            Err(_) => tracing::error!("writing the routing table failed by a fault in the program"),
+        }
+        let _ = tokio::time::timeout(begun.elapsed() * WRITE_SHARE, stop.wait_for(|stop| *stop)).await;
     }
 }
 
@@ -232,8 +257,9 @@ async fn publish_status(shared: Arc<Shared>, registry: Arc<Mutex<Registry>>, sta
         let now = {
             let mut registry = registry.lock().unwrap_or_else(PoisonError::into_inner);
             // Under the registry's lock: a table that is being applied shows up wholly or not at all.
-            let revision = shared.routes.load().revision;
-            RouterStatus { router: shared.settings.name.clone(), revision, in_flight: registry.in_flight() }
+            let revision = shared.routes.revision.load(SeqCst);
+            let (in_flight, problems) = (registry.in_flight(), registry.problems());
+            RouterStatus { router: shared.settings.name.clone(), revision, in_flight, problems }
         };
         status.send_if_modified(|old| {
             let changed = *old != now;

@@ -1,7 +1,6 @@
 //! What the workers share: the current routes, the settings, and a few counts.
 
 use crate::{AccessSink, RouterSettings, io::Clock, table::Routes};
-use arc_swap::ArcSwap;
 use std::sync::{
     Arc,
     atomic::{AtomicBool, AtomicUsize, Ordering::SeqCst},
@@ -10,7 +9,7 @@ use tokio::sync::{Notify, watch};
 
 pub(crate) struct Shared {
     pub(crate) settings: RouterSettings,
-    pub(crate) routes: ArcSwap<Routes>,
+    pub(crate) routes: Routes,
     /// Changes after each new table; the value is only a count.
     pub(crate) changes: watch::Sender<u64>,
     pub(crate) access: Arc<dyn AccessSink>,

@@ -196,7 +196,7 @@ fn two(n: usize, rng: &mut impl rand::Rng) -> (usize, usize) {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::{shared::Dirty, table::Registry};
+    use crate::{registry::Registry, shared::Dirty, table::Routes};
     use flex_model::{AppId, AppRoute, AppState, InstanceId, RouteTable, Uuid};
     use rand::SeedableRng as _;
 
@@ -206,15 +206,12 @@ mod tests {
             name: format!("web.{i}"),
             address: ([127, 0, 0, 1], i + 1).into(),
         };
-        let route = AppRoute {
-            app: AppId(Uuid::nil()),
-            name: "app".parse().unwrap(),
-            domains: vec!["a.b".parse().unwrap()],
-            state: AppState::Serving,
-            backends: (0..n).map(one).collect(),
-        };
-        let routes = Registry::default().compile(&RouteTable { revision: 1, apps: vec![route] });
-        routes.find("a.b").unwrap().backends.clone()
+        let domains = vec!["a.b".parse().unwrap()];
+        let app =
+            AppRoute::new(AppId(Uuid::nil()), "app".parse().unwrap(), domains, AppState::Serving, (0..n).map(one).collect());
+        let routes = Routes::default();
+        Registry::default().apply(&routes, &RouteTable::new(1, [app]));
+        routes.find("a.b", "/").unwrap().choose(0).unwrap().backends.clone()
     }
 
     #[test]

@@ -113,9 +113,15 @@ fn world(hosts: u32, apps: u32) -> World {
     for n in 0..u128::from(apps) {
         let id = AppId(Uuid::from_u128((1 << 64) + n));
         let release = Arc::new(release(id));
-        world
-            .apps
-            .insert(id, AppView { app: Arc::new(app(id, n)), releases: BTreeMap::from([(1, release)]), domains: Vec::new() });
+        world.apps.insert(
+            id,
+            AppView {
+                app: Arc::new(app(id, n)),
+                releases: BTreeMap::from([(1, release)]),
+                domains: Vec::new(),
+                routes: Vec::new(),
+            },
+        );
     }
     world
 }

@@ -1,48 +1,79 @@
 //! The routing table: placed ∩ reported healthy, and why an app has nothing to route to.
 
 use crate::view::{AppView, World};
-use flex_model::{AppId, AppRoute, AppState, Backend, InstanceState, Placement, PlacementPhase, ProcessType};
-use std::collections::BTreeMap;
+use flex_model::{AppId, AppRoute, AppState, Backend, InstanceState, Placement, PlacementPhase, Pool, ProcessType};
+use std::collections::{BTreeMap, BTreeSet};
 
 /// Every app's routes, in the order of apps.
 pub fn routes(world: &World) -> Vec<AppRoute> {
-    let mut web: BTreeMap<AppId, Vec<&Placement>> = BTreeMap::new();
-    for p in world.placements.values().filter(|p| p.process.is_web() && p.phase == PlacementPhase::Active) {
-        web.entry(p.app).or_default().push(p);
+    let mut placed: BTreeMap<AppId, Vec<&Placement>> = BTreeMap::new();
+    for p in world.placements.values().filter(|p| p.phase == PlacementPhase::Active && is_routed(world, p)) {
+        placed.entry(p.app).or_default().push(p);
     }
-    world.apps.iter().map(|(id, view)| route(world, view, &web.remove(id).unwrap_or_default())).collect()
+    world.apps.iter().map(|(id, view)| route(world, view, &placed.remove(id).unwrap_or_default())).collect()
 }
 
-fn route(world: &World, view: &AppView, web: &[&Placement]) -> AppRoute {
+/// Most placements of most apps are of no interest here.
+fn is_routed(world: &World, p: &Placement) -> bool {
+    p.process.is_web() || world.apps.get(&p.app).is_some_and(|v| !v.routes.is_empty())
+}
+
+fn route(world: &World, view: &AppView, placed: &[&Placement]) -> AppRoute {
+    let web = ProcessType::web();
+    let (state, backends) = pool(world, view, placed, &web, None);
+    let targets: BTreeSet<(&ProcessType, Option<u64>)> =
+        view.routes.iter().flat_map(|r| &r.targets).map(|t| (&t.process, t.version)).collect();
+    let special = targets.into_iter().filter(|(process, version)| **process != web || version.is_some());
+    let pools = special.map(|(process, version)| {
+        let (state, backends) = pool(world, view, placed, process, version);
+        Pool { process: process.clone(), version, state, backends }
+    });
+    let pools = pools.collect();
+    let routes = view.routes.iter().map(|r| (**r).clone()).collect();
+    AppRoute { pools, routes, ..AppRoute::new(view.app.id, view.app.name.clone(), view.domains.clone(), state, backends) }
+}
+
+fn pool(
+    world: &World,
+    view: &AppView,
+    placed: &[&Placement],
+    process: &ProcessType,
+    version: Option<u64>,
+) -> (AppState, Vec<Backend>) {
+    let mine: Vec<&Placement> =
+        placed.iter().copied().filter(|p| p.process == *process && version.is_none_or(|v| p.version == v)).collect();
     // A report to an earlier controller is no reason to stop anything, and none to stop routing either: what served a
     // moment ago is the best guess until its host speaks again.
     let backend = |p: &&Placement| {
         let r = world.last_heard(p).filter(|r| r.state == InstanceState::Up)?;
         Some(Backend { instance: p.instance, name: p.name(), address: r.address? })
     };
-    let mut backends: Vec<Backend> = web.iter().filter_map(backend).collect();
+    let mut backends: Vec<Backend> = mine.iter().filter_map(backend).collect();
     backends.sort_by(|a, b| (&a.name, a.instance).cmp(&(&b.name, b.instance)));
     let state = if view.app.maintenance {
         AppState::Maintenance
     } else if !backends.is_empty() {
         AppState::Serving
     } else {
-        without_backends(world, view, web)
+        without_backends(world, view, &mine, process, version)
     };
-    AppRoute { app: view.app.id, name: view.app.name.clone(), domains: view.domains.clone(), state, backends }
+    (state, backends)
 }
 
-fn without_backends(world: &World, view: &AppView, web: &[&Placement]) -> AppState {
+fn without_backends(world: &World, view: &AppView, mine: &[&Placement], process: &ProcessType, version: Option<u64>) -> AppState {
     let deployed = view.releases.values().any(|r| r.image.is_some());
     if !deployed {
         return AppState::Blank;
     }
-    let wanted = view.wanted_release().is_some_and(|r| view.wanted(r).iter().any(|(p, _)| *p == ProcessType::web()));
-    let rolling_out = view.app.target.and_then(|t| view.releases.get(&t)).is_some_and(|r| !r.released);
-    if !wanted && web.is_empty() {
+    let wanted = view
+        .wanted_release()
+        .is_some_and(|r| version.is_none_or(|v| r.version == v) && view.wanted(r).iter().any(|(p, _)| p == process));
+    let target = view.app.target.and_then(|t| view.releases.get(&t));
+    let rolling_out = target.is_some_and(|r| !r.released && version.is_none_or(|v| r.version == v));
+    if !wanted && mine.is_empty() {
         return if rolling_out { AppState::Starting } else { AppState::NoWeb };
     }
     let crashed =
         |p: &&Placement| world.last_heard(p).is_some_and(|r| matches!(r.state, InstanceState::Crashed | InstanceState::Down));
-    if !web.is_empty() && web.iter().all(crashed) { AppState::Crashed } else { AppState::Starting }
+    if !mine.is_empty() && mine.iter().all(crashed) { AppState::Crashed } else { AppState::Starting }
 }

@@ -2,7 +2,7 @@
 
 use flex_model::{
     App, AppId, DomainName, Host, HostId, InstanceId, InstanceReport, InstanceState, Placement, ProcessScale, ProcessType,
-    Release, ReleaseStatus, Report, RouterStatus, Timestamp,
+    Release, ReleaseStatus, Report, Route, RouterStatus, Timestamp,
 };
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -29,6 +29,8 @@ pub struct AppView {
     pub releases: BTreeMap<u64, Arc<Release>>,
     /// Every host name, the default one included.
     pub domains: Vec<DomainName>,
+    /// Those that somebody made, in the order of their ids.
+    pub routes: Vec<Arc<Route>>,
 }
 
 /// A host's newest report.

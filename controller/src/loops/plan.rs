@@ -79,7 +79,7 @@ impl Controller {
         let desired = self.read_desired().await?;
         let table = self.table.borrow().clone();
         let draining = desired.placements.values().filter(|p| p.value.phase != PlacementPhase::Active).map(|p| p.value.instance);
-        let routed: BTreeSet<InstanceId> = table.apps.iter().flat_map(|a| a.backends.iter().map(|b| b.instance)).collect();
+        let routed: BTreeSet<InstanceId> = table.apps.iter().flat_map(|a| a.instances().map(|b| b.instance)).collect();
         let world = World {
             now: self.now(),
             apps: desired.views.clone(),
@@ -121,7 +121,12 @@ impl Controller {
         for stored in &apps {
             let app = &stored.value;
             versions.extend([app.target, app.good].into_iter().flatten().map(|v| (app.id, v)));
-            let view = AppView { app: app.clone(), releases: BTreeMap::new(), domains: vec![self.default_domain(&app.name)] };
+            let view = AppView {
+                app: app.clone(),
+                releases: BTreeMap::new(),
+                domains: vec![self.default_domain(&app.name)],
+                routes: Vec::new(),
+            };
             views.insert(app.id, view);
         }
         for (app, version) in versions {
@@ -254,7 +259,7 @@ impl Controller {
             reports.values().any(|v| v.report.instances.iter().any(|i| mine.contains(&i.instance) && i.address.is_some()))
         };
         let table = self.table.borrow().clone();
-        let in_table = table.apps.iter().any(|a| a.app == release.app && a.backends.iter().any(|b| mine.contains(&b.instance)));
+        let in_table = table.app(release.app).is_some_and(|a| a.instances().any(|b| mine.contains(&b.instance)));
         let acknowledged = lock(&self.routers).values().all(|r| r.revision >= table.revision);
         (exists, in_table && acknowledged)
     }

@@ -81,12 +81,19 @@ impl Controller {
         }
         let apps = flex_scheduler::routes(&read.world);
         self.table.send_if_modified(|table| {
-            if table.apps == apps && table.revision > 0 {
-                return false;
-            }
             // Grows over restarts too: routers keep the newest table on disk.
             let now = u64::try_from(read.world.now.micros()).unwrap_or(0);
-            *table = Arc::new(RouteTable { revision: now.max(table.revision + 1), apps });
+            let mut next = RouteTable::new(now.max(table.revision + 1), apps);
+            next.cookie_key = Some(flex_model::Secret::new(self.crypt.sign("router-cookies")));
+            for app in &mut next.apps {
+                if let Some(same) = table.app(app.app).filter(|before| *before == app) {
+                    *app = same.clone();
+                }
+            }
+            if table.apps == next.apps && table.revision > 0 {
+                return false;
+            }
+            *table = Arc::new(next);
             true
         });
     }

@@ -231,7 +231,7 @@ pub async fn simulate_router(controller: Controller) {
         let revision = tables.borrow_and_update().revision;
         assert!(revision >= last, "a table's revision went back");
         last = revision;
-        let status = RouterStatus { router: "one".into(), revision, in_flight: BTreeMap::new() };
+        let status = RouterStatus { router: "one".into(), revision, in_flight: BTreeMap::new(), ..RouterStatus::default() };
         if statuses.send(status).await.is_err() || tables.changed().await.is_err() {
             return;
         }

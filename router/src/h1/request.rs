@@ -52,6 +52,15 @@ pub(crate) struct Request {
     pub(crate) log: String,
     /// The head to send to the instance, blank line and all.
     pub(crate) upstream: Vec<u8>,
+    /// Where the path lies in it, without what follows a `?`.
+    path: std::ops::Range<usize>,
+}
+
+impl Request {
+    /// The path as the client sent it, without a query; `*` where the request is for no path.
+    pub(crate) fn path(&self) -> &str {
+        std::str::from_utf8(&self.upstream[self.path.clone()]).unwrap_or("/")
+    }
 }
 
 /// Reads a head that [`super::scan::Scanner`] found complete.
@@ -83,6 +92,8 @@ pub(crate) fn parse(head: &[u8], max_headers: usize, arrival: &Arrival) -> Resul
     escape(&forwarded_for, &mut log);
     log.push('"');
 
+    let begin = method.len() + 1;
+    let path = begin..begin + memchr::memchr(b'?', target.path.as_bytes()).unwrap_or(target.path.len());
     let mut out = Vec::with_capacity(head.len() + 320);
     for part in [method, " ", target.path, " HTTP/1.1\r\nHost: ", target.authority, "\r\n"] {
         out.extend_from_slice(part.as_bytes());
@@ -113,6 +124,7 @@ pub(crate) fn parse(head: &[u8], max_headers: usize, arrival: &Arrival) -> Resul
         request_id,
         log,
         upstream: out,
+        path,
     })
 }
 

@@ -29,17 +29,11 @@ pub fn backend(n: u128, address: SocketAddr) -> Backend {
 /// An app whose domain is `name.test`.
 pub fn app(name: &str, state: AppState, backends: Vec<Backend>) -> AppRoute {
     let id = name.bytes().fold(0_u128, |n, b| n << 8 | u128::from(b));
-    AppRoute {
-        app: AppId(uuid(id)),
-        name: name.parse().unwrap(),
-        domains: vec![format!("{name}.test").parse().unwrap()],
-        state,
-        backends,
-    }
+    AppRoute::new(AppId(uuid(id)), name.parse().unwrap(), vec![format!("{name}.test").parse().unwrap()], state, backends)
 }
 
 pub fn table(revision: u64, apps: Vec<AppRoute>) -> Arc<RouteTable> {
-    Arc::new(RouteTable { revision, apps })
+    Arc::new(RouteTable::new(revision, apps))
 }
 
 pub struct World {

@@ -177,7 +177,12 @@ impl Router {
     }
 
     pub fn status(&self) -> RouterStatus {
-        RouterStatus { router: self.name.clone(), revision: self.table.revision, in_flight: self.in_flight.clone() }
+        RouterStatus {
+            router: self.name.clone(),
+            revision: self.table.revision,
+            in_flight: self.in_flight.clone(),
+            problems: Vec::new(),
+        }
     }
 }
 

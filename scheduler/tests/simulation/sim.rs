@@ -72,7 +72,10 @@ impl Sim {
         }
         for n in 0..1 + rng.below(3) {
             let app = new_app(n);
-            world.apps.insert(app.id, AppView { app: Arc::new(app), releases: BTreeMap::new(), domains: Vec::new() });
+            world.apps.insert(
+                app.id,
+                AppView { app: Arc::new(app), releases: BTreeMap::new(), domains: Vec::new(), routes: Vec::new() },
+            );
         }
         let agents = world.hosts.keys().map(|h| (*h, Agent::default())).collect();
         let routers = (0..1 + rng.below(2)).map(|n| Router { name: format!("r{n}"), ..Router::default() }).collect();
@@ -321,8 +324,9 @@ impl Sim {
             }
         }
         let apps = routes(&self.world);
-        if apps != self.table.apps {
-            self.table = RouteTable { revision: self.table.revision + 1, apps };
+        let table = RouteTable::new(self.table.revision + 1, apps);
+        if table.apps != self.table.apps {
+            self.table = table;
             for router in &mut self.routers {
                 let delay = i64::try_from(self.rng.below(6)).unwrap_or(0);
                 router.inbox.push((self.now + delay, self.table.clone()));

@@ -1,0 +1,215 @@
+use super::*;
+use crate::{shared::Dirty, table::Lease};
+use flex_model::{PathPrefix, Pool, RouteId, Uuid};
+use proptest::prelude::*;
+use std::time::Duration;
+
+fn id(n: u128) -> AppId {
+    AppId(Uuid::from_u128(n))
+}
+
+fn backend(n: u128) -> flex_model::Backend {
+    let instance = InstanceId(Uuid::from_u128(n));
+    flex_model::Backend { instance, name: format!("web.{n}"), address: ([127, 0, 0, 1], 80).into() }
+}
+
+fn app(n: u128, domains: &[&str]) -> AppRoute {
+    let domains = domains.iter().map(|d| d.parse().unwrap()).collect();
+    AppRoute::new(id(n), "app".parse().unwrap(), domains, AppState::Serving, vec![backend(n)])
+}
+
+fn http(n: u128, host: &str, path: &str, targets: Vec<Target>) -> flex_model::Route {
+    let matches = Match::Http { host: host.parse().unwrap(), path: path.parse().unwrap() };
+    flex_model::Route { id: RouteId(Uuid::from_u128(n)), matches, targets, policy: None }
+}
+
+fn to(process: &str, weight: u32) -> Target {
+    Target { weight, ..Target::to(process.parse().unwrap()) }
+}
+
+fn applied(apps: Vec<AppRoute>) -> (Registry, Routes) {
+    let (mut registry, routes) = (Registry::default(), Routes::default());
+    registry.apply(&routes, &RouteTable::new(1, apps));
+    (registry, routes)
+}
+
+fn find(routes: &Routes, host: &str, path: &str) -> Option<u128> {
+    routes.find(host, path).map(|r| r.app.0.as_u128())
+}
+
+#[test]
+fn exact_before_the_longest_wildcard() {
+    let (registry, routes) =
+        applied(vec![app(1, &["*.b.c"]), app(2, &["a.b.c"]), app(3, &["*.x.b.c"]), app(4, &["*.c"]), app(5, &["a.b.c"])]);
+    let find = |host: &str| find(&routes, host, "/");
+    assert_eq!(find("a.b.c"), Some(2));
+    assert_eq!(find("z.b.c"), Some(1));
+    assert_eq!(find("y.z.b.c"), Some(1));
+    assert_eq!(find("y.x.b.c"), Some(3));
+    assert_eq!(find("b.c"), Some(4));
+    assert_eq!(find("c"), None);
+    assert_eq!(find(""), None);
+    assert_eq!(find("b.d"), None);
+    let problems = registry.problems();
+    assert!(problems.len() == 1 && problems[0].app == id(5) && problems[0].message.contains("a.b.c/"), "{problems:?}");
+}
+
+#[test]
+fn the_longest_path_and_only_whole_segments() {
+    let one = AppRoute { routes: vec![http(9, "a.b", "/api", vec![to("api", 1)])], ..app(1, &["a.b"]) };
+    let two = AppRoute { routes: vec![http(8, "a.b", "/api/v2", vec![to("web", 1)])], ..app(2, &[]) };
+    let (_, routes) = applied(vec![one, two]);
+    let at = |path: &str| routes.find("a.b", path).map(|r| (r.app.0.as_u128(), r.id.map(|r| r.0.as_u128())));
+    assert_eq!(at("/"), Some((1, None)));
+    assert_eq!(at("/api"), Some((1, Some(9))));
+    assert_eq!(at("/apis"), Some((1, None)));
+    assert_eq!(at("/api/v2/x"), Some((2, Some(8))));
+    assert_eq!(at("*"), Some((1, None)));
+}
+
+#[test]
+fn a_host_without_a_root_leaves_the_rest_to_the_wildcard() {
+    let one = AppRoute { routes: vec![http(9, "a.b.c", "/api", vec![to("web", 1)])], ..app(1, &[]) };
+    let (_, routes) = applied(vec![one, app(2, &["*.b.c"])]);
+    assert_eq!(find(&routes, "a.b.c", "/api/x"), Some(1));
+    assert_eq!(find(&routes, "a.b.c", "/"), Some(2));
+}
+
+#[test]
+fn weights_share_and_empty_targets_get_nothing() {
+    let pool = |process: &str, state, backends| Pool { process: process.parse().unwrap(), version: None, state, backends };
+    let pools = vec![
+        pool("canary", AppState::Serving, vec![backend(7)]),
+        pool("empty", AppState::Starting, vec![]),
+        pool("off", AppState::Serving, vec![backend(8)]),
+    ];
+    let targets = vec![to("web", 3), to("canary", 1), to("empty", 6), to("off", 0)];
+    let one = AppRoute { pools, routes: vec![http(9, "a.b", "/", targets)], ..app(1, &["a.b"]) };
+    let (_, routes) = applied(vec![one]);
+    let route = routes.find("a.b", "/x").unwrap();
+    let mut count = BTreeMap::new();
+    for random in 0..400 {
+        *count.entry(route.choose(random).unwrap().backends[0].name.clone()).or_insert(0) += 1;
+    }
+    assert_eq!(count, BTreeMap::from([("web.1".into(), 300), ("web.7".into(), 100)]));
+}
+
+#[test]
+fn an_absent_instance_takes_no_request_and_is_counted_until_its_last() {
+    let dirty = Arc::new(Dirty::default());
+    let (mut registry, routes) = applied(vec![app(7, &["a.b"])]);
+    let backend = routes.find("a.b", "/").unwrap().choose(0).unwrap().backends[0].clone();
+    let running = Lease::take(&backend, &dirty).unwrap();
+    registry.apply(&routes, &RouteTable::new(2, []));
+    assert!(routes.find("a.b", "/").is_none());
+    assert!(Lease::take(&backend, &dirty).is_none());
+    assert_eq!(registry.in_flight(), BTreeMap::from([(backend.instance, 1)]));
+    drop(running);
+    assert!(registry.in_flight().is_empty());
+    assert!(registry.backends.is_empty() && registry.held.is_empty());
+}
+
+#[test]
+fn failures_back_off_and_a_success_forgives() {
+    let (_, routes) = applied(vec![app(7, &["a.b"])]);
+    let backend = routes.find("a.b", "/").unwrap().choose(0).unwrap().backends[0].clone();
+    let second = Duration::from_secs(1);
+    backend.failed(0, second);
+    backend.failed(10, second);
+    assert!(backend.is_out(999) && !backend.is_out(1000));
+    backend.failed(1000, second);
+    assert!(backend.is_out(2999) && !backend.is_out(3000));
+    backend.succeeded();
+    assert!(!backend.is_out(1500));
+    backend.failed(4000, second);
+    assert!(!backend.is_out(5000));
+}
+
+#[test]
+fn ports_and_names_below_http() {
+    let route = |n: u128, matches| flex_model::Route {
+        id: RouteId(Uuid::from_u128(n)),
+        matches,
+        targets: vec![to("web", 1)],
+        policy: None,
+    };
+    let tcp = |port: u16| Match::Tcp { port: port.try_into().unwrap(), tls: false };
+    let sni =
+        |host: &str, port: Option<u16>| Match::Sni { host: host.parse().unwrap(), port: port.map(|p| p.try_into().unwrap()) };
+    let one = AppRoute {
+        routes: vec![route(1, tcp(5432)), route(2, sni("*.db.test", Some(7000))), route(3, sni("a.test", None))],
+        ..app(1, &[])
+    };
+    let two = AppRoute { routes: vec![route(4, tcp(5432)), route(5, tcp(7000))], ..app(2, &[]) };
+    let (mut registry, routes) = applied(vec![one.clone(), two]);
+    let l4 = routes.l4.load_full();
+    assert_eq!(l4.ports[&5432].plain.as_ref().unwrap().app, id(1));
+    assert_eq!(l4.ports[&7000].plain.as_ref().unwrap().app, id(2));
+    assert_eq!(l4.ports[&7000].names.find("x.db.test").unwrap().app, id(1));
+    assert!(l4.ports[&7000].names.find("db.test").is_none() && l4.names.find("a.test").is_some());
+    assert_eq!(registry.problems().iter().map(|p| p.app).collect::<Vec<_>>(), [id(2)]);
+    registry.apply(&routes, &RouteTable::new(2, [one]));
+    assert!(registry.problems().is_empty());
+    assert!(routes.l4.load().ports[&7000].plain.is_none());
+}
+
+/// What a host and a path should lead to, by looking at every claim.
+fn by_hand(apps: &[AppRoute], host: &str, path: &str) -> Option<AppId> {
+    let suffixes = std::iter::successors(host.split_once('.').map(|x| x.1), |s| s.split_once('.').map(|x| x.1));
+    let names = std::iter::once(host.to_owned()).chain(suffixes.map(|s| format!("*.{s}")));
+    names.into_iter().find_map(|name| {
+        let claims = apps.iter().flat_map(|a| {
+            let domains = a.domains.iter().filter(|d| d.as_str() == name).map(|_| PathPrefix::default());
+            let routes = a.routes.iter().filter_map(|r| match &r.matches {
+                Match::Http { host, path } if host.as_str() == name => Some(path.clone()),
+                _ => None,
+            });
+            domains.chain(routes).map(|p| (p, a.app))
+        });
+        let fitting = claims.filter(|(p, _)| p.covers(path));
+        // The longest path; of those the lowest id.
+        fitting.max_by(|(p, a), (q, b)| (p.as_str().len(), b).cmp(&(q.as_str().len(), a))).map(|(_, app)| app)
+    })
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(64))]
+
+    /// Whatever tables came before, what is in force is what the last one says: nothing of an earlier one is left, and
+    /// nothing that did not change was lost.
+    #[test]
+    fn changes_one_after_another_come_to_the_same_as_the_last_table(
+        tables in proptest::collection::vec(
+            proptest::collection::vec((0_u128..5, proptest::collection::vec((0_usize..6, 0_usize..4), 0..4)), 0..6), 1..5)
+    ) {
+        const HOSTS: [&str; 6] = ["a.b.c", "*.b.c", "x.b.c", "*.c", "b.c", "q.z"];
+        const PATHS: [&str; 4] = ["/", "/p", "/p/q", "/r"];
+        let (mut registry, routes) = (Registry::default(), Routes::default());
+        let mut last = Vec::new();
+        for (n, claims) in tables.iter().enumerate() {
+            let mut apps: BTreeMap<u128, AppRoute> = BTreeMap::new();
+            for (app_id, mine) in claims {
+                let entry = apps.entry(*app_id).or_insert_with(|| app(*app_id, &[]));
+                for (host, path) in mine {
+                    if *path == 0 && host % 2 == 0 {
+                        entry.domains.push(HOSTS[*host].parse().unwrap());
+                    } else {
+                        entry.routes.push(http(*app_id, HOSTS[*host], PATHS[*path], vec![to("web", 1)]));
+                    }
+                }
+            }
+            last = apps.into_values().collect();
+            registry.apply(&routes, &RouteTable::new(n as u64 + 1, last.clone()));
+        }
+        for host in ["a.b.c", "x.b.c", "y.b.c", "b.c", "c", "q.z", "u.v.c"] {
+            for path in ["/", "/p", "/pp", "/p/q/1", "/r/"] {
+                prop_assert_eq!(routes.find(host, path).map(|r| r.app), by_hand(&last, host, path), "{} {}", host, path);
+            }
+        }
+        let live: BTreeSet<InstanceId> = registry.backends.values().filter(|b| !b.is_retired()).map(|b| b.instance).collect();
+        for app in &last {
+            prop_assert!(app.domains.is_empty() && app.routes.is_empty() || live.contains(&app.backends[0].instance));
+        }
+        prop_assert!(live.iter().all(|i| last.iter().any(|a| a.backends[0].instance == *i)));
+    }
+}
