@@ -1,6 +1,9 @@
 """served.py push|python|deploys|idle FOLDER: measurements that need a running flexd."""
 
 import asyncio
+import concurrent.futures
+import http.client
+import json
 import os
 import pathlib
 import signal
@@ -16,6 +19,7 @@ ROUNDS = 10
 RATE = 200
 IDLE_SECONDS = 20
 TIMEOUT = 30
+STORED_APPS = int(os.environ.get("FLEX_BENCH_APPS", "10000"))
 
 
 def seconds(values):
@@ -192,10 +196,57 @@ def idle(world):
     return rows, {"rss_mib": rss, "cpu_percent": share, "apps": ROUNDS}
 
 
+def fill(world, numbers):
+    """Stores these apps with a config var each, and so with a release, over one connection."""
+    host, port = world.api.rsplit(":", 1)
+    connection = http.client.HTTPConnection(host, int(port), timeout=TIMEOUT)
+    headers = {"Authorization": f"Bearer {world.env['FLEX_TOKEN']}", "Content-Type": "application/json"}
+    for n in numbers:
+        for method, path, body in (
+            ("POST", "/apps", {"name": f"stored-{n}"}),
+            ("PATCH", f"/apps/stored-{n}/config-vars", {"NUMBER": str(n), "DATABASE_URL": f"postgres://host/{n}"}),
+        ):
+            connection.request(method, path, json.dumps(body), headers)
+            answer = connection.getresponse()
+            said = answer.read()
+            if answer.status >= 300:
+                raise SystemExit(f" !     {method} {path}: {answer.status} {said.decode(errors='replace')}")
+    connection.close()
+
+
+def cold(world):
+    began = time.monotonic()
+    with concurrent.futures.ThreadPoolExecutor(16) as threads:
+        for done in [threads.submit(fill, world, range(n, STORED_APPS, 16)) for n in range(16)]:
+            done.result()
+    filled = time.monotonic() - began
+    starts, rss = [], 0.0
+    for _ in range(3):
+        world.stop()
+        began = time.monotonic()
+        world.launch()
+        last = f"stored-{STORED_APPS - 1}"
+        world.flex("apps:info", last)
+        # Nothing is deployed, so the router's answer is the one for an app without processes: it has the whole table.
+        while (answer := page(world, last)[0]) != "503":
+            if time.monotonic() > began + TIMEOUT:
+                raise SystemExit(f" !     the router answers {answer} for an app that is stored")
+            time.sleep(0.005)
+        starts.append(time.monotonic() - began)
+        status = dict(line.split(":", 1) for line in pathlib.Path("/proc", str(world.child.pid), "status").read_text().splitlines())
+        rss = int(status["VmRSS"].split()[0]) / 1024
+    rows = [
+        (f"start with {STORED_APPS} apps", f"{', '.join(f'{s:.2f}' for s in starts)} s until the API and the router know the last"),
+        ("memory (RSS) then", f"{rss:.1f} MiB"),
+        ("storing them", f"{filled:.1f} s, {2 * STORED_APPS / filled:.0f} changes/s over 16 connections"),
+    ]
+    return rows, {"apps": STORED_APPS, "starts_s": starts, "rss_mib": rss, "filled_s": filled}
+
+
 if __name__ == "__main__":
     signal.signal(signal.SIGTERM, lambda *_: sys.exit("ended by a signal"))  # the world is cleaned up on the way out
     name, folder = sys.argv[1:]
     before = report.load()
     with World() as world:
-        rows, values = {"push": push, "python": python, "deploys": deploys, "idle": idle}[name](world)
+        rows, values = {"push": push, "python": python, "deploys": deploys, "idle": idle, "cold": cold}[name](world)
     report.finish(name, folder, before, rows, values)

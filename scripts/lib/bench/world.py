@@ -59,7 +59,7 @@ class World:
     def __enter__(self):
         self.dir = pathlib.Path(tempfile.mkdtemp(prefix="flex-bench-"))
         self.data, self.home = self.dir / "data", self.dir / "home"
-        self.child = None
+        self.child, self.env = None, {}
         try:
             self.start()
         except BaseException:
@@ -71,6 +71,21 @@ class World:
         self.data.mkdir()
         (self.home / ".ssh").mkdir(parents=True)
         (self.data / "stacks").symlink_to(os.environ["FLEX_BENCH_STACKS"])
+        self.launch()
+        token = run(BIN / "flexd", "--data-dir", self.data, "--buildpacks", BUILDPACKS, "user:token", "bench@example.com", "--admin").strip()
+        ssh = self.home / ".ssh"
+        self.env |= {
+            "PATH": os.environ["PATH"], "HOME": str(self.home), "FLEX_TOKEN": token,
+            "GIT_SSH_COMMAND": f"ssh -F none -o IdentitiesOnly=yes -o StrictHostKeyChecking=yes"
+            f" -o UserKnownHostsFile={ssh}/known_hosts -i {ssh}/id_ed25519",
+            "GIT_CONFIG_NOSYSTEM": "1", "GIT_AUTHOR_NAME": "Bench", "GIT_AUTHOR_EMAIL": "bench@example.com",
+            "GIT_COMMITTER_NAME": "Bench", "GIT_COMMITTER_EMAIL": "bench@example.com",
+        }
+        run("ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-C", "bench", "-f", ssh / "id_ed25519")
+        self.flex("keys:add", ssh / "id_ed25519.pub")
+
+    def launch(self):
+        """Starts flexd, until it says that it serves."""
         any_port = "127.0.0.1:0"
         with open(self.dir / "out", "w") as out, open(self.dir / "log", "w") as log:
             self.child = subprocess.Popen(
@@ -83,17 +98,20 @@ class World:
                 raise SystemExit(f" !     flexd does not serve:\n{(self.dir / 'log').read_text()}")
             time.sleep(0.02)
         self.api, self.http, self.ssh = found.groups()
-        token = run(BIN / "flexd", "--data-dir", self.data, "--buildpacks", BUILDPACKS, "user:token", "bench@example.com", "--admin").strip()
-        ssh = self.home / ".ssh"
-        self.env = {
-            "PATH": os.environ["PATH"], "HOME": str(self.home), "FLEX_API": f"http://{self.api}", "FLEX_TOKEN": token,
-            "GIT_SSH_COMMAND": f"ssh -F none -o IdentitiesOnly=yes -o StrictHostKeyChecking=yes"
-            f" -o UserKnownHostsFile={ssh}/known_hosts -i {ssh}/id_ed25519",
-            "GIT_CONFIG_NOSYSTEM": "1", "GIT_AUTHOR_NAME": "Bench", "GIT_AUTHOR_EMAIL": "bench@example.com",
-            "GIT_COMMITTER_NAME": "Bench", "GIT_COMMITTER_EMAIL": "bench@example.com",
-        }
-        run("ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-C", "bench", "-f", ssh / "id_ed25519")
-        self.flex("keys:add", ssh / "id_ed25519.pub")
+        # The ports are new ones at each start.
+        self.env["FLEX_API"] = f"http://{self.api}"
+
+    def stop(self):
+        """Stops flexd and leaves its data; true if it was running."""
+        if not self.child or self.child.poll() is not None:
+            return False
+        self.child.terminate()
+        try:
+            self.child.wait(30)
+        except subprocess.TimeoutExpired:
+            self.child.kill()
+            self.child.wait()
+        return True
 
     def flex(self, *arguments, cwd=None):
         return run(BIN / "flex", *arguments, cwd=cwd or self.home, env=self.env)
@@ -137,13 +155,7 @@ class World:
         return path.read_text().strip() if path.exists() else ""
 
     def __exit__(self, *_):
-        if self.child and self.child.poll() is None:
-            self.child.terminate()
-            try:
-                self.child.wait(30)
-            except subprocess.TimeoutExpired:
-                self.child.kill()
-                self.child.wait()
+        self.stop()
         if cluster := self.cluster():
             label = f"label=flex.cluster={cluster}"
             rules = pathlib.Path(__file__).parent.parent / "rules.sh"
@@ -152,9 +164,11 @@ class World:
                 (["ps", "-aq"], ["rm", "-f"]),
                 (["network", "ls", "-q"], ["network", "rm"]),
                 (["volume", "ls", "-q"], ["volume", "rm", "-f"]),
-                (["image", "ls", "-q"], ["image", "rm", "-f"]),
+                (["image", "ls", "--format", "{{.Repository}}:{{.Tag}}"], ["image", "rm", "-f"]),
             ):
-                ids = sorted(set(run("docker", *listed, "--filter", label).split()))
+                # Images are shared by content, so they are found by their names.
+                which = f"reference=flex-{cluster}/*" if listed[0] == "image" else label
+                ids = sorted(set(run("docker", *listed, "--filter", which).split()))
                 if ids:
                     subprocess.run(["docker", *remove, *ids], stdout=subprocess.DEVNULL, check=False)
         shutil.rmtree(self.dir, ignore_errors=True)
