@@ -1,9 +1,13 @@
 # Sourced by scripts/up and scripts/down: how flexd is started, found and stopped, with and without systemd.
 # shellcheck shell=bash
 
-FLEXD=$ROOT/target/release/flexd
+# FLEX_BIN: a folder with a flexd and a flex that are built already.
+BIN=${FLEX_BIN:-$ROOT/target/release}
+FLEXD=$BIN/flexd
 # shellcheck disable=SC2034  # used by scripts/up
-FLEX=$ROOT/target/release/flex
+FLEX=$BIN/flex
+# Found beside the checkout's own binaries, and not beside others.
+export FLEXD_BUILDPACKS=${FLEXD_BUILDPACKS:-$ROOT/buildpacks}
 
 if [ -n "${FLEXD_DATA_DIR:-}" ]; then
   DATA_DIR=$FLEXD_DATA_DIR

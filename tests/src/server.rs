@@ -36,7 +36,7 @@ pub struct Server {
 }
 
 /// Where scripts/test put the stack images, or where it would by itself.
-fn stacks() -> PathBuf {
+pub fn stacks() -> PathBuf {
     let data = std::env::var_os("FLEX_TEST_STACKS").map_or_else(|| root().join("target/test-data"), PathBuf::from);
     let stacks = data.join("stacks");
     assert!(

@@ -1,0 +1,115 @@
+//! scripts/up and scripts/down as an operator runs them, over an installation of the test's own.
+
+use flex_tests::{binary, get, root, stacks};
+use std::net::{SocketAddr, TcpListener};
+use std::path::Path;
+use std::process::{Command, Stdio};
+use std::time::{Duration, Instant};
+
+struct Operator {
+    home: tempfile::TempDir,
+    api: SocketAddr,
+    http: SocketAddr,
+    ssh: SocketAddr,
+}
+
+fn free() -> SocketAddr {
+    TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap()
+}
+
+impl Operator {
+    fn data(&self) -> std::path::PathBuf {
+        self.home.path().join("data")
+    }
+
+    fn command(&self, program: &Path, args: &[&str]) -> (bool, String) {
+        let home = self.home.path();
+        // ssh looks for keys in the home of the user database, whatever HOME says.
+        let ssh = format!(
+            "ssh -F none -o IdentitiesOnly=yes -o UserKnownHostsFile={0}/known_hosts -i {0}/id_ed25519",
+            home.join(".ssh").display()
+        );
+        let cargo =
+            std::env::var_os("CARGO_HOME").unwrap_or_else(|| Path::new(&std::env::var_os("HOME").unwrap()).join(".cargo").into());
+        let out = Command::new(program)
+            .args(args)
+            .env_clear()
+            .env("PATH", std::env::var_os("PATH").unwrap())
+            .env("HOME", home)
+            .env("CARGO_HOME", cargo)
+            .env("FLEX_BIN", binary("flexd").parent().unwrap())
+            .env("FLEX_ADMIN_EMAIL", "operator@example.com")
+            .env("FLEXD_DATA_DIR", self.data())
+            .env("FLEXD_API", self.api.to_string())
+            .env("FLEXD_HTTP", self.http.to_string())
+            .env("FLEXD_SSH", self.ssh.to_string())
+            .env("GIT_SSH_COMMAND", ssh)
+            .stdin(Stdio::null())
+            .output()
+            .unwrap();
+        (out.status.success(), format!("{}{}", String::from_utf8_lossy(&out.stdout), String::from_utf8_lossy(&out.stderr)))
+    }
+
+    fn script(&self, name: &str, args: &[&str]) -> (bool, String) {
+        self.command(&root().join("scripts").join(name), args)
+    }
+}
+
+impl Drop for Operator {
+    fn drop(&mut self) {
+        // After a failure; after a purge there is nothing left to do.
+        if self.data().exists() {
+            self.script("down", &["--purge"]);
+        }
+    }
+}
+
+fn docker(args: &[&str]) -> String {
+    let out = Command::new("docker").args(args).output().unwrap();
+    String::from_utf8(out.stdout).unwrap()
+}
+
+#[test]
+fn up_ends_with_a_served_app_and_purge_with_nothing() {
+    let home = tempfile::Builder::new().prefix("flex-operator-").tempdir().unwrap();
+    let operator = Operator { home, api: free(), http: free(), ssh: free() };
+    std::fs::create_dir(operator.data()).unwrap();
+    std::os::unix::fs::symlink(stacks(), operator.data().join("stacks")).unwrap();
+
+    let (ok, said) = operator.script("up", &[]);
+    assert!(ok && said.contains("Flex is up"), "{said}");
+    let page = get(operator.http, "flex-hello.localhost", "/").expect("the router answers");
+    assert_eq!(page.status, 200, "{page:?}");
+    let pid = std::fs::read_to_string(operator.data().join("flexd.pid")).unwrap();
+
+    // Again: nothing is made anew, and nobody waits for it.
+    let began = Instant::now();
+    let (ok, said) = operator.script("up", &[]);
+    assert!(ok && said.contains("flexd is running") && !said.contains("Building on the"), "{said}");
+    assert!(began.elapsed() < Duration::from_secs(60), "{:?}", began.elapsed());
+    assert_eq!(std::fs::read_to_string(operator.data().join("flexd.pid")).unwrap(), pid);
+
+    // Down ends flexd and the apps, and keeps the data: up brings them back.
+    let cluster = std::fs::read_to_string(operator.data().join("cluster")).unwrap();
+    let label = format!("label=flex.cluster={}", cluster.trim());
+    let (ok, said) = operator.script("down", &[]);
+    assert!(ok, "{said}");
+    assert_eq!(docker(&["ps", "-aq", "--filter", &label]), "");
+    assert!(get(operator.http, "flex-hello.localhost", "/").is_none());
+    let (ok, said) = operator.script("up", &[]);
+    assert!(ok && said.contains("It says: It works"), "{said}");
+
+    let (ok, said) = operator.script("down", &["--purge"]);
+    assert!(ok, "{said}");
+    assert!(!operator.data().exists(), "{said}");
+    for left in ["ps -aq --filter", "network ls -q --filter", "volume ls -q --filter"] {
+        let mut args: Vec<&str> = left.split(' ').collect();
+        args.push(&label);
+        assert_eq!(docker(&args), "", "{left}");
+    }
+    assert_eq!(docker(&["image", "ls", "-q", &format!("flex-{}/*", cluster.trim())]), "");
+
+    // The wrong use says so.
+    let (ok, said) = operator.script("up", &["--frobnicate"]);
+    assert!(!ok && said.contains("--frobnicate"), "{said}");
+}
