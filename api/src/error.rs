@@ -2,9 +2,10 @@
 
 use serde::{Deserialize, Serialize};
 use std::fmt;
+use utoipa::ToSchema;
 
 /// The stable names of errors. A client may act on them; each says who must act.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize, ToSchema)]
 #[serde(rename_all = "snake_case")]
 pub enum ErrorId {
     /// The request cannot be understood: the client's mistake.
@@ -17,6 +18,8 @@ pub enum ErrorId {
     NotFound,
     /// A value was refused: the user's mistake.
     InvalidParams,
+    /// A list's `Range` asks for what the list does not have.
+    RequestedRangeNotSatisfiable,
     /// Another change came first: read again, and retry.
     Conflict,
     /// Too many requests: wait, and retry.
@@ -29,12 +32,13 @@ pub enum ErrorId {
 
 impl ErrorId {
     /// Every id, for documents and tests.
-    pub const ALL: [Self; 9] = [
+    pub const ALL: [Self; 10] = [
         Self::BadRequest,
         Self::Unauthorized,
         Self::Forbidden,
         Self::NotFound,
         Self::InvalidParams,
+        Self::RequestedRangeNotSatisfiable,
         Self::Conflict,
         Self::RateLimit,
         Self::Unavailable,
@@ -49,6 +53,7 @@ impl ErrorId {
             Self::Forbidden => "forbidden",
             Self::NotFound => "not_found",
             Self::InvalidParams => "invalid_params",
+            Self::RequestedRangeNotSatisfiable => "requested_range_not_satisfiable",
             Self::Conflict => "conflict",
             Self::RateLimit => "rate_limit",
             Self::Unavailable => "unavailable",
@@ -64,16 +69,43 @@ impl ErrorId {
             Self::Forbidden => 403,
             Self::NotFound => 404,
             Self::Conflict => 409,
+            Self::RequestedRangeNotSatisfiable => 416,
             Self::InvalidParams => 422,
             Self::RateLimit => 429,
             Self::Internal => 500,
             Self::Unavailable => 503,
         }
     }
+
+    /// What it means and what to do, in Markdown: the page that an error's `url` leads to.
+    pub const fn page(self) -> &'static str {
+        match self {
+            Self::BadRequest => include_str!("../../docs/errors/bad_request.md"),
+            Self::Unauthorized => include_str!("../../docs/errors/unauthorized.md"),
+            Self::Forbidden => include_str!("../../docs/errors/forbidden.md"),
+            Self::NotFound => include_str!("../../docs/errors/not_found.md"),
+            Self::InvalidParams => include_str!("../../docs/errors/invalid_params.md"),
+            Self::RequestedRangeNotSatisfiable => include_str!("../../docs/errors/requested_range_not_satisfiable.md"),
+            Self::Conflict => include_str!("../../docs/errors/conflict.md"),
+            Self::RateLimit => include_str!("../../docs/errors/rate_limit.md"),
+            Self::Unavailable => include_str!("../../docs/errors/unavailable.md"),
+            Self::Internal => include_str!("../../docs/errors/internal.md"),
+        }
+    }
 }
 
 /// An error on the wire.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, thiserror::Error)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct ErrorBody {
+    pub id: ErrorId,
+    /// For people.
+    pub message: String,
+    /// A page that says more.
+    pub url: String,
+}
+
+/// An error, wherever it arises.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub struct ApiError {
     pub id: ErrorId,
     pub message: String,
@@ -97,9 +129,8 @@ mod tests {
 
     #[test]
     fn each_has_its_page() {
-        let pages = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("../docs/errors");
         for id in ErrorId::ALL {
-            let page = std::fs::read_to_string(pages.join(format!("{}.md", id.name()))).unwrap();
+            let page = id.page();
             assert!(page.starts_with(&format!("# `{}` ({})\n", id.name(), id.status())), "{}", id.name());
             assert!(page.contains("**Who acts:**"), "{}", id.name());
         }

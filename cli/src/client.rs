@@ -15,12 +15,15 @@ const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
 /// An answer that is not a stream.
 const ANSWER_TIMEOUT: Duration = Duration::from_secs(60);
 
+/// An error's body, as far as a client needs it: one of a newer server must be readable too.
 #[derive(serde::Deserialize)]
 struct ErrorBody {
     #[serde(default)]
     id: String,
     #[serde(default)]
     message: String,
+    #[serde(default)]
+    url: Option<String>,
 }
 
 /// A signed-in connection to one server.
@@ -77,16 +80,37 @@ impl Client {
 
     async fn json<T: DeserializeOwned>(&self, request: reqwest::RequestBuilder) -> Result<T> {
         let response = self.send(request.timeout(ANSWER_TIMEOUT)).await?;
-        let url = response.url().path().to_owned();
+        self.read(response).await
+    }
+
+    async fn read<T: DeserializeOwned>(&self, response: Response) -> Result<T> {
+        let path = response.url().path().to_owned();
         let bytes = response.bytes().await.map_err(|e| self.unreachable(&e))?;
-        serde_json::from_slice(&bytes).map_err(|e| {
-            CliError::failed(format!("The server's answer to {url} cannot be read: {e}"))
-                .hint("Are flex and flexd of one version? flex version")
-        })
+        serde_json::from_slice(&bytes).map_err(|e| unreadable(&path, &e))
     }
 
     pub async fn get<T: DeserializeOwned>(&self, path: &str) -> Result<T> {
         self.json(self.request(Method::GET, path)).await
+    }
+    /// A whole list: as many requests as it has parts.
+    pub async fn list<T: DeserializeOwned>(&self, path: &str) -> Result<T> {
+        let mut all = Vec::<serde_json::Value>::new();
+        let mut range = None::<String>;
+        loop {
+            let mut request = self.request(Method::GET, path);
+            if let Some(range) = &range {
+                request = request.header("Range", range);
+            }
+            let response = self.send(request.timeout(ANSWER_TIMEOUT)).await?;
+            let next = response.headers().get("next-range").and_then(|v| v.to_str().ok()).map(str::to_owned);
+            all.extend(self.read::<Vec<serde_json::Value>>(response).await?);
+            // The same range again would go on for ever.
+            if next.is_none() || next == range {
+                break;
+            }
+            range = next;
+        }
+        serde_json::from_value(all.into()).map_err(|e| unreadable(path, &e))
     }
     /// Newest first, at most `max`.
     pub async fn get_newest<T: DeserializeOwned>(&self, path: &str, by: &str, max: usize) -> Result<T> {
@@ -142,19 +166,31 @@ impl Client {
     }
 }
 
+/// An answer that is not what this version expects.
+pub fn unreadable(path: &str, e: &serde_json::Error) -> CliError {
+    CliError::failed(format!("The server's answer to {path} cannot be read: {e}"))
+        .hint("Are flex and flexd of one version? flex version")
+}
+
 async fn refusal(response: Response) -> CliError {
     let status = response.status();
     let path = response.url().path().to_owned();
     let text = response.text().await.unwrap_or_default();
     let body: Option<ErrorBody> = serde_json::from_str(&text).ok();
-    let (id, message) = body.map_or_else(
-        || (String::new(), format!("The server answered {status} to {path}: {}", text.chars().take(200).collect::<String>())),
-        |b| (b.id, b.message),
+    let (id, message, url) = body.map_or_else(
+        || {
+            let text = text.chars().take(200).collect::<String>();
+            (String::new(), format!("The server answered {status} to {path}: {text}"), None)
+        },
+        |b| (b.id, b.message, b.url),
     );
     let exit = if matches!(status, StatusCode::NOT_FOUND | StatusCode::BAD_REQUEST) { EXIT_USAGE } else { 1 };
     let mut error = CliError { message, hints: Vec::new(), id: (!id.is_empty()).then_some(id), exit };
-    if status == StatusCode::UNAUTHORIZED {
-        error = error.hint("Sign in with: flex login");
+    match status {
+        StatusCode::UNAUTHORIZED => error = error.hint("Sign in with: flex login"),
+        // What the server cannot do is told on its page; the other messages say what to do themselves.
+        s if s.is_server_error() => error.hints.extend(url.map(|u| format!("More: {u}"))),
+        _ => {}
     }
     error
 }

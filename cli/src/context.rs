@@ -8,6 +8,11 @@ use flex_model::AppName;
 use serde::de::DeserializeOwned;
 use serde_json::Value;
 
+/// An answer as what it is.
+pub fn typed<T: DeserializeOwned>(value: Value) -> Result<T> {
+    serde_json::from_value(value).map_err(|e| crate::client::unreadable("that", &e))
+}
+
 /// One run of the CLI.
 pub struct Context {
     pub client: Client,
@@ -44,12 +49,18 @@ impl Context {
         self.show_or(value)
     }
 
+    /// Reads a whole list, as [`Context::fetch`] does one thing.
+    pub async fn fetch_list<T: DeserializeOwned>(&self, path: &str) -> Result<Option<T>> {
+        let value: Value = self.client.list(path).await?;
+        self.show_or(value)
+    }
+
     /// Prints a value with `--json`, or hands it back typed.
     pub fn show_or<T: DeserializeOwned>(&self, value: Value) -> Result<Option<T>> {
         if self.common.json {
             output::json(&value)?;
             return Ok(None);
         }
-        serde_json::from_value(value).map(Some).map_err(|e| CliError::failed(format!("The server's answer cannot be read: {e}")))
+        typed(value).map(Some)
     }
 }

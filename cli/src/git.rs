@@ -38,29 +38,83 @@ pub fn set_remote(remote: &str, url: &str) -> Result<()> {
     git(&args).map(drop).ok_or_else(|| CliError::failed(format!("git could not set the remote {remote} to {url}.")))
 }
 
+/// What `~/.ssh/known_hosts` says of the server's host key.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum HostKey {
+    Known,
+    Unknown,
+    /// Another key is known for that host: ssh will refuse it.
+    Differs,
+}
+
+/// The file of known hosts, and how a host and port are written in it.
+fn known_hosts(host: &str, port: u16) -> Option<(PathBuf, String)> {
+    let file = PathBuf::from(std::env::var_os("HOME")?).join(".ssh/known_hosts");
+    Some((file, known_name(host, port)))
+}
+
+/// As `known_hosts` writes a host: with its port where that is not 22.
+pub fn known_name(host: &str, port: u16) -> String {
+    if port == 22 { host.to_owned() } else { format!("[{host}]:{port}") }
+}
+
+/// Whether the server's host key is among the known ones. `ssh-keygen` looks, since names may be hashed.
+pub fn host_key(host: &str, port: u16, key: &str) -> HostKey {
+    let Some((file, name)) = known_hosts(host, port) else { return HostKey::Unknown };
+    let text = match Command::new("ssh-keygen").args(["-F", &name, "-f"]).arg(&file).output() {
+        Ok(out) => String::from_utf8_lossy(&out.stdout).into_owned(),
+        Err(_) => std::fs::read_to_string(&file).unwrap_or_default().lines().filter(|l| names(l, &name)).fold(
+            String::new(),
+            |mut all, line| {
+                all.push_str(line);
+                all.push('\n');
+                all
+            },
+        ),
+    };
+    known(&text, key)
+}
+
+fn names(line: &str, name: &str) -> bool {
+    line.split_whitespace().next().is_some_and(|names| names.split(',').any(|n| n == name))
+}
+
+/// Of the lines about one host.
+fn known(lines: &str, key: &str) -> HostKey {
+    let wanted: Vec<&str> = key.split_whitespace().take(2).collect();
+    let found: Vec<Vec<&str>> = lines
+        .lines()
+        .filter(|l| !l.starts_with('#'))
+        .map(|l| l.split_whitespace().skip(1).take(2).collect())
+        .filter(|k: &Vec<&str>| k.first() == wanted.first())
+        .collect();
+    match found.first() {
+        None => HostKey::Unknown,
+        Some(_) if found.contains(&wanted) => HostKey::Known,
+        Some(_) => HostKey::Differs,
+    }
+}
+
 /// Adds the server's host key to `~/.ssh/known_hosts` unless it is there, so that the first push asks nothing. A
 /// different key for that host is left alone: ssh will say so, as it should.
 pub fn know_host(host: &str, port: u16, key: &str) -> Result<()> {
-    let Some(home) = std::env::var_os("HOME") else { return Ok(()) };
-    let dir = PathBuf::from(home).join(".ssh");
-    let file = dir.join("known_hosts");
-    let name = if port == 22 { host.to_owned() } else { format!("[{host}]:{port}") };
-    let known = std::fs::read_to_string(&file).unwrap_or_default();
-    if known.lines().any(|l| l.split_whitespace().next().is_some_and(|names| names.split(',').any(|n| n == name))) {
+    let Some((file, name)) = known_hosts(host, port) else { return Ok(()) };
+    if host_key(host, port, key) != HostKey::Unknown {
         return Ok(());
     }
     let doing = || while_doing(format!("write {}", file.display()));
-    if !dir.exists() {
-        std::os::unix::fs::DirBuilderExt::mode(&mut std::fs::DirBuilder::new(), 0o700).create(&dir).map_err(doing())?;
+    if let Some(dir) = file.parent().filter(|d| !d.exists()) {
+        std::os::unix::fs::DirBuilderExt::mode(&mut std::fs::DirBuilder::new(), 0o700).create(dir).map_err(doing())?;
     }
+    let before = std::fs::read(&file).unwrap_or_default();
     let mut out = std::fs::OpenOptions::new().create(true).append(true).open(&file).map_err(doing())?;
-    let newline = if known.is_empty() || known.ends_with('\n') { "" } else { "\n" };
+    let newline = if before.is_empty() || before.ends_with(b"\n") { "" } else { "\n" };
     writeln!(out, "{newline}{name} {}", key.trim()).map_err(doing())
 }
 
 #[cfg(test)]
 mod tests {
-    use super::app_of;
+    use super::*;
 
     #[test]
     fn apps_of_urls() {
@@ -68,5 +122,15 @@ mod tests {
             assert_eq!(app_of(url).as_deref(), Some("my-app"), "{url}");
         }
         assert_eq!(app_of("https://github.com/a/B.git"), None);
+    }
+
+    #[test]
+    fn host_keys_are_known_by_kind_and_key() {
+        let lines = "# Host [h]:2222 found: line 1\n[h]:2222 ssh-rsa AAAR\n|1|x|y ssh-ed25519 AAAA comment\n";
+        assert_eq!(known(lines, "ssh-ed25519 AAAA flexd"), HostKey::Known);
+        assert_eq!(known(lines, "ssh-ed25519 BBBB"), HostKey::Differs);
+        assert_eq!(known("", "ssh-ed25519 BBBB"), HostKey::Unknown);
+        assert_eq!((known_name("h", 22), known_name("h", 2222)), ("h".into(), "[h]:2222".into()));
+        assert!(names("[h]:2222,h2 ssh-rsa AAAR", "h2") && !names("[h]:2222 ssh-rsa", "h"));
     }
 }

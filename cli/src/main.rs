@@ -9,7 +9,6 @@ mod error;
 mod git;
 mod output;
 mod settings;
-mod views;
 
 use args::{Cli, Command};
 use clap::Parser;

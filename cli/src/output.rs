@@ -141,8 +141,8 @@ impl Drop for Progress {
 }
 
 /// `2026/11/21 03:57:25 +0000 (~ 5m ago)`; from 25 hours on the date alone.
-pub fn moment(rfc3339: &str, now: jiff::Timestamp) -> String {
-    let Ok(at) = rfc3339.parse::<jiff::Timestamp>() else { return rfc3339.to_owned() };
+pub fn moment(at: flex_api::Time, now: jiff::Timestamp) -> String {
+    let at = jiff::Timestamp::from_microsecond(at.0.micros()).unwrap_or_default();
     let date = at.strftime("%Y/%m/%d %H:%M:%S +0000").to_string();
     let seconds = now.as_second().saturating_sub(at.as_second()).max(0);
     match seconds {
@@ -189,6 +189,7 @@ mod tests {
     #[test]
     fn moments_have_an_age_until_they_are_a_day_old() {
         let now = "2026-11-21T04:00:00Z".parse().unwrap();
+        let moment = |at: &str, now| moment(flex_api::Time(at.parse().unwrap()), now);
         assert_eq!(moment("2026-11-21T03:59:55Z", now), "2026/11/21 03:59:55 +0000 (~ 5s ago)");
         assert_eq!(moment("2026-11-21T03:55:00Z", now), "2026/11/21 03:55:00 +0000 (~ 5m ago)");
         assert_eq!(moment("2026-11-20T04:00:00Z", now), "2026/11/20 04:00:00 +0000 (~ 24h ago)");

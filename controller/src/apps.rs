@@ -3,7 +3,7 @@
 use crate::core::{Actor, Controller, invalid, not_found};
 use crate::crypt::random;
 use crate::db::{DomainRecord, Stored, Tx, keys};
-use flex_api::ApiError;
+use flex_api::{ApiError, Quantity};
 use flex_model::{
     App, AppId, AppName, BuildpackRef, Collaborator, DomainName, Email, Memory, ProcessScale, ProcessType, StackName, User,
 };
@@ -19,13 +19,6 @@ pub struct ScaleChange {
     pub process: ProcessType,
     pub quantity: Option<Quantity>,
     pub memory: Option<Memory>,
-}
-
-/// `2`, `+1`, `-1`.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Quantity {
-    To(u32),
-    By(i64),
 }
 
 impl Controller {
@@ -197,7 +190,7 @@ impl Controller {
                 if let Some(q) = c.quantity {
                     let n = match q {
                         Quantity::To(n) => i64::from(n),
-                        Quantity::By(d) => i64::from(scale.quantity) + d,
+                        Quantity::By(d) => i64::from(scale.quantity).saturating_add(d),
                     };
                     scale.quantity = u32::try_from(n).ok().filter(|n| *n <= flex_model::app::MAX_QUANTITY).ok_or_else(|| {
                         invalid(format!("{} cannot be scaled to {n}: use 0 to {}.", c.process, flex_model::app::MAX_QUANTITY))

@@ -94,6 +94,8 @@ pub struct Inner {
     pub desired: Mutex<Option<Arc<crate::loops::plan::Desired>>>,
     /// Wrong passwords by e-mail, and since when.
     pub sign_ins: Mutex<HashMap<String, (u32, std::time::Instant)>>,
+    /// How many requests each user may still make.
+    pub calls: Mutex<HashMap<UserId, crate::http::limit::Bucket>>,
     /// Turns at hashing passwords.
     pub hashing: tokio::sync::Semaphore,
     pub started: std::time::Instant,
@@ -144,6 +146,7 @@ impl Controller {
             vars: Mutex::default(),
             desired: Mutex::default(),
             sign_ins: Mutex::default(),
+            calls: Mutex::default(),
             hashing: tokio::sync::Semaphore::new(2),
             started: std::time::Instant::now(),
         }));

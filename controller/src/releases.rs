@@ -3,7 +3,7 @@
 use crate::core::{Actor, Controller, invalid, not_found};
 use crate::crypt::Vars;
 use crate::db::{Stored, Tx, keys};
-use flex_api::ApiError;
+use flex_api::{ApiError, ErrorId};
 use flex_model::{
     App, AppId, Build, BuildStatus, ConfigKey, HealthCheck, LogSource, Placement, ProcessScale, ProcessSpec, ProcessType,
     Release, ReleaseStatus, Secret, Slug,
@@ -18,6 +18,26 @@ const MAX_CONFIG_BYTES: usize = 32 << 10;
 const KEPT_IMAGES: usize = 20;
 /// Kept beyond them: what may be gone back to at the moment of looking is still there a moment later.
 const SPARE_IMAGES: usize = 5;
+
+/// What a new release is to be.
+struct Draft<'a> {
+    /// All config vars from now on.
+    vars: Vars,
+    description: String,
+    /// Of its event.
+    kind: &'static str,
+    code: Code<'a>,
+}
+
+/// Where a release's code comes from.
+enum Code<'a> {
+    /// What should run now.
+    Same,
+    /// An earlier release's.
+    Of(&'a Release),
+    /// A build that succeeded with it.
+    Built(&'a Build, &'a Slug),
+}
 
 impl Controller {
     pub async fn releases_of(&self, app: AppId) -> Result<Vec<Arc<Release>>, ApiError> {
@@ -60,57 +80,68 @@ impl Controller {
         id: AppId,
         changes: &BTreeMap<ConfigKey, Option<Secret>>,
     ) -> Result<Arc<Vars>, ApiError> {
+        let draft = |_: &App, before: &Vars| {
+            let vars = changed(before, changes)?;
+            let description = describe_changes(changes);
+            Ok((vars != *before).then_some(Draft { vars, description, kind: "config.update", code: Code::Same }))
+        };
+        Ok(self.make_release(actor, id, draft).await?.0)
+    }
+
+    /// Makes the app's next release: with its config vars, its event and the end of the release that it takes the place
+    /// of, in one commit. `draft` says what it is to be, from the app and its config vars as they are at the moment; it may be
+    /// asked again. Without a draft nothing changes. Gives back the newest config vars as well.
+    async fn make_release<'a>(
+        &self,
+        actor: &Actor,
+        id: AppId,
+        draft: impl Fn(&App, &Vars) -> Result<Option<Draft<'a>>, ApiError> + Sync,
+    ) -> Result<(Arc<Vars>, Option<Arc<Release>>), ApiError> {
         let (vars, release) = self
             .db
             .retry(|| async {
                 let stored = self.read_app(&id.to_string()).await?;
                 let before = self.vars(id, stored.value.config_rev).await?;
-                let mut vars = (*before).clone();
-                for (key, value) in changes {
-                    match value {
-                        Some(v) => vars.insert(key.to_string(), v.clone()),
-                        None => vars.remove(key.as_str()),
-                    };
-                }
-                if vars == *before {
+                let Some(Draft { vars, description, kind, code }) = draft(&stored.value, &before)? else {
                     return Ok((Tx::new(), (before, None)));
-                }
-                let size: usize = vars.iter().map(|(k, v)| k.len() + v.expose().len()).sum();
-                if size > MAX_CONFIG_BYTES {
-                    return Err(invalid(format!(
-                        "The config vars would be {size} bytes in all; at most {MAX_CONFIG_BYTES} are allowed."
-                    )));
-                }
-                let (set, unset): (Vec<_>, Vec<_>) = changes.iter().partition(|(_, v)| v.is_some());
-                let names =
-                    |list: &[(&ConfigKey, &Option<Secret>)]| list.iter().map(|(k, _)| k.as_str()).collect::<Vec<_>>().join(", ");
-                let said: Vec<String> = [("Set", &set), ("Unset", &unset)]
-                    .iter()
-                    .filter(|(_, l)| !l.is_empty())
-                    .map(|(verb, l)| format!("{verb} {} config vars", names(l)))
-                    .collect();
-                let description = said.join(", ");
+                };
                 let mut app = (*stored.value).clone();
-                app.config_rev += 1;
-                let key = keys::config(id, app.config_rev);
-                let sealed = self.crypt.seal(&key, &vars)?;
-                let base = self.base_release(&stored.value).await?;
-                let release = self.next_release(actor, &mut app, &description, base.as_deref());
-                let event = self.event(actor, Some(id), "config.update", &description);
-                let tx = self
-                    .supersede(Tx::new().unchanged(&stored), &stored.value)
-                    .await?
+                let mut tx = self.supersede(Tx::new().unchanged(&stored), &stored.value).await?;
+                if vars != *before {
+                    app.config_rev += 1;
+                    let key = keys::config(id, app.config_rev);
+                    let sealed = self.crypt.seal(&key, &vars)?;
+                    tx = tx.put(key, &sealed);
+                }
+                let base = match &code {
+                    Code::Same => self.base_release(&stored.value).await?,
+                    Code::Of(release) => Some(Arc::new((*release).clone())),
+                    Code::Built(..) => None,
+                };
+                let mut release = self.next_release(actor, &mut app, &description, base.as_deref());
+                if let Code::Built(build, slug) = code {
+                    take_code(&mut app, &mut release, build, slug);
+                    let done = Build {
+                        status: BuildStatus::Succeeded,
+                        slug: Some(slug.id),
+                        release: Some(release.version),
+                        updated_at: self.now(),
+                        ..build.clone()
+                    };
+                    tx = tx.put(keys::slug(id, slug.id), slug).put(keys::build(id, build.id), &done);
+                }
+                let event = self.event(actor, Some(id), kind, format!("v{}: {description}", release.version));
+                tx = tx
                     .put(stored.key.clone(), &app)
-                    .put(key, &sealed)
                     .put(keys::release(id, release.version), &release)
                     .put(keys::event(&event), &event);
-                Ok((tx, (Arc::new(vars), Some(release))))
+                Ok((tx, (Arc::new(vars), Some(Arc::new(release)))))
             })
             .await?;
-        if let Some(r) = release {
-            self.announce(&r, actor);
+        if let Some(release) = &release {
+            self.announce(release, actor);
         }
-        Ok(vars)
+        Ok((vars, release))
     }
 
     /// What a release that brings no new code takes its code from.
@@ -195,31 +226,14 @@ impl Controller {
                 to.version
             )));
         }
-        let release = self
-            .db
-            .retry(|| async {
-                let stored = self.read_app(&id.to_string()).await?;
-                let mut app = (*stored.value).clone();
-                let description = format!("Rollback to v{}", to.version);
-                // The config of that release becomes the newest revision, so that the next change starts from it.
-                let vars = self.vars(id, to.config_rev).await?;
-                app.config_rev += 1;
-                let key = keys::config(id, app.config_rev);
-                let sealed = self.crypt.seal(&key, &vars)?;
-                let release = self.next_release(actor, &mut app, &description, Some(to));
-                let event = self.event(actor, Some(id), "release.rollback", &description);
-                let tx = self
-                    .supersede(Tx::new().unchanged(&stored), &stored.value)
-                    .await?
-                    .put(stored.key.clone(), &app)
-                    .put(key, &sealed)
-                    .put(keys::release(id, release.version), &release)
-                    .put(keys::event(&event), &event);
-                Ok((tx, release))
-            })
-            .await?;
-        self.announce(&release, actor);
-        Ok(Arc::new(release))
+        // The config of that release becomes the newest revision, so that the next change starts from it.
+        let vars = self.vars(id, to.config_rev).await?;
+        let description = format!("Rollback to v{}", to.version);
+        let draft = |_: &App, _: &Vars| {
+            let (vars, description) = ((*vars).clone(), description.clone());
+            Ok(Some(Draft { vars, description, kind: "release.rollback", code: Code::Of(to) }))
+        };
+        made(self.make_release(actor, id, draft).await?)
     }
 
     /// A build's success: build, slug, release and target in one commit. `None`: the app is gone.
@@ -230,52 +244,11 @@ impl Controller {
         slug: &Slug,
         app_json: &flex_model::app_json::AppJson,
     ) -> Result<Arc<Release>, ApiError> {
-        let id = build.app;
-        let release = self
-            .db
-            .retry(|| async {
-                let stored = self.read_app(&id.to_string()).await?;
-                let mut app = (*stored.value).clone();
-                let first = app.good.is_none();
-                let before = self.vars(id, app.config_rev).await?;
-                let vars = if first { first_vars(&before, slug, app_json)? } else { (*before).clone() };
-                let mut tx = self.supersede(Tx::new().unchanged(&stored), &stored.value).await?;
-                if vars != *before {
-                    app.config_rev += 1;
-                    let key = keys::config(id, app.config_rev);
-                    let sealed = self.crypt.seal(&key, &vars)?;
-                    tx = tx.put(key, &sealed);
-                }
-                let description = describe(build);
-                let mut release = self.next_release(actor, &mut app, &description, None);
-                release.build = Some(build.id);
-                release.slug = Some(slug.id);
-                release.image = Some(slug.image.clone());
-                release.has_launcher = slug.has_launcher;
-                release.commit.clone_from(&slug.commit);
-                release.release_command = slug.process_types.iter().find(|(p, _)| p.is_release_phase()).map(|(_, c)| c.clone());
-                release.released = release.release_command.is_none();
-                release.processes = processes(&app, slug);
-                first_formation(&mut app, &release, slug);
-                let done = Build {
-                    status: BuildStatus::Succeeded,
-                    slug: Some(slug.id),
-                    release: Some(release.version),
-                    updated_at: self.now(),
-                    ..build.clone()
-                };
-                let event = self.event(actor, Some(id), "release.create", format!("v{}: {description}", release.version));
-                tx = tx
-                    .put(stored.key.clone(), &app)
-                    .put(keys::slug(id, slug.id), slug)
-                    .put(keys::build(id, build.id), &done)
-                    .put(keys::release(id, release.version), &release)
-                    .put(keys::event(&event), &event);
-                Ok((tx, release))
-            })
-            .await?;
-        self.announce(&release, actor);
-        Ok(Arc::new(release))
+        let draft = |app: &App, before: &Vars| {
+            let vars = if app.good.is_none() { first_vars(before, slug, app_json)? } else { before.clone() };
+            Ok(Some(Draft { vars, description: describe(build), kind: "release.create", code: Code::Built(build, slug) }))
+        };
+        made(self.make_release(actor, build.app, draft).await?)
     }
 
     fn announce(&self, release: &Release, actor: &Actor) {
@@ -367,6 +340,48 @@ fn with_newest_images(releases: &[Arc<Release>], count: usize) -> BTreeSet<u64> 
         versions.insert(r.version);
     }
     versions
+}
+
+/// The release of a draft that there always is.
+fn made((_, release): (Arc<Vars>, Option<Arc<Release>>)) -> Result<Arc<Release>, ApiError> {
+    release.ok_or_else(|| ApiError::new(ErrorId::Internal, "No release was made."))
+}
+
+/// Config vars after a change.
+fn changed(before: &Vars, changes: &BTreeMap<ConfigKey, Option<Secret>>) -> Result<Vars, ApiError> {
+    let mut vars = before.clone();
+    for (key, value) in changes {
+        match value {
+            Some(v) => vars.insert(key.to_string(), v.clone()),
+            None => vars.remove(key.as_str()),
+        };
+    }
+    let size: usize = vars.iter().map(|(k, v)| k.len() + v.expose().len()).sum();
+    if size > MAX_CONFIG_BYTES {
+        return Err(invalid(format!("The config vars would be {size} bytes in all; at most {MAX_CONFIG_BYTES} are allowed.")));
+    }
+    Ok(vars)
+}
+
+/// `Set A, B config vars, Unset C config vars`.
+fn describe_changes(changes: &BTreeMap<ConfigKey, Option<Secret>>) -> String {
+    let names = |set: bool| changes.iter().filter(|(_, v)| v.is_some() == set).map(|(k, _)| k.as_str()).collect::<Vec<_>>();
+    let said = [("Set", names(true)), ("Unset", names(false))];
+    let said = said.iter().filter(|(_, n)| !n.is_empty()).map(|(verb, n)| format!("{verb} {} config vars", n.join(", ")));
+    said.collect::<Vec<_>>().join(", ")
+}
+
+/// Makes a release one of a build's product.
+fn take_code(app: &mut App, release: &mut Release, build: &Build, slug: &Slug) {
+    release.build = Some(build.id);
+    release.slug = Some(slug.id);
+    release.image = Some(slug.image.clone());
+    release.has_launcher = slug.has_launcher;
+    release.commit.clone_from(&slug.commit);
+    release.release_command = slug.process_types.iter().find(|(p, _)| p.is_release_phase()).map(|(_, c)| c.clone());
+    release.released = release.release_command.is_none();
+    release.processes = processes(app, slug);
+    first_formation(app, release, slug);
 }
 
 fn describe(build: &Build) -> String {

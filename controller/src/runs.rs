@@ -7,8 +7,8 @@ use crate::ports::{RunJob, RunOutput, RunSession};
 use bytes::Bytes;
 use flex_api::{ApiError, ErrorId};
 use flex_model::{
-    App, AppId, Command, HealthCheck, InstanceSpec, LogSource, Memory, ProcessScale, ProcessType, Release, ReleaseStatus, Secret,
-    Slug,
+    App, AppId, Command, HealthCheck, InstanceId, InstanceSpec, LogSource, Memory, ProcessScale, ProcessType, Release,
+    ReleaseStatus, Secret, Slug,
 };
 use futures_util::StreamExt;
 use std::collections::BTreeMap;
@@ -36,6 +36,22 @@ pub struct RunRequest {
     pub env: BTreeMap<String, String>,
     pub memory: Option<Memory>,
     pub tty: bool,
+}
+
+/// A run that was started.
+#[derive(Debug, Clone)]
+pub struct Started {
+    pub instance: InstanceId,
+    /// `run.4711`.
+    pub name: String,
+    pub memory: Memory,
+    pub release: Arc<Release>,
+}
+
+impl Started {
+    fn of(job: &RunJob, release: &Arc<Release>) -> Self {
+        Self { instance: job.instance, name: job.name.clone(), memory: job.spec.memory, release: release.clone() }
+    }
 }
 
 impl Controller {
@@ -138,34 +154,34 @@ impl Controller {
     }
 
     /// Starts a run that its client attaches to by the secret that comes back with its name.
-    pub async fn run_attached(&self, actor: &Actor, app: &App, request: RunRequest) -> Result<(String, String, u64), ApiError> {
+    pub async fn run_attached(&self, actor: &Actor, app: &App, request: RunRequest) -> Result<(Started, String), ApiError> {
         let (mut job, release) = self.run_job(app, &request).await?;
         let number = |k: &str| request.env.get(k).and_then(|v| v.parse().ok());
         job.tty = request.tty.then(|| (number("COLUMNS").unwrap_or(80), number("LINES").unwrap_or(24)));
         job.stdin = true;
-        let name = job.name.clone();
+        let started = Started::of(&job, &release);
         self.log_api(app.id, format!("Starting process with command `{}` by user {}", request.command, actor.name));
         let session = self.deps.runs.run(job).await.map_err(unavailable)?;
         let secret = hex::encode(crate::crypt::random::<32>());
-        lock(&self.attach).insert(secret.clone(), Waiting { session, app: app.id, name: name.clone() });
+        lock(&self.attach).insert(secret.clone(), Waiting { session, app: app.id, name: started.name.clone() });
         let (this, key) = (self.clone(), secret.clone());
         tokio::spawn(async move {
             tokio::time::sleep(ATTACH_PATIENCE).await;
             // Dropping the session of a client that never came stops its container.
             lock(&this.attach).remove(&key);
         });
-        Ok((name, secret, release.version))
+        Ok((started, secret))
     }
 
     /// Starts a run whose output goes to the log.
-    pub async fn run_detached(&self, actor: &Actor, app: &App, request: RunRequest) -> Result<(String, u64), ApiError> {
+    pub async fn run_detached(&self, actor: &Actor, app: &App, request: RunRequest) -> Result<Started, ApiError> {
         let (job, release) = self.run_job(app, &request).await?;
-        let name = job.name.clone();
+        let started = Started::of(&job, &release);
         self.log_api(app.id, format!("Starting process with command `{}` by user {}", request.command, actor.name));
         let session = self.deps.runs.run(job).await.map_err(unavailable)?;
-        let (this, id, process) = (self.clone(), app.id, name.clone());
+        let (this, id, process) = (self.clone(), app.id, started.name.clone());
         tokio::spawn(async move { this.log_session(id, &process, session).await });
-        Ok((name, release.version))
+        Ok(started)
     }
 
     async fn run_job(&self, app: &App, request: &RunRequest) -> Result<(RunJob, Arc<Release>), ApiError> {

@@ -8,7 +8,8 @@ use argon2::password_hash::{PasswordHash, PasswordHasher, PasswordVerifier, Salt
 use base64::Engine as _;
 use base64::engine::general_purpose::{STANDARD, STANDARD_NO_PAD};
 use flex_api::{ApiError, ErrorId};
-use flex_model::{Email, KeyId, Secret, SshKey, Token, TokenId, User, UserId};
+use flex_model::user::Scope;
+use flex_model::{Email, KeyId, Secret, SshKey, Timestamp, Token, TokenId, User, UserId};
 use sha2::{Digest, Sha256};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -145,7 +146,13 @@ impl Controller {
     }
 
     /// Makes a token; its text is given out here and never again.
-    pub async fn create_token(&self, user: &User, description: &str) -> Result<(Token, Secret), ApiError> {
+    pub async fn create_token(
+        &self,
+        user: &User,
+        description: &str,
+        scope: Vec<Scope>,
+        expires_at: Option<Timestamp>,
+    ) -> Result<(Token, Secret), ApiError> {
         let text = format!("{TOKEN_PREFIX}{}", hex::encode(random::<32>()));
         let token = Token {
             id: self.id(),
@@ -153,7 +160,8 @@ impl Controller {
             description: description.chars().take(200).collect(),
             sha256: token_hash(&text),
             created_at: self.now(),
-            expires_at: None,
+            expires_at,
+            scope,
         };
         let event =
             self.event(&Actor::user(user.id, &user.email), None, "token.create", format!("Made a token: {}", token.description));

@@ -5,6 +5,7 @@ mod common;
 use common::World;
 use reqwest::Method;
 use serde_json::{Value, json};
+use std::sync::Arc;
 
 #[tokio::test(flavor = "multi_thread")]
 async fn an_app_from_its_making_to_its_end() {
@@ -323,4 +324,196 @@ async fn signing_in_with_a_password_and_out_again() {
     let id = made["id"].as_str().unwrap();
     assert_eq!(w.send(Method::DELETE, &format!("/oauth/authorizations/{id}"), token, None).await.0.as_u16(), 200);
     assert_eq!(w.send(Method::GET, "/account", token, None).await.0.as_u16(), 401);
+}
+
+/// One good answer of each route, each held against the document (`World::send` does that for all that is asked).
+#[tokio::test(flavor = "multi_thread")]
+#[allow(clippy::too_many_lines, reason = "one line for each route")]
+async fn every_route_answers_as_the_document_says() {
+    use std::collections::BTreeSet;
+    let w = World::new().await;
+    let app = w.create("demo").await;
+    assert!(w.push(app).await.0);
+    assert!(w.push(app).await.0);
+    w.until("v2 is up", async || w.versions_up("demo").await == [2]).await;
+    w.user("you@example.com").await;
+    let text = |v: &Value| v.as_str().unwrap().to_owned();
+    let build = text(&w.get("/apps/demo/builds").await[0]["id"]);
+    let output = text(&w.get(&format!("/apps/demo/builds/{build}")).await["output_stream_url"]);
+    let slug = text(&w.get("/apps/demo/releases/1").await["slug"]["id"]);
+    let key = "ssh-ed25519 AAAAC3NzaC1lZDI1NTE5AAAAIOMqqnkVzrm0SdG6UOoqKLsabgH5C9okWi0dh2l9GKJl me";
+    let mut seen = BTreeSet::new();
+    let mut ask = async |method: Method, path: &str, body: Value| {
+        let body = (method != Method::GET).then_some(body);
+        let path = path.strip_prefix(&w.url).unwrap_or(path);
+        let (status, answer) = w.send(method.clone(), path, &w.admin, body).await;
+        assert!(status.is_success(), "{method} {path}: {status} {answer}");
+        let route = common::schema::route_of(&method, path).unwrap();
+        seen.insert(format!("{} {}", route.method, route.path));
+        answer
+    };
+    let none = || json!({});
+    let (get, post, patch, put, delete) = (Method::GET, Method::POST, Method::PATCH, Method::PUT, Method::DELETE);
+    for path in [
+        "/health",
+        "/openapi.json",
+        "/errors/not_found",
+        "/flex/server",
+        "/oauth/authorizations",
+        "/account",
+        "/users/~",
+        "/account/keys",
+        "/users",
+        "/events",
+        "/hosts",
+        "/stacks",
+        "/regions",
+        "/apps",
+        "/users/~/apps",
+        "/apps/demo",
+        "/v2/",
+        "/apps/demo/config-vars",
+        "/apps/demo/formation",
+        "/apps/demo/formation/web",
+        "/apps/demo/dynos",
+        "/apps/demo/dynos/web.1",
+        "/apps/demo/dynos/web.1/why",
+        "/apps/demo/releases",
+        "/apps/demo/releases/v1",
+        "/apps/demo/releases/1/config-vars",
+        "/apps/demo/builds",
+        "/apps/demo/collaborators",
+        "/apps/demo/domains",
+        "/apps/demo/domains/demo.localhost",
+        "/apps/demo/events",
+        "/v2/demo/tags/list",
+        &output,
+        &format!("/apps/demo/builds/{build}"),
+        &format!("/apps/demo/builds/{build}/output"),
+        &format!("/apps/demo/slugs/{slug}"),
+    ] {
+        ask(get.clone(), path, Value::Null).await;
+    }
+    let made =
+        ask(post.clone(), "/oauth/authorizations", json!({ "description": "x", "expires_in": 60, "scope": ["read"] })).await;
+    for method in [&get, &delete] {
+        ask(method.clone(), &format!("/oauth/authorizations/{}", text(&made["id"])), none()).await;
+    }
+    let made = ask(post.clone(), "/account/keys", json!({ "public_key": key })).await;
+    for method in [&get, &delete] {
+        ask(method.clone(), &format!("/account/keys/{}", text(&made["id"])), none()).await;
+    }
+    ask(post.clone(), "/users", json!({ "email": "new@example.com" })).await;
+    let source = ask(post.clone(), "/sources", none()).await;
+    ask(put.clone(), &text(&source["source_blob"]["put_url"]), json!("an archive")).await;
+    ask(post.clone(), "/apps", json!({ "name": "other", "stack": "heroku-24", "region": "eu" })).await;
+    ask(patch.clone(), "/apps/other", json!({ "maintenance": true })).await;
+    ask(delete.clone(), "/apps/other", none()).await;
+    ask(patch.clone(), "/apps/demo/config-vars", json!({ "A": "1", "B": null })).await;
+    ask(patch.clone(), "/apps/demo/formation", json!({ "updates": [{ "type": "web", "quantity": "+1" }] })).await;
+    ask(patch.clone(), "/apps/demo/formation/web", json!({ "quantity": 1, "size": "256M" })).await;
+    ask(post.clone(), "/apps/demo/dynos", json!({ "command": "say hello" })).await;
+    ask(post.clone(), "/apps/demo/dynos", json!({ "command": "cat", "attach": true })).await;
+    for path in ["/apps/demo/dynos", "/apps/demo/dynos/web.1", "/apps/demo/formations/web", "/apps/demo/build-cache"] {
+        ask(delete.clone(), path, none()).await;
+    }
+    ask(post.clone(), "/apps/demo/dynos/web.1/actions/stop", none()).await;
+    ask(post.clone(), "/apps/demo/releases", json!({ "release": "v1" })).await;
+    ask(put.clone(), "/apps/demo/buildpack-installations", json!({ "updates": [{ "buildpack": "heroku/python" }] })).await;
+    ask(get.clone(), "/apps/demo/buildpack-installations", Value::Null).await;
+    ask(post.clone(), "/apps/demo/collaborators", json!({ "user": "you@example.com" })).await;
+    ask(delete.clone(), "/apps/demo/collaborators/you@example.com", none()).await;
+    ask(post.clone(), "/apps/demo/domains", json!({ "hostname": "www.example.com" })).await;
+    ask(delete.clone(), "/apps/demo/domains/www.example.com", none()).await;
+    let session = ask(post.clone(), "/apps/demo/log-sessions", json!({ "lines": 5 })).await;
+    ask(get.clone(), &text(&session["logplex_url"]), Value::Null).await;
+    for method in [&delete, &patch] {
+        let gate = Arc::new(tokio::sync::Semaphore::new(0));
+        w.builders.then(common::parts::Outcome::Held(gate, common::parts::product("up-x", &[("web", "serve")])));
+        let body = json!({ "source_blob": { "url": source["source_blob"]["get_url"], "version": "x" } });
+        let held = text(&ask(post.clone(), "/apps/demo/builds", body).await["id"]);
+        ask(method.clone(), &format!("/apps/demo/builds/{held}"), none()).await;
+        w.until("it is over", async || w.get(&format!("/apps/demo/builds/{held}")).await["status"] == "failed").await;
+    }
+    // Attaching and the images of a registry have tests of their own.
+    let elsewhere = ["GET /runs/{secret}", "GET /v2/{app}/manifests/{reference}", "GET /v2/{app}/blobs/{digest}"];
+    let every = flex_controller::http::table::all().iter().map(|r| format!("{} {}", r.method, r.path));
+    let missed: Vec<_> = every.filter(|r| !seen.contains(r) && !elsewhere.contains(&r.as_str())).collect();
+    assert!(missed.is_empty(), "never asked: {missed:?}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn lists_come_in_parts_and_are_not_sent_twice() {
+    let w = World::new().await;
+    w.create("demo").await;
+    for n in 1..=5 {
+        w.patch("/apps/demo/config-vars", json!({ "N": n.to_string() })).await;
+    }
+    let ask = async |range: &str, tag: &str| {
+        let request = reqwest::Client::new().get(format!("{}/apps/demo/releases", w.url)).bearer_auth(&w.admin);
+        let response = request.header("Range", range).header("If-None-Match", tag).send().await.unwrap();
+        let header = |n: &str| response.headers().get(n).map(|v| v.to_str().unwrap().to_owned());
+        let told = (response.status().as_u16(), header("next-range"), header("content-range"), header("etag"));
+        assert!(header("request-id").is_some() && header("ratelimit-remaining").is_some());
+        let text = response.text().await.unwrap();
+        let versions: Vec<u64> = serde_json::from_str::<Value>(&text)
+            .ok()
+            .and_then(|all| Some(all.as_array()?.iter().map(|r| r["version"].as_u64().unwrap()).collect()))
+            .unwrap_or_default();
+        (told, versions, text)
+    };
+    let ((status, next, content, tag), versions, _) = ask("version ..; order=desc,max=2", "\"x\"").await;
+    assert_eq!((status, versions, content.as_deref()), (206, vec![5, 4], Some("version 5..4")));
+    let ((status, next, _, _), versions, _) = ask(&next.unwrap(), "").await;
+    assert_eq!((status, versions), (206, vec![3, 2]));
+    let ((status, next, _, _), versions, _) = ask(&next.unwrap(), "").await;
+    assert_eq!((status, versions, next), (200, vec![1], None));
+    let ((status, ..), _, text) = ask("version ..; order=desc,max=2", &tag.unwrap()).await;
+    assert_eq!((status, text.as_str()), (304, ""));
+    let ((status, ..), _, text) = ask("colour ..", "").await;
+    assert_eq!(status, 416);
+    let error: Value = serde_json::from_str(&text).unwrap();
+    assert_eq!(error["id"], "requested_range_not_satisfiable");
+    let page = reqwest::get(error["url"].as_str().unwrap()).await.unwrap().text().await.unwrap();
+    assert!(page.starts_with("# `requested_range_not_satisfiable` (416)"), "{page}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn tokens_do_no_more_than_they_may_and_no_longer() {
+    let w = World::new().await;
+    w.create("demo").await;
+    let make = async |token: &str, body: Value| w.send(Method::POST, "/oauth/authorizations", token, Some(body)).await;
+    let text = |made: &Value| made["access_token"]["token"].as_str().unwrap().to_owned();
+    let (_, made) = make(&w.admin, json!({ "scope": ["read", "identity"], "expires_in": 3600 })).await;
+    assert_eq!(made["scope"], json!(["identity", "read"]));
+    assert!((3500..=3600).contains(&made["access_token"]["expires_in"].as_u64().unwrap()), "{made}");
+    let read = text(&made);
+    for (method, path, expected) in [
+        (Method::GET, "/apps/demo", 200),
+        (Method::GET, "/account", 200),
+        (Method::GET, "/apps/demo/config-vars", 403),
+        (Method::PATCH, "/apps/demo/config-vars", 403),
+        (Method::POST, "/apps", 403),
+        (Method::GET, "/account/keys", 403),
+        (Method::GET, "/users", 403),
+    ] {
+        let body = (method != Method::GET).then(|| json!({}));
+        let (status, answer) = w.send(method.clone(), path, &read, body).await;
+        assert_eq!(status.as_u16(), expected, "{method} {path} {answer}");
+    }
+    // It cannot make itself a better one.
+    assert_eq!(make(&read, json!({ "scope": ["global"] })).await.0.as_u16(), 403);
+    for bad in [json!({ "scope": ["all"] }), json!({ "expires_in": 0 }), json!({ "expires_in": u64::MAX })] {
+        assert_eq!(make(&w.admin, bad.clone()).await.0.as_u16(), 422, "{bad}");
+    }
+    // Nor one that outlives it.
+    let short = text(&make(&w.admin, json!({ "expires_in": 1 })).await.1);
+    let (status, made) = make(&short, json!({})).await;
+    if status.as_u16() == 201 {
+        assert!(made["access_token"]["expires_in"].as_u64().unwrap() <= 1, "{made}");
+        let late = text(&made);
+        w.until("it has expired", async || w.send(Method::GET, "/account", &late, None).await.0.as_u16() == 401).await;
+    }
+    w.until("it has expired", async || w.send(Method::GET, "/account", &short, None).await.0.as_u16() == 401).await;
+    assert_eq!(w.get("/account").await["email"], "admin@example.com");
 }

@@ -4,9 +4,9 @@ use crate::args::{Access, Users};
 use crate::context::Context;
 use crate::error::{CliError, Result};
 use crate::output::{self, Progress};
-use crate::views::{Account, Collaborator, Event};
-use flex_model::Email;
-use serde_json::{Value, json};
+use flex_api::{Account, AddCollaborator, AddUser, Collaborator, CollaboratorRole, Event};
+use flex_model::{Email, Secret};
+use serde_json::Value;
 use std::io::IsTerminal;
 
 fn email(text: &str) -> Result<Email> {
@@ -17,15 +17,18 @@ pub async fn run(cx: &Context, verb: Option<Access>) -> Result<()> {
     let path = cx.path("/collaborators")?;
     match verb {
         None => {
-            let Some(all) = cx.fetch::<Vec<Collaborator>>(&path).await? else { return Ok(()) };
-            let rows: Vec<_> =
-                all.into_iter().map(|c| vec![c.user.email, c.role.unwrap_or_else(|| "collaborator".into())]).collect();
+            let Some(all) = cx.fetch_list::<Vec<Collaborator>>(&path).await? else { return Ok(()) };
+            let role = |c: &Collaborator| match c.role {
+                CollaboratorRole::Owner => "owner",
+                CollaboratorRole::Collaborator => "collaborator",
+            };
+            let rows: Vec<_> = all.iter().map(|c| vec![c.user.email.clone(), role(c).to_owned()]).collect();
             output::table(&["user", "role"], &rows);
         }
         Some(Access::Add { email: who }) => {
             let who = email(&who)?;
             let progress = Progress::start(format!("Adding {who} to {} as a collaborator", cx.app()?));
-            cx.client.post::<Value>(&path, &json!({ "user": who })).await?;
+            cx.client.post::<Collaborator>(&path, &AddCollaborator { user: who }).await?;
             progress.done();
         }
         Some(Access::Remove { email: who }) => {
@@ -41,11 +44,12 @@ pub async fn run(cx: &Context, verb: Option<Access>) -> Result<()> {
 pub async fn users(cx: &Context, verb: Option<Users>) -> Result<()> {
     match verb {
         None => {
-            let Some(users) = cx.fetch::<Vec<Account>>("/users").await? else { return Ok(()) };
+            let Some(users) = cx.fetch_list::<Vec<Account>>("/users").await? else { return Ok(()) };
             let rows: Vec<_> = users
                 .into_iter()
                 .map(|u| {
-                    vec![u.email, if u.admin { "administrator".into() } else { String::new() }, u.created_at.unwrap_or_default()]
+                    let role = if u.admin { "administrator" } else { "" };
+                    vec![u.email.to_string(), role.to_owned(), u.created_at.to_string()]
                 })
                 .collect();
             output::table(&["user", "role", "created_at"], &rows);
@@ -54,7 +58,8 @@ pub async fn users(cx: &Context, verb: Option<Users>) -> Result<()> {
             let who = email(&who)?;
             let password = new_password()?;
             let progress = Progress::start(format!("Adding {who}"));
-            cx.client.post::<Value>("/users", &json!({ "email": who, "password": password, "admin": admin })).await?;
+            let body = AddUser { email: who, password: Some(Secret::new(password)), admin };
+            cx.client.post::<Account>("/users", &body).await?;
             progress.done();
             output::say(format!("They sign in with: flex login --api {}", cx.client.api));
         }
@@ -83,7 +88,7 @@ pub async fn events(cx: &Context, num: usize) -> Result<()> {
     let value: Value = cx.client.get_newest(&path, "at", num.clamp(1, 1000)).await?;
     let Some(events) = cx.show_or::<Vec<Event>>(value)? else { return Ok(()) };
     let now = jiff::Timestamp::now();
-    let rows: Vec<_> = events.into_iter().map(|e| vec![output::moment(&e.at, now), e.actor_name, e.kind, e.message]).collect();
+    let rows: Vec<_> = events.into_iter().map(|e| vec![output::moment(e.at, now), e.actor_name, e.kind, e.message]).collect();
     output::table(&["when", "who", "kind", "what"], &rows);
     Ok(())
 }

@@ -1,12 +1,12 @@
 //! Apps themselves.
 
 use crate::args::{Apps, Confirm, Create, Info, Maintenance};
-use crate::context::Context;
+use crate::context::{Context, typed};
 use crate::error::{CliError, Result};
 use crate::git;
 use crate::output::{self, Progress};
-use crate::views::{App, Dyno};
-use serde_json::{Value, json};
+use flex_api::{App, BuildpackInstallation, CreateApp, Dyno, Server, SetBuildpack, SetBuildpacks, UpdateApp};
+use serde_json::Value;
 
 pub async fn run(cx: &Context, verb: Option<Apps>) -> Result<()> {
     match verb {
@@ -19,21 +19,12 @@ pub async fn run(cx: &Context, verb: Option<Apps>) -> Result<()> {
 }
 
 async fn list(cx: &Context) -> Result<()> {
-    let Some(apps) = cx.fetch::<Vec<App>>("/apps").await? else { return Ok(()) };
+    let Some(apps) = cx.fetch_list::<Vec<App>>("/apps").await? else { return Ok(()) };
     if apps.is_empty() {
         output::say("You have no apps. Make one: flex create NAME");
         return Ok(());
     }
-    let rows: Vec<_> = apps
-        .iter()
-        .map(|a| {
-            vec![
-                a.name.clone(),
-                a.owner.as_ref().map(|o| o.email.clone()).unwrap_or_default(),
-                a.web_url.clone().unwrap_or_default(),
-            ]
-        })
-        .collect();
+    let rows: Vec<_> = apps.into_iter().map(|a| vec![a.name.to_string(), a.owner.email, a.web_url]).collect();
     output::table(&["name", "owner", "url"], &rows);
     Ok(())
 }
@@ -43,25 +34,28 @@ pub async fn create(cx: &Context, args: Create) -> Result<()> {
         Some(n) => Some(n.parse::<flex_model::AppName>().map_err(|e| CliError::usage(e.to_string()))?),
         None => None,
     };
+    // Read before anything is made: a mistake leaves no app behind.
+    let buildpack =
+        args.buildpack.map(|b| b.parse()).transpose().map_err(|e: flex_model::Invalid| CliError::usage(e.to_string()))?;
     let progress = Progress::start(name.as_ref().map_or_else(|| "Creating app".to_owned(), |n| format!("Creating {n}")));
-    let created: Value = cx.client.post("/apps", &json!({ "name": name })).await?;
-    let made = created["name"].as_str().unwrap_or_default().to_owned();
-    if name.is_some() {
+    let is_named = name.is_some();
+    let created: Value = cx.client.post("/apps", &CreateApp { name, stack: None }).await?;
+    let App { name: made, git_url, .. } = typed(created.clone())?;
+    if is_named {
         progress.done();
     } else {
-        progress.done_with(&made);
+        progress.done_with(made.as_str());
     }
-    if let Some(buildpack) = args.buildpack {
-        let body = json!({"updates": [{"buildpack": buildpack}]});
-        cx.client.put::<Value>(&format!("/apps/{made}/buildpack-installations"), &body).await?;
+    if let Some(buildpack) = buildpack {
+        let body = SetBuildpacks { updates: vec![SetBuildpack { buildpack }] };
+        cx.client.put::<Vec<BuildpackInstallation>>(&format!("/apps/{made}/buildpack-installations"), &body).await?;
     }
     let remote = cx.common.remote.as_deref().unwrap_or(git::REMOTE);
-    let git_url = created["git_url"].as_str().unwrap_or_default().to_owned();
-    if !args.no_remote && git::in_repository() && !git_url.is_empty() {
+    if !args.no_remote && git::in_repository() {
         connect(cx, remote, &git_url).await?;
     }
     let Some(app) = cx.show_or::<App>(created)? else { return Ok(()) };
-    output::line(format!("{} | {git_url}", app.web_url.unwrap_or_default()));
+    output::line(format!("{} | {git_url}", app.web_url));
     if !args.no_remote && git::in_repository() {
         output::say(format!("Deploy with: git push {remote} main"));
     }
@@ -71,13 +65,8 @@ pub async fn create(cx: &Context, args: Create) -> Result<()> {
 /// Sets the remote and makes the server's host key known.
 async fn connect(cx: &Context, remote: &str, git_url: &str) -> Result<()> {
     git::set_remote(remote, git_url)?;
-    let server: Value = cx.client.get("/flex/server").await?;
-    if let (Some(host), Some(port), Some(key)) =
-        (server["ssh"]["host"].as_str(), server["ssh"]["port"].as_u64(), server["ssh"]["host_key"].as_str())
-    {
-        git::know_host(host, u16::try_from(port).unwrap_or(22), key)?;
-    }
-    Ok(())
+    let ssh = cx.client.get::<Server>("/flex/server").await?.ssh;
+    git::know_host(&ssh.host, ssh.port, &ssh.host_key)
 }
 
 pub async fn git_remote(cx: &Context) -> Result<()> {
@@ -87,9 +76,8 @@ pub async fn git_remote(cx: &Context) -> Result<()> {
     }
     let app: App = cx.client.get(&format!("/apps/{name}")).await?;
     let remote = cx.common.remote.as_deref().unwrap_or(git::REMOTE);
-    let url = app.git_url.unwrap_or_default();
-    connect(cx, remote, &url).await?;
-    output::line(format!("set git remote {remote} to {url}"));
+    connect(cx, remote, &app.git_url).await?;
+    output::line(format!("set git remote {remote} to {}", app.git_url));
     Ok(())
 }
 
@@ -97,25 +85,26 @@ pub async fn info(cx: &Context, args: Info) -> Result<()> {
     let name = cx.app_or(args.name.as_deref())?;
     let Some(app) = cx.fetch::<App>(&format!("/apps/{name}")).await? else { return Ok(()) };
     if args.url {
-        output::line(app.web_url.unwrap_or_default());
+        output::line(app.web_url);
         return Ok(());
     }
-    let dynos: Vec<Dyno> = cx.client.get(&format!("/apps/{name}/dynos")).await?;
+    let dynos: Vec<Dyno> = cx.client.list(&format!("/apps/{name}/dynos")).await?;
     let mut counts = std::collections::BTreeMap::<&str, usize>::new();
     for d in &dynos {
-        *counts.entry(&d.kind).or_default() += 1;
+        *counts.entry(d.kind.as_str()).or_default() += 1;
     }
     let counts: Vec<_> = counts.iter().map(|(k, n)| format!("{k}: {n}")).collect();
-    output::heading(&app.name);
+    output::heading(app.name.as_str());
     let rows = [
         ("Dynos", counts.join(", ")),
-        ("Git URL", app.git_url.unwrap_or_default()),
-        ("Owner", app.owner.map(|o| o.email).unwrap_or_default()),
+        ("Git URL", app.git_url),
+        ("Owner", app.owner.email),
         ("Slug Size", app.slug_size.map(output::size).unwrap_or_default()),
-        ("Stack", app.stack.map(|s| s.name).unwrap_or_default()),
+        ("Stack", app.stack.name),
         ("Maintenance", if app.maintenance { "on".into() } else { String::new() }),
-        ("Created", app.created_at.unwrap_or_default()),
-        ("Web URL", app.web_url.unwrap_or_default()),
+        ("Deploys", app.deploy_branches.join(", ")),
+        ("Created", app.created_at.to_string()),
+        ("Web URL", app.web_url),
     ];
     for (label, value) in rows.iter().filter(|(_, v)| !v.is_empty()) {
         output::line(format!("{:<13} {value}", format!("{label}:")));
@@ -127,21 +116,23 @@ pub async fn rename(cx: &Context, new_name: &str) -> Result<()> {
     let old = cx.app()?;
     let new: flex_model::AppName = new_name.parse().map_err(|e: flex_model::Invalid| CliError::usage(e.to_string()))?;
     let progress = Progress::start(format!("Renaming {old} to {new}"));
-    let app: Value = cx.client.patch(&format!("/apps/{old}"), &json!({ "name": new })).await?;
+    let renamed: Value = cx.client.patch(&format!("/apps/{old}"), &UpdateApp { name: Some(new), ..UpdateApp::default() }).await?;
     progress.done();
+    let app: App = typed(renamed.clone())?;
     let remote = cx.common.remote.as_deref().unwrap_or(git::REMOTE);
     if git::app_of_remote(remote).is_some_and(|a| a == old.as_str()) {
-        git::set_remote(remote, app["git_url"].as_str().unwrap_or_default())?;
+        git::set_remote(remote, &app.git_url)?;
         output::say(format!("The git remote {remote} follows."));
     }
-    output::line(app["web_url"].as_str().unwrap_or_default());
+    let Some(app) = cx.show_or::<App>(renamed)? else { return Ok(()) };
+    output::line(app.web_url);
     Ok(())
 }
 
 pub async fn destroy(cx: &Context, args: Confirm) -> Result<()> {
     let name = cx.app_or(args.name.as_deref())?;
     // An app that is not there should be said before anyone is asked to confirm.
-    let _: Value = cx.client.get(&format!("/apps/{name}")).await?;
+    let _: App = cx.client.get(&format!("/apps/{name}")).await?;
     output::confirm(name.as_str(), args.confirm.as_deref(), &format!("Destroying {name} with its releases and domains"))?;
     let progress = Progress::start(format!("Destroying {name}"));
     cx.client.delete(&format!("/apps/{name}")).await?;
@@ -161,14 +152,14 @@ pub async fn maintenance(cx: &Context, verb: Option<Maintenance>) -> Result<()> 
         Some(Maintenance::Off) => false,
     };
     let progress = Progress::start(format!("{} maintenance mode for {}", if on { "Enabling" } else { "Disabling" }, cx.app()?));
-    cx.client.patch::<Value>(&path, &json!({ "maintenance": on })).await?;
+    cx.client.patch::<App>(&path, &UpdateApp { maintenance: Some(on), ..UpdateApp::default() }).await?;
     progress.done();
     Ok(())
 }
 
 pub async fn open(cx: &Context) -> Result<()> {
     let app: App = cx.client.get(&cx.path("")?).await?;
-    let url = app.web_url.unwrap_or_default();
+    let url = app.web_url;
     output::line(&url);
     // Where there is no desktop the URL is all that there is to do.
     let _ = std::process::Command::new("xdg-open")

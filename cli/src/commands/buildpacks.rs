@@ -4,27 +4,27 @@ use crate::args::Buildpacks;
 use crate::context::Context;
 use crate::error::{CliError, Result};
 use crate::output;
-use crate::views::Buildpack;
+use flex_api::{BuildpackInstallation, SetBuildpack, SetBuildpacks};
 use flex_model::BuildpackRef;
-use serde_json::{Value, json};
 
 pub async fn run(cx: &Context, verb: Option<Buildpacks>) -> Result<()> {
     let path = cx.path("/buildpack-installations")?;
     let Some(verb) = verb else {
-        let Some(installed) = cx.fetch::<Vec<Buildpack>>(&path).await? else { return Ok(()) };
+        let Some(installed) = cx.fetch_list::<Vec<BuildpackInstallation>>(&path).await? else { return Ok(()) };
         return show(cx, &names(&installed));
     };
-    let installed: Vec<Buildpack> = cx.client.get(&path).await?;
+    let installed: Vec<BuildpackInstallation> = cx.client.list(&path).await?;
     let mut list = names(&installed);
-    let parse = |s: &str| s.parse::<BuildpackRef>().map(|b| b.to_string()).map_err(|e| CliError::usage(e.to_string()));
+    let parse = |s: &str| s.parse::<BuildpackRef>().map_err(|e| CliError::usage(e.to_string()));
+    let parse_text = |s: &str| parse(s).map(|b| b.to_string());
     let said = match verb {
         Buildpacks::Set { buildpack, index: None } => {
-            list = vec![parse(&buildpack)?];
+            list = vec![parse_text(&buildpack)?];
             "Buildpack set."
         }
         Buildpacks::Set { buildpack, index: Some(at) } => {
             let at = place(at, list.len())?;
-            let buildpack = parse(&buildpack)?;
+            let buildpack = parse_text(&buildpack)?;
             if at == list.len() {
                 list.push(buildpack);
             } else {
@@ -34,7 +34,7 @@ pub async fn run(cx: &Context, verb: Option<Buildpacks>) -> Result<()> {
         }
         Buildpacks::Add { buildpack, index } => {
             let at = place(index.unwrap_or(list.len() + 1), list.len())?;
-            list.insert(at, parse(&buildpack)?);
+            list.insert(at, parse_text(&buildpack)?);
             "Buildpack added."
         }
         Buildpacks::Remove { buildpack, index } => {
@@ -54,9 +54,10 @@ pub async fn run(cx: &Context, verb: Option<Buildpacks>) -> Result<()> {
             "Buildpacks cleared. The next build detects again."
         }
     };
-    let updates: Vec<Value> = list.iter().map(|b| json!({ "buildpack": b })).collect();
-    cx.client.put::<Value>(&path, &json!({ "updates": updates })).await?;
+    let updates = list.iter().map(|b| Ok(SetBuildpack { buildpack: parse(b)? })).collect::<Result<_>>()?;
+    let now: serde_json::Value = cx.client.put(&path, &SetBuildpacks { updates }).await?;
     output::say(said);
+    let Some(_) = cx.show_or::<Vec<BuildpackInstallation>>(now)? else { return Ok(()) };
     if list.is_empty() {
         return Ok(());
     }
@@ -65,8 +66,8 @@ pub async fn run(cx: &Context, verb: Option<Buildpacks>) -> Result<()> {
     Ok(())
 }
 
-fn names(installed: &[Buildpack]) -> Vec<String> {
-    installed.iter().filter_map(|b| b.buildpack.url.clone().or_else(|| b.buildpack.name.clone())).collect()
+fn names(installed: &[BuildpackInstallation]) -> Vec<String> {
+    installed.iter().map(|b| b.buildpack.url.clone()).collect()
 }
 
 /// A place from 1 to one behind the end, as an index.

@@ -1,10 +1,10 @@
 //! Builds: what was built, how long each phase took, what it said.
 
 use crate::args::Builds;
-use crate::context::Context;
+use crate::context::{Context, typed};
 use crate::error::{CliError, Result};
 use crate::output::{self, Progress};
-use crate::views::Build;
+use flex_api::Build;
 use serde_json::Value;
 
 pub async fn run(cx: &Context, verb: Option<Builds>) -> Result<()> {
@@ -36,13 +36,13 @@ async fn list(cx: &Context) -> Result<()> {
     let rows: Vec<_> = builds
         .into_iter()
         .map(|b| {
-            let version = b.source_blob.and_then(|s| s.version).unwrap_or_default();
+            let version = b.source_blob.version.unwrap_or_default();
             vec![
-                b.id,
-                b.status,
+                b.id.to_string(),
+                b.status.name().to_owned(),
                 version.chars().take(12).collect(),
-                b.user.map(|u| u.email).unwrap_or_default(),
-                output::moment(&b.created_at, now),
+                b.user.email,
+                output::moment(b.created_at, now),
             ]
         })
         .collect();
@@ -62,20 +62,16 @@ async fn find(cx: &Context, id: Option<&str>) -> Result<Value> {
     }
 }
 
-async fn typed(cx: &Context, id: Option<&str>) -> Result<Build> {
-    serde_json::from_value(find(cx, id).await?).map_err(|e| CliError::failed(format!("The server's answer cannot be read: {e}")))
-}
-
 async fn info(cx: &Context, id: Option<&str>) -> Result<()> {
     let Some(b) = cx.show_or::<Build>(find(cx, id).await?)? else { return Ok(()) };
     output::heading(&format!("Build {}", b.id));
-    let packs = b.buildpacks.unwrap_or_default().into_iter().filter_map(|p| p.name.or(p.url)).collect::<Vec<_>>();
+    let packs = b.buildpacks.into_iter().map(|p| p.name).collect::<Vec<_>>();
     let rows = [
-        ("Status", b.status),
-        ("By", b.user.map(|u| u.email).unwrap_or_default()),
-        ("Version", b.source_blob.and_then(|s| s.version).unwrap_or_default()),
+        ("Status", b.status.name().to_owned()),
+        ("By", b.user.email),
+        ("Version", b.source_blob.version.unwrap_or_default()),
         ("Buildpacks", packs.join(", ")),
-        ("When", output::moment(&b.created_at, jiff::Timestamp::now())),
+        ("When", output::moment(b.created_at, jiff::Timestamp::now())),
         ("Error", b.error.unwrap_or_default()),
     ];
     for (label, value) in rows.iter().filter(|(_, v)| !v.is_empty()) {
@@ -88,15 +84,14 @@ async fn info(cx: &Context, id: Option<&str>) -> Result<()> {
 }
 
 async fn print_output(cx: &Context, id: Option<&str>) -> Result<()> {
-    let build = typed(cx, id).await?;
+    let build: Build = typed(find(cx, id).await?)?;
     follow(cx, &build).await
 }
 
 /// Prints the output of a build until it ends.
 pub async fn follow(cx: &Context, build: &Build) -> Result<()> {
-    let url = build.output_stream_url.as_deref().ok_or_else(|| CliError::failed("This build has no output."))?;
     cx.client
-        .lines(url, "text/plain", |text| {
+        .lines(&build.output_stream_url, "text/plain", |text| {
             output::line(text);
             Ok(true)
         })
@@ -104,7 +99,7 @@ pub async fn follow(cx: &Context, build: &Build) -> Result<()> {
 }
 
 async fn cancel(cx: &Context, id: Option<&str>) -> Result<()> {
-    let build = typed(cx, id).await?;
+    let build: Build = typed(find(cx, id).await?)?;
     let progress = Progress::start(format!("Cancelling build {}", build.id));
     cx.client.delete(&cx.path(&format!("/builds/{}", build.id))?).await?;
     progress.done();

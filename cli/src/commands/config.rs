@@ -4,10 +4,9 @@ use crate::args::Config;
 use crate::context::Context;
 use crate::error::{CliError, EXIT_USAGE, Result, while_doing};
 use crate::output::{self, Progress};
-use crate::views::Release;
-use flex_model::ConfigKey;
-use serde_json::{Map, Value};
-use std::collections::BTreeMap;
+use flex_api::{ConfigChanges, ConfigVars, Release};
+use flex_model::{ConfigKey, Secret};
+use serde_json::{Value, json};
 use std::path::Path;
 
 pub async fn run(cx: &Context, verb: Option<Config>) -> Result<()> {
@@ -21,26 +20,32 @@ pub async fn run(cx: &Context, verb: Option<Config>) -> Result<()> {
 }
 
 async fn show(cx: &Context, path: &str) -> Result<()> {
-    let Some(vars) = cx.fetch::<BTreeMap<String, String>>(path).await? else { return Ok(()) };
+    let Some(vars) = cx.fetch::<ConfigVars>(path).await? else { return Ok(()) };
     output::heading(&format!("{} Config Vars", cx.app()?));
-    print_vars(&vars);
+    if vars.0.is_empty() {
+        output::say("There are none. Set one: flex config:set KEY=VALUE");
+    }
+    print_vars(&vars.0);
     Ok(())
 }
 
-fn print_vars<'a>(vars: impl IntoIterator<Item = (&'a String, &'a String)>) {
+fn print_vars<'a>(vars: impl IntoIterator<Item = (&'a String, &'a Secret)>) {
     let vars: Vec<_> = vars.into_iter().collect();
     let width = vars.iter().map(|(k, _)| k.len() + 1).max().unwrap_or(0);
     for (k, v) in vars {
-        output::line(format!("{:<width$} {v}", format!("{k}:")));
+        output::line(format!("{:<width$} {}", format!("{k}:"), v.expose()));
     }
 }
 
 async fn get(cx: &Context, path: &str, key: &str, shell: bool) -> Result<()> {
-    let vars: BTreeMap<String, String> = cx.client.get(path).await?;
-    let Some(value) = vars.get(key) else {
+    let vars: ConfigVars = cx.client.get(path).await?;
+    let Some(value) = vars.0.get(key).map(Secret::expose) else {
         return Err(CliError { exit: EXIT_USAGE, ..CliError::failed(format!("{key} is not set for {}.", cx.app()?)) });
     };
-    output::line(if shell { format!("{key}='{}'", value.replace('\'', r"'\''")) } else { value.clone() });
+    if cx.common.json {
+        return output::json(&json!({ key: value }));
+    }
+    output::line(if shell { format!("{key}='{}'", value.replace('\'', r"'\''")) } else { value.to_owned() });
     Ok(())
 }
 
@@ -57,24 +62,24 @@ async fn set(cx: &Context, path: &str, pairs: &[String], file: Option<&Path>) ->
     }
     let keys: Vec<_> = vars.iter().map(|(k, _)| k.to_string()).collect();
     let progress = Progress::start(format!("Setting {} and restarting {}", keys.join(", "), cx.app()?));
-    let body: Map<String, Value> = vars.iter().map(|(k, v)| (k.to_string(), Value::String(v.clone()))).collect();
+    let body = ConfigChanges(vars.into_iter().map(|(k, v)| (k, Some(Secret::new(v)))).collect());
     let all: Value = cx.client.patch(path, &body).await?;
     progress.done_with(&format!("v{}", newest_version(cx).await?));
-    let Some(all) = cx.show_or::<BTreeMap<String, String>>(all)? else { return Ok(()) };
-    print_vars(all.iter().filter(|(k, _)| keys.contains(k)));
+    let Some(all) = cx.show_or::<ConfigVars>(all)? else { return Ok(()) };
+    print_vars(all.0.iter().filter(|(k, _)| keys.contains(k)));
     Ok(())
 }
 
 async fn unset(cx: &Context, path: &str, keys: &[String]) -> Result<()> {
-    let mut body = Map::new();
+    let mut body = ConfigChanges::default();
     for key in keys {
         let key: ConfigKey = key.parse().map_err(|e: flex_model::Invalid| CliError::usage(e.to_string()))?;
-        body.insert(key.to_string(), Value::Null);
+        body.0.insert(key, None);
     }
     let progress = Progress::start(format!("Unsetting {} and restarting {}", keys.join(", "), cx.app()?));
-    cx.client.patch::<Value>(path, &body).await?;
+    let all: Value = cx.client.patch(path, &body).await?;
     progress.done_with(&format!("v{}", newest_version(cx).await?));
-    Ok(())
+    cx.show_or::<ConfigVars>(all).map(drop)
 }
 
 async fn newest_version(cx: &Context) -> Result<u64> {

@@ -1,13 +1,13 @@
 //! Deploying without git: a directory, a tar archive, or an image.
 
 use crate::args::Deploy;
-use crate::context::Context;
+use crate::context::{Context, typed};
 use crate::error::{CliError, Result, while_doing};
 use crate::output::{self, Progress};
-use crate::views::Build;
 use flate2::Compression;
 use flate2::write::GzEncoder;
-use serde_json::{Value, json};
+use flex_api::{Build, BuildStatus, CreateBuild, NewSource, Source};
+use serde_json::Value;
 use std::path::{Path, PathBuf};
 
 /// What is never part of a source.
@@ -16,25 +16,25 @@ const LEFT_OUT: &[&str] = &[".git"];
 pub async fn run(cx: &Context, args: Deploy) -> Result<()> {
     let app = cx.app()?;
     let version = args.version_name.clone();
-    let blob = match &args.image {
-        Some(image) => json!({ "image": image, "version": version }),
+    let source_blob = match &args.image {
+        Some(image) => NewSource { image: Some(image.clone()), version, url: None },
         None => {
             let source = args.source.unwrap_or_else(|| PathBuf::from("."));
             let url = upload(cx, &source).await?;
-            json!({ "url": url, "version": version.or_else(|| commit_of(&source)) })
+            NewSource { url: Some(url), version: version.or_else(|| commit_of(&source)), image: None }
         }
     };
-    let made: Value = cx.client.post(&format!("/apps/{app}/builds"), &json!({ "source_blob": blob })).await?;
-    let build: Build = serde_json::from_value(made.clone()).map_err(|e| CliError::failed(e.to_string()))?;
+    let made: Value = cx.client.post(&format!("/apps/{app}/builds"), &CreateBuild { source_blob }).await?;
+    let build: Build = typed(made.clone())?;
     if cx.common.json {
         return output::json(&made);
     }
     super::builds::follow(cx, &build).await?;
     let end: Build = cx.client.get(&format!("/apps/{app}/builds/{}", build.id)).await?;
-    if end.status == "succeeded" && end.error.is_none() {
+    if end.status == BuildStatus::Succeeded && end.error.is_none() {
         return Ok(());
     }
-    Err(CliError::failed(end.error.unwrap_or_else(|| format!("The build ended as {}.", end.status))))
+    Err(CliError::failed(end.error.unwrap_or_else(|| format!("The build ended as {}.", end.status.name()))))
 }
 
 fn commit_of(dir: &Path) -> Option<String> {
@@ -56,18 +56,12 @@ async fn upload(cx: &Context, source: &Path) -> Result<String> {
         std::fs::File::open(source).map_err(while_doing(format!("read {}", source.display())))?
     };
     let size = file.metadata().map_err(while_doing("read the archive"))?.len();
-    let sources: Value = cx.client.post("/sources", &json!({})).await?;
-    let url = |name: &str| {
-        sources["source_blob"][name]
-            .as_str()
-            .map(str::to_owned)
-            .ok_or_else(|| CliError::failed("The server gave no place to upload to."))
-    };
+    let urls = cx.client.post::<Source>("/sources", &flex_api::Nothing {}).await?.source_blob;
     let progress = Progress::start(format!("Uploading {}", output::size(size)));
     let body = reqwest::Body::wrap_stream(chunks(file));
-    cx.client.upload(&url("put_url")?, body).await?;
+    cx.client.upload(&urls.put_url, body).await?;
     progress.done();
-    url("get_url")
+    Ok(urls.get_url)
 }
 
 fn chunks(file: std::fs::File) -> impl futures_util::Stream<Item = std::io::Result<Vec<u8>>> {

@@ -4,9 +4,9 @@ use crate::args::Domains;
 use crate::context::Context;
 use crate::error::{CliError, Result};
 use crate::output::{self, Progress};
-use crate::views::Domain;
+use flex_api::{AddDomain, Domain, DomainKind};
 use flex_model::DomainName;
-use serde_json::{Value, json};
+use serde_json::Value;
 
 pub async fn run(cx: &Context, verb: Option<Domains>) -> Result<()> {
     let path = cx.path("/domains")?;
@@ -16,7 +16,7 @@ pub async fn run(cx: &Context, verb: Option<Domains>) -> Result<()> {
         Some(Domains::Add { hostname }) => {
             let hostname = parse(&hostname)?;
             let progress = Progress::start(format!("Adding {hostname} to {}", cx.app()?));
-            let added: Value = cx.client.post(&path, &json!({ "hostname": hostname, "sni_endpoint": null })).await?;
+            let added: Value = cx.client.post(&path, &AddDomain { hostname }).await?;
             progress.done();
             let Some(domain) = cx.show_or::<Domain>(added)? else { return Ok(()) };
             if let Some(target) = domain.cname {
@@ -35,17 +35,20 @@ pub async fn run(cx: &Context, verb: Option<Domains>) -> Result<()> {
 }
 
 async fn list(cx: &Context, path: &str) -> Result<()> {
-    let Some(domains) = cx.fetch::<Vec<Domain>>(path).await? else { return Ok(()) };
+    let Some(domains) = cx.fetch_list::<Vec<Domain>>(path).await? else { return Ok(()) };
     let app = cx.app()?;
-    let (own, custom): (Vec<_>, Vec<_>) = domains.into_iter().partition(|d| d.kind.as_deref() != Some("custom"));
+    let (own, custom): (Vec<_>, Vec<_>) = domains.into_iter().partition(|d| d.kind == DomainKind::Heroku);
     output::heading(&format!("{app} Domain"));
     for d in own {
-        output::line(&d.hostname);
+        output::line(d.hostname.as_str());
     }
     if !custom.is_empty() {
         output::line("");
         output::heading(&format!("{app} Custom Domains"));
-        let rows: Vec<_> = custom.into_iter().map(|d| vec![d.hostname, d.cname.unwrap_or_default()]).collect();
+        let rows: Vec<_> = custom
+            .into_iter()
+            .map(|d| vec![d.hostname.to_string(), d.cname.map(|c| c.to_string()).unwrap_or_default()])
+            .collect();
         output::table(&["domain", "dns target"], &rows);
     }
     Ok(())

@@ -4,8 +4,8 @@ use crate::args::Keys;
 use crate::context::Context;
 use crate::error::{CliError, Result, while_doing};
 use crate::output::{self, Progress};
-use crate::views::Key;
-use serde_json::{Value, json};
+use flex_api::{AddKey, Key};
+use serde_json::Value;
 use std::path::PathBuf;
 
 /// In the order that ssh itself tries them.
@@ -20,13 +20,13 @@ pub async fn run(cx: &Context, verb: Option<Keys>) -> Result<()> {
 }
 
 async fn list(cx: &Context) -> Result<()> {
-    let Some(keys) = cx.fetch::<Vec<Key>>("/account/keys").await? else { return Ok(()) };
+    let Some(keys) = cx.fetch_list::<Vec<Key>>("/account/keys").await? else { return Ok(()) };
     if keys.is_empty() {
         output::say("You have no SSH keys. Add one: flex keys:add");
         return Ok(());
     }
     let kind = |k: &Key| k.public_key.split(' ').next().unwrap_or_default().to_owned();
-    let rows: Vec<_> = keys.iter().map(|k| vec![k.fingerprint.clone(), kind(k), k.comment.clone().unwrap_or_default()]).collect();
+    let rows: Vec<_> = keys.iter().map(|k| vec![k.fingerprint.clone(), kind(k), k.comment.clone()]).collect();
     output::table(&["fingerprint", "type", "comment"], &rows);
     Ok(())
 }
@@ -42,7 +42,7 @@ async fn add(cx: &Context, file: Option<PathBuf>, quiet: bool) -> Result<()> {
             .hint(format!("Add its public half: flex keys:add {}.pub", file.display())));
     }
     let text = text.trim();
-    let keys: Vec<Key> = cx.client.get("/account/keys").await?;
+    let keys: Vec<Key> = cx.client.list("/account/keys").await?;
     let body = |k: &str| k.split_whitespace().take(2).collect::<Vec<_>>().join(" ");
     if keys.iter().any(|k| body(&k.public_key) == body(text)) {
         if !quiet {
@@ -51,7 +51,7 @@ async fn add(cx: &Context, file: Option<PathBuf>, quiet: bool) -> Result<()> {
         return Ok(());
     }
     let progress = Progress::start(format!("Uploading {}", file.display()));
-    let added: Value = cx.client.post("/account/keys", &json!({ "public_key": text })).await?;
+    let added: Value = cx.client.post("/account/keys", &AddKey { public_key: text.to_owned() }).await?;
     progress.done();
     let Some(key) = cx.show_or::<Key>(added)? else { return Ok(()) };
     if !quiet {
@@ -70,9 +70,9 @@ fn default_key() -> Result<PathBuf> {
 }
 
 async fn remove(cx: &Context, wanted: &str) -> Result<()> {
-    let keys: Vec<Key> = cx.client.get("/account/keys").await?;
+    let keys: Vec<Key> = cx.client.list("/account/keys").await?;
     let found: Vec<_> =
-        keys.iter().filter(|k| k.fingerprint == wanted || k.id == wanted || k.comment.as_deref() == Some(wanted)).collect();
+        keys.iter().filter(|k| k.fingerprint == wanted || k.id.to_string() == wanted || k.comment == wanted).collect();
     let [key] = found[..] else {
         let what = if found.is_empty() { "No key" } else { "More than one key" };
         return Err(CliError::usage(format!("{what} matches {wanted}.")).hint("Give the fingerprint; see: flex keys"));

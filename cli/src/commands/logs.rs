@@ -4,7 +4,8 @@ use crate::args::Logs;
 use crate::context::Context;
 use crate::error::Result;
 use crate::output::{self, Colour, paint};
-use serde_json::{Value, json};
+use flex_api::{CreateLogSession, LogSession};
+use serde_json::json;
 
 /// One a process, in the order in which they turn up.
 const COLOURS: [Colour; 5] = [Colour::Cyan, Colour::Yellow, Colour::Green, Colour::Magenta, Colour::Blue];
@@ -15,12 +16,16 @@ pub async fn run(cx: &Context, args: Logs) -> Result<()> {
         Some("router") => (Some("flex"), Some("router")),
         other => (other, args.process.as_deref()),
     };
-    let body = json!({ "lines": args.num, "tail": args.tail, "source": source, "dyno": process });
-    let session: Value = cx.client.post(&cx.path("/log-sessions")?, &body).await?;
-    let url = session["logplex_url"].as_str().unwrap_or_default();
+    let body = CreateLogSession {
+        lines: Some(args.num),
+        tail: Some(args.tail),
+        dyno: process.map(str::to_owned),
+        source: source.map(str::to_owned),
+    };
+    let session: LogSession = cx.client.post(&cx.path("/log-sessions")?, &body).await?;
     let mut seen = Vec::<String>::new();
     cx.client
-        .lines(url, "text/event-stream", |text| {
+        .lines(&session.logplex_url, "text/event-stream", |text| {
             if let Some(line) = text.strip_prefix("data: ").or_else(|| text.strip_prefix("data:")) {
                 show(cx, line, &mut seen)?;
             }

@@ -1,11 +1,11 @@
 //! Instances and the formation.
 
 use crate::args::{Ps, Scale};
-use crate::context::Context;
+use crate::context::{Context, typed};
 use crate::error::{CliError, Result};
 use crate::output::{self, Colour, Progress, paint};
-use crate::views::{Dyno, Formation};
-use serde_json::{Value, json};
+use flex_api::{Dyno, DynoState, Formation, Nothing, Quantity, UpdateFormation, UpdateFormations, Why};
+use serde_json::Value;
 use std::collections::BTreeMap;
 
 pub async fn run(cx: &Context, verb: Option<Ps>) -> Result<()> {
@@ -19,28 +19,29 @@ pub async fn run(cx: &Context, verb: Option<Ps>) -> Result<()> {
 }
 
 async fn list(cx: &Context) -> Result<()> {
-    let Some(dynos) = cx.fetch::<Vec<Dyno>>(&cx.path("/dynos")?).await? else { return Ok(()) };
+    let Some(dynos) = cx.fetch_list::<Vec<Dyno>>(&cx.path("/dynos")?).await? else { return Ok(()) };
     if dynos.is_empty() {
         output::say(format!("No instances of {} are running. Scale it up: flex ps:scale web=1", cx.app()?));
         return Ok(());
     }
     let mut groups = BTreeMap::<(String, String, String), Vec<&Dyno>>::new();
     for d in &dynos {
-        let key = (d.kind.clone(), d.size.clone().unwrap_or_default(), d.command.clone().unwrap_or_default());
+        let key = (d.kind.to_string(), d.size.clone(), d.command.clone());
         groups.entry(key).or_default().push(d);
     }
     let now = jiff::Timestamp::now();
     for ((kind, size, command), mut members) in groups {
-        members.sort_by_key(|d| (index(&d.name), d.release.as_ref().map(|r| r.version)));
+        members.sort_by_key(|d| (index(&d.name), d.release.version));
         output::line(paint(&format!("=== {kind} ({size}): {command} ({})", members.len()), Colour::Blue));
         output::line("");
         for d in members {
-            let colour = match d.state.as_str() {
-                "up" | "complete" => Colour::Green,
-                "crashed" | "down" => Colour::Red,
-                _ => Colour::Yellow,
+            let colour = match d.state {
+                DynoState::Up | DynoState::Complete => Colour::Green,
+                DynoState::Crashed | DynoState::Down => Colour::Red,
+                DynoState::Starting | DynoState::Idle => Colour::Yellow,
             };
-            output::line(format!("{}: {} {}", d.name, paint(&d.state, colour), output::moment(&d.updated_at, now)));
+            let why = d.message.as_ref().map(|m| format!(": {m}")).unwrap_or_default();
+            output::line(format!("{}: {} {}{why}", d.name, paint(d.state.name(), colour), output::moment(d.updated_at, now)));
         }
         output::line("");
     }
@@ -54,30 +55,29 @@ fn index(name: &str) -> u64 {
 pub async fn scale(cx: &Context, args: Scale) -> Result<()> {
     let path = cx.path("/formation")?;
     if args.changes.is_empty() {
-        let Some(formation) = cx.fetch::<Vec<Formation>>(&path).await? else { return Ok(()) };
-        let all: Vec<_> =
-            formation.iter().map(|f| format!("{}={}:{}", f.kind, f.quantity, f.size.as_deref().unwrap_or("?"))).collect();
+        let Some(formation) = cx.fetch_list::<Vec<Formation>>(&path).await? else { return Ok(()) };
+        let all: Vec<_> = formation.iter().map(|f| format!("{}={}:{}", f.kind, f.quantity, f.size)).collect();
         if all.is_empty() {
             return Err(CliError::failed(format!("{} has no process types yet. Deploy it first: git push flex main", cx.app()?)));
         }
         output::line(all.join(" "));
         return Ok(());
     }
-    let updates: Vec<Value> = args.changes.iter().map(|c| change(c)).collect::<Result<_>>()?;
+    let updates: Vec<UpdateFormation> = args.changes.iter().map(|c| change(c)).collect::<Result<_>>()?;
     let progress = Progress::start("Scaling dynos");
-    let answer: Value = cx.client.patch(&path, &json!({ "updates": updates })).await?;
-    let typed: Vec<Formation> = serde_json::from_value(answer.clone()).unwrap_or_default();
-    let now: Vec<_> = typed
+    let kinds: Vec<_> = updates.iter().map(|u| u.kind.clone()).collect();
+    let answer: Value = cx.client.patch(&path, &UpdateFormations { updates }).await?;
+    let now: Vec<_> = typed::<Vec<Formation>>(answer.clone())?
         .iter()
-        .filter(|f| updates.iter().any(|u| u["type"] == f.kind.as_str()))
-        .map(|f| format!("{} at {}:{}", f.kind, f.quantity, f.size.as_deref().unwrap_or("?")))
+        .filter(|f| kinds.contains(&f.kind))
+        .map(|f| format!("{} at {}:{}", f.kind, f.quantity, f.size))
         .collect();
     progress.done_with(&format!("now running {}", now.join(", ")));
     if cx.common.json { output::json(&answer) } else { Ok(()) }
 }
 
 /// `web=2`, `worker+1`, `web-1`, `web=2:512M`.
-fn change(text: &str) -> Result<Value> {
+fn change(text: &str) -> Result<UpdateFormation> {
     let bad = || CliError::usage(format!("{text} is invalid.")).hint("Examples: web=2 worker+1 worker-1 web=1:512M");
     // A process type may hold a dash itself, so the last sign that leaves a number behind it counts.
     let at = text.rfind(['=', '+', '-']).ok_or_else(bad)?;
@@ -85,13 +85,13 @@ fn change(text: &str) -> Result<Value> {
     let (sign, rest) = rest.split_at(1);
     let (quantity, size) = rest.split_once(':').map_or((rest, None), |(q, s)| (q, Some(s)));
     let kind: flex_model::ProcessType = kind.parse().map_err(|_| bad())?;
-    quantity.parse::<u32>().map_err(|_| bad())?;
-    let quantity = if sign == "=" { quantity.to_owned() } else { format!("{sign}{quantity}") };
-    let mut update = json!({ "type": kind, "quantity": quantity });
-    if let Some(size) = size {
-        update["size"] = json!(size);
-    }
-    Ok(update)
+    let count: u32 = quantity.parse().map_err(|_| bad())?;
+    let quantity = match sign {
+        "=" => Quantity::To(count),
+        "+" => Quantity::By(count.into()),
+        _ => Quantity::By(-i64::from(count)),
+    };
+    Ok(UpdateFormation { kind, quantity: Some(quantity), size: size.map(str::to_owned) })
 }
 
 /// `/dynos/web.1`, `/formations/web` or `/dynos`.
@@ -115,18 +115,16 @@ fn checked(name: &str) -> Result<&str> {
 
 async fn stop(cx: &Context, process: &str) -> Result<()> {
     let progress = Progress::start(format!("Stopping {process} on {}", cx.app()?));
-    cx.client.post::<Value>(&cx.path(&format!("/dynos/{}/actions/stop", checked(process)?))?, &json!({})).await?;
+    cx.client.post::<Nothing>(&cx.path(&format!("/dynos/{}/actions/stop", checked(process)?))?, &Nothing {}).await?;
     progress.done();
     Ok(())
 }
 
 async fn why(cx: &Context, process: &str) -> Result<()> {
-    let answer: Value = cx.client.get(&cx.path(&format!("/dynos/{}/why", checked(process)?))?).await?;
-    if cx.common.json {
-        return output::json(&answer);
-    }
-    for line in answer["lines"].as_array().map(Vec::as_slice).unwrap_or_default() {
-        output::line(line.as_str().unwrap_or_default());
+    let path = cx.path(&format!("/dynos/{}/why", checked(process)?))?;
+    let Some(why) = cx.fetch::<Why>(&path).await? else { return Ok(()) };
+    for line in why.lines {
+        output::line(line);
     }
     Ok(())
 }
@@ -137,9 +135,11 @@ mod tests {
 
     #[test]
     fn changes() {
-        assert_eq!(change("web=2").unwrap(), json!({"type": "web", "quantity": "2"}));
-        assert_eq!(change("my-worker+1").unwrap(), json!({"type": "my-worker", "quantity": "+1"}));
-        assert_eq!(change("web=1:512M").unwrap(), json!({"type": "web", "quantity": "1", "size": "512M"}));
+        let text = |c: &str| serde_json::to_value(change(c).unwrap()).unwrap();
+        assert_eq!(text("web=2"), serde_json::json!({"type": "web", "quantity": 2}));
+        assert_eq!(text("my-worker+1"), serde_json::json!({"type": "my-worker", "quantity": "+1"}));
+        assert_eq!(text("my-worker-3"), serde_json::json!({"type": "my-worker", "quantity": "-3"}));
+        assert_eq!(text("web=1:512M"), serde_json::json!({"type": "web", "quantity": 1, "size": "512M"}));
         for bad in ["web", "web=", "=2", "web=x", "web=-1x", "we b=1"] {
             assert!(change(bad).is_err(), "{bad}");
         }

@@ -1,11 +1,11 @@
 //! Releases and the way back.
 
 use crate::args::Releases;
-use crate::context::Context;
+use crate::context::{Context, typed};
 use crate::error::{CliError, Result};
 use crate::output::{self, Progress};
-use crate::views::Release;
-use serde_json::{Value, json};
+use flex_api::{Release, ReleaseStatus, Rollback};
+use serde_json::Value;
 
 pub async fn run(cx: &Context, verb: Option<Releases>, num: usize) -> Result<()> {
     match verb {
@@ -28,16 +28,16 @@ async fn list(cx: &Context, num: usize) -> Result<()> {
     output::heading(&format!("{app} Releases - Current: v{}", current.version));
     let now = jiff::Timestamp::now();
     let row = |r: &Release| {
-        let status = match r.status.as_deref() {
-            Some("failed") => " (failed)",
-            Some("pending") => " (rolling out)",
-            _ => "",
+        let status = match r.status {
+            ReleaseStatus::Failed => " (failed)",
+            ReleaseStatus::Pending => " (rolling out)",
+            ReleaseStatus::Succeeded => "",
         };
         vec![
             format!("v{}", r.version),
-            format!("{}{status}", r.description.as_deref().unwrap_or_default()),
-            r.user.as_ref().map(|u| u.email.clone()).unwrap_or_default(),
-            output::moment(&r.created_at, now),
+            format!("{}{status}", r.description),
+            r.user.email.clone(),
+            output::moment(r.created_at, now),
         ]
     };
     output::table(&["v", "description", "user", "created_at"], &releases.iter().map(row).collect::<Vec<_>>());
@@ -58,11 +58,11 @@ async fn info(cx: &Context, wanted: Option<&str>) -> Result<()> {
     let Some(r) = cx.show_or::<Release>(release)? else { return Ok(()) };
     output::heading(&format!("Release v{}", r.version));
     let rows = [
-        ("By", r.user.map(|u| u.email).unwrap_or_default()),
-        ("Change", r.description.unwrap_or_default()),
-        ("Status", r.status.unwrap_or_default()),
+        ("By", r.user.email),
+        ("Change", r.description),
+        ("Status", r.status.name().to_owned()),
         ("Commit", r.commit.unwrap_or_default()),
-        ("When", output::moment(&r.created_at, jiff::Timestamp::now())),
+        ("When", output::moment(r.created_at, jiff::Timestamp::now())),
         ("Failure", r.failure.unwrap_or_default()),
     ];
     for (label, value) in rows.iter().filter(|(_, v)| !v.is_empty()) {
@@ -72,7 +72,7 @@ async fn info(cx: &Context, wanted: Option<&str>) -> Result<()> {
 }
 
 pub async fn rollback(cx: &Context, wanted: Option<&str>) -> Result<()> {
-    let releases: Vec<Release> = serde_json::from_value(newest(cx, 1000).await?).unwrap_or_default();
+    let releases: Vec<Release> = typed(newest(cx, 1000).await?)?;
     let target = match wanted {
         Some(v) => {
             let v = version(v)?;
@@ -82,17 +82,16 @@ pub async fn rollback(cx: &Context, wanted: Option<&str>) -> Result<()> {
             let current = releases.iter().find(|r| r.current).map_or(u64::MAX, |r| r.version);
             releases
                 .iter()
-                .find(|r| r.version < current && r.eligible_for_rollback && r.status.as_deref() == Some("succeeded"))
+                .find(|r| r.version < current && r.eligible_for_rollback)
                 .ok_or_else(|| CliError::failed("There is no earlier release to go back to."))?
         }
     };
     let progress = Progress::start(format!("Rolling back {} to v{}", cx.app()?, target.version));
-    let made: Value = cx.client.post(&cx.path("/releases")?, &json!({ "release": target.id })).await?;
-    let made: Release = serde_json::from_value(made).map_err(|e| CliError::failed(e.to_string()))?;
-    progress.done_with(&format!("v{}", made.version));
+    let made: Value = cx.client.post(&cx.path("/releases")?, &Rollback { release: target.id.to_string() }).await?;
+    progress.done_with(&format!("v{}", typed::<Release>(made.clone())?.version));
     output::warn("Rollback affects code and config vars; it doesn't add or remove addons.");
     if let Some(current) = releases.iter().find(|r| r.current) {
         output::warn(format!("To undo, run: flex rollback v{}", current.version));
     }
-    Ok(())
+    cx.show_or::<Release>(made).map(drop)
 }

@@ -1,17 +1,17 @@
 //! `flex run`: a one-off instance attached to this terminal.
 //!
-//! The connection is a WebSocket. To the server: binary messages are stdin; text messages are JSON objects
-//! `{"eof":true}`, `{"resize":[cols,rows]}`, `{"signal":n}`. From it: binary messages begin with the stream's number (1 or
-//! 2) followed by output; the last message is the text `{"exit":n}` or `{"error":"…"}`.
+//! The connection is a WebSocket with the messages of `flex_api::run`.
 
 use crate::args::Run;
-use crate::context::Context;
+use crate::context::{Context, typed};
 use crate::error::{CliError, Result, while_doing};
 use crate::output::{self, Progress};
-use crate::views::Dyno;
+use flex_api::run::{RunControl, RunEnd, STDERR};
+use flex_api::{CreateDyno, Dyno};
 use futures_util::{SinkExt, StreamExt};
 use nix::sys::termios::{SetArg, Termios, cfmakeraw, tcgetattr, tcsetattr};
-use serde_json::{Value, json};
+use serde_json::Value;
+use std::collections::BTreeMap;
 use std::io::{IsTerminal, Write};
 use std::process::ExitCode;
 use tokio::io::AsyncReadExt;
@@ -49,23 +49,23 @@ fn terminal_size() -> Option<(u16, u16)> {
 pub async fn run(cx: &Context, args: Run) -> Result<ExitCode> {
     let app = cx.app()?;
     let tty = !args.no_tty && !args.detach && std::io::stdin().is_terminal() && std::io::stdout().is_terminal();
-    let mut env = serde_json::Map::new();
+    let mut env = BTreeMap::new();
     for pair in &args.env {
         let (key, value) = super::config::parse_pair(pair)?;
-        env.insert(key.to_string(), Value::String(value));
+        env.insert(key.to_string(), value);
     }
     if tty {
-        env.insert("TERM".into(), json!(std::env::var("TERM").unwrap_or_else(|_| "xterm".into())));
+        env.insert("TERM".into(), std::env::var("TERM").unwrap_or_else(|_| "xterm".into()));
         if let Some((cols, rows)) = terminal_size() {
-            env.insert("COLUMNS".into(), json!(cols.to_string()));
-            env.insert("LINES".into(), json!(rows.to_string()));
+            env.insert("COLUMNS".into(), cols.to_string());
+            env.insert("LINES".into(), rows.to_string());
         }
     }
     let command = command_line(&args.command);
     let progress = Progress::start(format!("Running {command} on {app}"));
-    let body = json!({ "command": command, "attach": !args.detach, "env": env, "size": args.size, "force_no_tty": !tty });
+    let body = CreateDyno { command, attach: !args.detach, env, size: args.size, force_no_tty: Some(!tty) };
     let made: Value = cx.client.post(&format!("/apps/{app}/dynos"), &body).await?;
-    let dyno: Dyno = serde_json::from_value(made.clone()).map_err(|e| CliError::failed(e.to_string()))?;
+    let dyno: Dyno = typed(made.clone())?;
     if args.detach {
         progress.done_with(&dyno.name);
         if cx.common.json {
@@ -102,34 +102,33 @@ async fn attach(url: &str, tty: bool) -> Result<ExitCode> {
     let mut interrupted = signal(SignalKind::interrupt()).map_err(while_doing("watch for signals"))?;
     let mut terminated = signal(SignalKind::terminate()).map_err(while_doing("watch for signals"))?;
     let (mut stdin, mut stdin_open, mut buffer) = (tokio::io::stdin(), true, vec![0; 32 << 10]);
-    let text = |v: Value| Message::Text(v.to_string().into());
+    let text = |order: RunControl| Message::Text(serde_json::to_string(&order).unwrap_or_default().into());
     let end = loop {
         tokio::select! {
             message = from_server.next() => match message {
                 Some(Ok(Message::Binary(data))) => show(&data)?,
-                Some(Ok(Message::Text(t))) => break serde_json::from_str::<Value>(&t).ok(),
+                Some(Ok(Message::Text(t))) => break serde_json::from_str::<RunEnd>(&t).ok(),
                 Some(Ok(Message::Ping(_) | Message::Pong(_) | Message::Frame(_))) => {}
                 Some(Ok(Message::Close(_)) | Err(_)) | None => break None,
             },
             read = stdin.read(&mut buffer), if stdin_open => {
                 let n = read.unwrap_or(0);
                 stdin_open = n > 0;
-                let message = if n > 0 { Message::Binary(buffer[..n].to_vec().into()) } else { text(json!({ "eof": true })) };
+                let message = if n > 0 { Message::Binary(buffer[..n].to_vec().into()) } else { text(RunControl::Eof(true)) };
                 if to_server.send(message).await.is_err() { stdin_open = false; }
             },
             _ = resized.recv() => if let (true, Some((cols, rows))) = (tty, terminal_size()) {
-                let _ = to_server.send(text(json!({ "resize": [cols, rows] }))).await;
+                let _ = to_server.send(text(RunControl::Resize(cols, rows))).await;
             },
-            _ = interrupted.recv() => { let _ = to_server.send(text(json!({ "signal": 2 }))).await; },
-            _ = terminated.recv() => { let _ = to_server.send(text(json!({ "signal": 15 }))).await; },
+            _ = interrupted.recv() => { let _ = to_server.send(text(RunControl::Signal(2))).await; },
+            _ = terminated.recv() => { let _ = to_server.send(text(RunControl::Signal(15))).await; },
         }
     };
     drop(raw);
-    let end = end.ok_or_else(|| CliError::failed("The connection to the instance was lost."))?;
-    if let Some(error) = end["error"].as_str() {
-        return Err(CliError::failed(error));
-    }
-    let status = end["exit"].as_i64().unwrap_or(1);
+    let status = match end.ok_or_else(|| CliError::failed("The connection to the instance was lost."))? {
+        RunEnd::Exit(status) => status,
+        RunEnd::Error(why) => return Err(CliError::failed(why)),
+    };
     // A read of stdin may be waiting in a thread of its own, and would keep the process from ending.
     std::io::stdout().flush().ok();
     std::process::exit(i32::try_from(status).unwrap_or(1));
@@ -137,7 +136,7 @@ async fn attach(url: &str, tty: bool) -> Result<ExitCode> {
 
 fn show(data: &[u8]) -> Result<()> {
     let Some((stream, bytes)) = data.split_first() else { return Ok(()) };
-    let written = if *stream == 2 {
+    let written = if *stream == STDERR {
         std::io::stderr().write_all(bytes)
     } else {
         let mut out = std::io::stdout().lock();

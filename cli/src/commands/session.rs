@@ -6,10 +6,9 @@ use crate::context::Context;
 use crate::error::{CliError, Result, while_doing};
 use crate::output;
 use crate::settings::Settings;
-use crate::views::Account;
+use flex_api::{Account, Authorization, CreateAuthorization};
 use flex_model::Secret;
 use nix::sys::termios::{LocalFlags, SetArg, tcgetattr, tcsetattr};
-use serde_json::{Value, json};
 use std::io::IsTerminal;
 
 pub async fn login(args: Login) -> Result<()> {
@@ -41,9 +40,9 @@ async fn by_password(settings: &Settings) -> Result<String> {
     let password = ask_hidden("Password: ")?;
     let client = Client::new(Settings { token: None, ..settings.clone() })?;
     let host = nix::unistd::gethostname().map(|h| h.to_string_lossy().into_owned()).unwrap_or_default();
-    let body = json!({ "description": format!("flex login on {host}") });
-    let made: Value = client.post_basic("/oauth/authorizations", &email, &password, &body).await?;
-    made["access_token"]["token"].as_str().map(str::to_owned).ok_or_else(|| CliError::failed("The server gave no token."))
+    let body = CreateAuthorization { description: Some(format!("flex login on {host}")), ..CreateAuthorization::default() };
+    let made: Authorization = client.post_basic("/oauth/authorizations", &email, &password, &body).await?;
+    Ok(made.access_token.token.expose().to_owned())
 }
 
 /// One line of stdin, without its end.
@@ -79,6 +78,6 @@ pub fn logout() -> Result<()> {
 
 pub async fn whoami(cx: &Context) -> Result<()> {
     let Some(account) = cx.fetch::<Account>("/account").await? else { return Ok(()) };
-    output::line(account.email);
+    output::line(account.email.as_str());
     Ok(())
 }

@@ -1,8 +1,9 @@
 //! Who is asking, and may they: one middleware for every route, driven by the table.
 
-use super::Failure;
+use super::answer::Failure;
+use super::limit::Bucket;
 use super::table::{Needs, find};
-use crate::core::{Actor, Controller, app_not_found};
+use crate::core::{Actor, Controller, app_not_found, lock};
 use crate::db::keys;
 use axum::body::Body;
 use axum::extract::{MatchedPath, Request, State};
@@ -12,8 +13,9 @@ use axum::response::{IntoResponse, Response};
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
 use flex_api::{ApiError, ErrorId};
-use flex_model::{App, Collaborator, User};
+use flex_model::{App, Collaborator, Token, User};
 use std::sync::Arc;
+use std::time::Instant;
 
 /// What someone is to an app.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -51,7 +53,7 @@ impl Controller {
 
     /// The user whose credentials a request carries: `Bearer TOKEN`, or Basic with a token as the password, as git and
     /// Heroku's client send it.
-    async fn caller(&self, authorization: Option<&str>) -> Result<Option<Arc<User>>, ApiError> {
+    async fn caller(&self, authorization: Option<&str>) -> Result<Option<(Arc<User>, Arc<Token>)>, ApiError> {
         let Some(value) = authorization else { return Ok(None) };
         let token = match value.split_once(' ') {
             Some((scheme, token)) if scheme.eq_ignore_ascii_case("bearer") => token.trim().to_owned(),
@@ -61,7 +63,14 @@ impl Controller {
             },
             _ => return Ok(None),
         };
-        Ok(self.user_by_token(&token).await?.map(|(user, _)| user))
+        self.user_by_token(&token).await
+    }
+
+    /// Counts a request, and says how many more there may be.
+    fn count(&self, user: &User) -> Result<u64, ApiError> {
+        let now = Instant::now();
+        let left = lock(&self.calls).entry(user.id).or_insert_with(|| Bucket::new(now)).take(now);
+        left.ok_or_else(|| ApiError::new(ErrorId::RateLimit, "Too many requests. Wait a second, and make fewer."))
     }
 }
 
@@ -79,7 +88,13 @@ pub fn basic(value: &str) -> Option<(String, String)> {
 pub async fn check(State(controller): State<Controller>, mut request: Request, next: Next) -> Response {
     let is_registry = request.uri().path().starts_with("/v2/");
     let mut response = match admit(&controller, &mut request).await {
-        Ok(()) => next.run(request).await,
+        Ok(left) => {
+            let mut response = next.run(request).await;
+            if let Some(left) = left {
+                response.headers_mut().insert("ratelimit-remaining", HeaderValue::from(left));
+            }
+            response
+        }
         Err(e) => {
             // What a client still sends would otherwise be in the way of the answer.
             drop(std::mem::replace(request.body_mut(), Body::empty()));
@@ -88,16 +103,6 @@ pub async fn check(State(controller): State<Controller>, mut request: Request, n
     };
     if is_registry {
         response.headers_mut().insert("docker-distribution-api-version", HeaderValue::from_static("registry/2.0"));
-    }
-    response
-}
-
-/// Every answer has a name of its own, by which people can talk about it.
-pub async fn name(request: Request, next: Next) -> Response {
-    let id = hex::encode(crate::crypt::random::<16>());
-    let mut response = next.run(request).await;
-    if let Ok(id) = HeaderValue::from_str(&id) {
-        response.headers_mut().insert("request-id", id);
     }
     response
 }
@@ -123,16 +128,24 @@ fn registry_failure(e: &ApiError) -> Response {
     response
 }
 
-async fn admit(controller: &Controller, request: &mut Request) -> Result<(), ApiError> {
+/// Lets a request in, or says why not. How many more its user may make; nothing where nobody is asked for.
+async fn admit(controller: &Controller, request: &mut Request) -> Result<Option<u64>, ApiError> {
     let path = request.extensions().get::<MatchedPath>().map(|m| m.as_str().to_owned()).unwrap_or_default();
-    let needs = find(request.method(), &path)
+    let route = find(request.method(), &path)
         .ok_or_else(|| ApiError::new(ErrorId::NotFound, "The requested API endpoint was not found."))?;
+    let needs = route.needs;
     if needs == Needs::Nothing {
-        return Ok(());
+        return Ok(None);
     }
     let authorization = request.headers().get(header::AUTHORIZATION).and_then(|v| v.to_str().ok()).map(str::to_owned);
-    let user = controller.caller(authorization.as_deref()).await?;
-    let user = user.ok_or_else(|| ApiError::new(ErrorId::Unauthorized, "Invalid credentials provided. Sign in: flex login"))?;
+    let found = controller.caller(authorization.as_deref()).await?;
+    let (user, token) =
+        found.ok_or_else(|| ApiError::new(ErrorId::Unauthorized, "Invalid credentials provided. Sign in: flex login"))?;
+    let left = controller.count(&user)?;
+    if !token.scope.iter().any(|s| route.is_reached_by(*s)) {
+        let has = token.scope.iter().map(|s| s.name()).collect::<Vec<_>>().join(", ");
+        return Err(ApiError::new(ErrorId::Forbidden, format!("This token's scope ({has}) does not allow it.")));
+    }
     match needs {
         Needs::Nothing | Needs::User => {}
         Needs::Admin if user.admin => {}
@@ -153,5 +166,5 @@ async fn admit(controller: &Controller, request: &mut Request) -> Result<(), Api
         }
     }
     request.extensions_mut().insert(Caller { user });
-    Ok(())
+    Ok(Some(left))
 }

@@ -1,159 +1,150 @@
-//! The server itself, users, keys and tokens.
+//! Users, keys and tokens.
 
 use super::access::{Caller, basic};
-use super::{Answer, Body, Range, listed, ok, parse, render, with};
-use crate::core::{Actor, Controller, lock};
+use super::answer::{Answer, Body, Listed, Made, Shown};
+use super::list::{Key, Range};
+use super::{parse, render};
+use crate::core::{Actor, Controller, invalid, not_found};
 use crate::db::keys;
 use axum::Extension;
 use axum::extract::{Path, State};
-use axum::http::{HeaderMap, StatusCode, header};
-use flex_api::{ApiError, ErrorId};
-use flex_model::{Event, Host, Secret, TokenId, User};
-use serde::Deserialize;
-use serde_json::{Value, json};
+use axum::http::{HeaderMap, header};
+use flex_api::{Account, AddKey, AddUser, ApiError, Authorization, CreateAuthorization, ErrorId};
+use flex_model::user::Scope;
+use flex_model::{Secret, Token, TokenId, User};
 use std::sync::Arc;
+use std::time::Duration;
 
-pub async fn nothing_here() -> Answer {
-    Err(ApiError::new(ErrorId::NotFound, "The requested API endpoint was not found.").into())
-}
+/// The longest life that a token that ends may be given: a hundred years, so that no sum overflows.
+const MAX_LIFE: u64 = 100 * 366 * 86_400;
 
-pub async fn health(State(c): State<Controller>) -> Answer {
-    // Answers only when the store does.
-    c.find_app("00000000-0000-0000-0000-000000000000").await.map_or_else(
-        |e| if e.id == ErrorId::NotFound { ok(&json!({ "status": "ok" })) } else { Err(e.into()) },
-        |_| ok(&json!({ "status": "ok" })),
-    )
-}
-
-pub async fn server(State(c): State<Controller>) -> Answer {
-    let s = &c.deps.settings;
-    let checks: Vec<Value> = c
-        .deps
-        .machine
-        .checks()
-        .await
-        .into_iter()
-        .map(|(what, problem)| match problem {
-            None => json!({ "what": what, "ok": true }),
-            Some((problem, remedy)) => json!({ "what": what, "ok": false, "problem": problem, "remedy": remedy }),
-        })
-        .collect();
-    ok(
-        &json!({ "version": s.version, "domain": s.domain, "ssh": { "host": s.ssh_host, "port": s.ssh_port, "host_key": s.ssh_host_key }, "checks": checks }),
-    )
-}
-
-#[derive(Deserialize, Default)]
-#[serde(default)]
-pub struct Authorize {
-    description: Option<String>,
-}
-
-pub async fn authorize(State(c): State<Controller>, headers: HeaderMap, Body(body): Body<Authorize>) -> Answer {
+/// Makes a token, for whoever knows the password or holds a token that may do everything. A token cannot make one that
+/// outlives it.
+pub async fn authorize(
+    State(c): State<Controller>,
+    headers: HeaderMap,
+    Body(body): Body<CreateAuthorization>,
+) -> Answer<Made<Authorization>> {
     let refused = || ApiError::new(ErrorId::Unauthorized, "Invalid credentials provided.");
     let value = headers.get(header::AUTHORIZATION).and_then(|v| v.to_str().ok()).ok_or_else(refused)?;
-    let user = match basic(value) {
-        Some((email, password)) => match c.user_by_token(&password).await? {
-            Some((user, _)) => Some(user),
-            None => c.user_by_password(&email, &password).await?,
-        },
-        None => match value.split_once(' ') {
-            Some((scheme, token)) if scheme.eq_ignore_ascii_case("bearer") => {
-                c.user_by_token(token.trim()).await?.map(|(u, _)| u)
-            }
-            _ => None,
-        },
+    let by_token = match (basic(value), value.split_once(' ')) {
+        (Some((_, password)), _) => c.user_by_token(&password).await?,
+        (None, Some((scheme, token))) if scheme.eq_ignore_ascii_case("bearer") => c.user_by_token(token.trim()).await?,
+        _ => None,
+    };
+    let (user, asking) = match (by_token, basic(value)) {
+        (Some((user, token)), _) => (Some(user), Some(token)),
+        (None, Some((email, password))) => (c.user_by_password(&email, &password).await?, None),
+        (None, None) => (None, None),
     };
     let user = user.ok_or_else(refused)?;
-    let (token, secret) = c.create_token(&user, body.description.as_deref().unwrap_or("API token")).await?;
-    with(StatusCode::CREATED, &render::token(&token, &user, Some(secret.expose())))
+    if asking.as_ref().is_some_and(|t| !t.scope.contains(&Scope::Global)) {
+        return Err(ApiError::new(ErrorId::Forbidden, "Only a token with the scope global may make tokens.").into());
+    }
+    let mut scope = body.scope.iter().flatten().map(|s| parse::<Scope>(s)).collect::<Result<Vec<_>, _>>()?;
+    scope.sort_unstable();
+    scope.dedup();
+    if scope.is_empty() {
+        scope.push(Scope::Global);
+    }
+    if body.expires_in.is_some_and(|s| !(1..=MAX_LIFE).contains(&s)) {
+        return Err(invalid(format!("expires_in must be between 1 and {MAX_LIFE} seconds.")).into());
+    }
+    let asked = body.expires_in.map(|s| c.now().plus(Duration::from_secs(s)));
+    let expires = [asked, asking.and_then(|t| t.expires_at)].into_iter().flatten().min();
+    let description = body.description.as_deref().unwrap_or("API token");
+    let (token, secret) = c.create_token(&user, description, scope, expires).await?;
+    Ok(Made(render::token(&token, &user, Some(secret), c.now())))
 }
 
-pub async fn authorizations(State(c): State<Controller>, Extension(caller): Extension<Caller>) -> Answer {
+pub async fn authorizations(
+    State(c): State<Controller>,
+    Extension(caller): Extension<Caller>,
+    range: Range,
+) -> Answer<Listed<Authorization>> {
     let tokens = c.tokens_of(caller.user.id).await?;
-    ok(&tokens.iter().map(|t| render::token(t, &caller.user, None)).collect())
+    let by = [("created_at", (|t| Key::Time(t.created_at)) as fn(&Arc<Token>) -> Key)];
+    range.page(tokens, |t| t.id.to_string(), &by)?.show(|t| render::token(&t, &caller.user, None, c.now()))
 }
 
-pub async fn revoke(State(c): State<Controller>, Extension(caller): Extension<Caller>, Path(id): Path<TokenId>) -> Answer {
-    let token = c.delete_token(&caller.user, id).await?;
-    ok(&render::token(&token, &caller.user, None))
+fn token_id(text: &str) -> Result<TokenId, ApiError> {
+    text.parse().map_err(|_| not_found("Couldn't find that authorization."))
 }
 
-pub async fn account(Extension(caller): Extension<Caller>) -> Answer {
-    ok(&render::user(&caller.user))
+pub async fn authorization(
+    State(c): State<Controller>,
+    Extension(caller): Extension<Caller>,
+    Path(id): Path<String>,
+) -> Answer<Shown<Authorization>> {
+    let id = token_id(&id)?;
+    let found = c.tokens_of(caller.user.id).await?.into_iter().find(|t| t.id == id);
+    let token = found.ok_or_else(|| not_found("Couldn't find that authorization."))?;
+    Ok(Shown(render::token(&token, &caller.user, None, c.now())))
 }
 
-pub async fn keys(State(c): State<Controller>, Extension(caller): Extension<Caller>) -> Answer {
+pub async fn revoke(
+    State(c): State<Controller>,
+    Extension(caller): Extension<Caller>,
+    Path(id): Path<String>,
+) -> Answer<Shown<Authorization>> {
+    let token = c.delete_token(&caller.user, token_id(&id)?).await?;
+    Ok(Shown(render::token(&token, &caller.user, None, c.now())))
+}
+
+pub async fn account(Extension(caller): Extension<Caller>) -> Answer<Shown<Account>> {
+    Ok(Shown(render::user(&caller.user)))
+}
+
+pub async fn keys(
+    State(c): State<Controller>,
+    Extension(caller): Extension<Caller>,
+    range: Range,
+) -> Answer<Listed<flex_api::Key>> {
     let keys = c.keys_of(caller.user.id).await?;
-    ok(&keys.iter().map(|k| render::key(k, &caller.user)).collect())
+    range
+        .page(keys, |k| k.id.to_string(), &[("created_at", |k| Key::Time(k.created_at))])?
+        .show(|k| render::key(&k, &caller.user))
 }
 
-#[derive(Deserialize)]
-pub struct AddKey {
-    public_key: String,
-}
-
-pub async fn add_key(State(c): State<Controller>, Extension(caller): Extension<Caller>, Body(body): Body<AddKey>) -> Answer {
+pub async fn add_key(
+    State(c): State<Controller>,
+    Extension(caller): Extension<Caller>,
+    Body(body): Body<AddKey>,
+) -> Answer<Made<flex_api::Key>> {
     let key = c.add_key(&caller.user, &body.public_key).await?;
-    with(StatusCode::CREATED, &render::key(&key, &caller.user))
+    Ok(Made(render::key(&key, &caller.user)))
 }
 
-pub async fn key(State(c): State<Controller>, Extension(caller): Extension<Caller>, Path(id): Path<String>) -> Answer {
+pub async fn key(
+    State(c): State<Controller>,
+    Extension(caller): Extension<Caller>,
+    Path(id): Path<String>,
+) -> Answer<Shown<flex_api::Key>> {
     let found = c.find_key(caller.user.id, &id).await?;
-    ok(&render::key(&found.value, &caller.user))
+    Ok(Shown(render::key(&found.value, &caller.user)))
 }
 
-pub async fn remove_key(State(c): State<Controller>, Extension(caller): Extension<Caller>, Path(id): Path<String>) -> Answer {
+pub async fn remove_key(
+    State(c): State<Controller>,
+    Extension(caller): Extension<Caller>,
+    Path(id): Path<String>,
+) -> Answer<Shown<flex_api::Key>> {
     let gone = c.remove_key(&caller.user, &id).await?;
-    ok(&render::key(&gone, &caller.user))
+    Ok(Shown(render::key(&gone, &caller.user)))
 }
 
-pub async fn users(State(c): State<Controller>) -> Answer {
-    let users = c.db.list::<User>(keys::USERS).await?;
-    ok(&users.iter().map(|u| render::user(&u.value)).collect())
+pub async fn users(State(c): State<Controller>, range: Range) -> Answer<Listed<Account>> {
+    let users: Vec<Arc<User>> = c.db.list::<User>(keys::USERS).await?.into_iter().map(|u| u.value).collect();
+    range.page(users, |u| u.id.to_string(), &[("email", |u| Key::Text(u.email.to_string()))])?.show(|u| render::user(&u))
 }
 
-#[derive(Deserialize)]
-pub struct AddUser {
-    email: String,
-    password: Option<Secret>,
-    #[serde(default)]
-    admin: bool,
-}
-
-pub async fn add_user(State(c): State<Controller>, Extension(caller): Extension<Caller>, Body(body): Body<AddUser>) -> Answer {
-    let user = c.create_user(&caller.actor(), &parse(&body.email)?, body.password, body.admin).await?;
-    with(StatusCode::CREATED, &render::user(&user))
-}
-
-pub async fn events(State(c): State<Controller>, headers: HeaderMap) -> Answer {
-    let all = c.db.list::<Event>(keys::EVENTS).await?;
-    let (part, more) = Range::of(&headers).apply(all);
-    listed(part.iter().map(|e| render::event(&e.value)).collect(), more)
-}
-
-pub async fn hosts(State(c): State<Controller>) -> Answer {
-    let hosts = c.db.list::<Host>(keys::HOSTS).await?;
-    let reports = lock(&c.reports).clone();
-    let render = |h: &Arc<Host>| {
-        let report = reports.get(&h.id);
-        json!({
-            "id": h.id, "name": h.name, "state": h.state, "memory": h.memory.bytes(), "cpu_millis": h.cpu_millis, "labels": h.labels,
-            "instances": report.map_or(0, |r| r.report.instances.len()), "reported_at": report.map(|r| r.report.at.rfc3339_seconds())
-        })
-    };
-    ok(&hosts.iter().map(|h| render(&h.value)).collect())
-}
-
-pub async fn stacks(State(c): State<Controller>) -> Answer {
-    let name = &c.deps.settings.stack;
-    ok(&json!([{ "id": name, "name": name, "state": "public", "default": true }]))
-}
-
-pub async fn regions() -> Answer {
-    ok(
-        &json!([{ "id": "local", "name": "local", "description": "This installation", "country": "", "locale": "", "private_capable": false, "provider": { "name": "flex", "region": "local" } }]),
-    )
+pub async fn add_user(
+    State(c): State<Controller>,
+    Extension(caller): Extension<Caller>,
+    Body(body): Body<AddUser>,
+) -> Answer<Made<Account>> {
+    let user = c.create_user(&caller.actor(), &body.email, body.password, body.admin).await?;
+    Ok(Made(render::user(&user)))
 }
 
 impl Controller {
@@ -166,6 +157,6 @@ impl Controller {
         if admin && !user.admin {
             return Err(ApiError::new(ErrorId::InvalidParams, format!("{email} exists and is no administrator.")));
         }
-        self.create_token(&user, "made on the server").await.map(|(_, secret)| secret)
+        self.create_token(&user, "made on the server", vec![Scope::Global], None).await.map(|(_, secret)| secret)
     }
 }

@@ -1,73 +1,72 @@
 //! Apps and what belongs to them.
 
 use super::access::Caller;
-use super::{Answer, Body, Range, listed, ok, parse, render, with};
-use crate::apps::{Quantity, ScaleChange};
-use crate::core::{Controller, invalid};
+use super::answer::{Answer, Body, Listed, Made, Shown};
+use super::list::{Key, Range};
+use super::{parse, render, server};
+use crate::apps::ScaleChange;
+use crate::core::{Controller, invalid, not_found};
 use crate::db::keys;
 use axum::Extension;
 use axum::extract::{Path, State};
-use axum::http::{HeaderMap, StatusCode};
-use flex_api::ApiError;
-use flex_model::{App, BuildpackRef, Event, ProcessType};
-use serde::Deserialize;
-use serde_json::{Value, json};
+use flex_api::{
+    AddCollaborator, AddDomain, ApiError, BuildpackInstallation, Collaborator, CollaboratorRole, CreateApp, Domain, Formation,
+    Quantity, Scale, SetBuildpacks, UpdateApp, UpdateFormations,
+};
+use flex_model::{App, Event, ProcessType, Timestamp, UserId};
 use std::sync::Arc;
 
 type TheApp = Extension<Arc<App>>;
 
-pub async fn list(State(c): State<Controller>, Extension(caller): Extension<Caller>) -> Answer {
+pub async fn list(
+    State(c): State<Controller>,
+    Extension(caller): Extension<Caller>,
+    range: Range,
+) -> Answer<Listed<flex_api::App>> {
     let mut mine = Vec::new();
     for app in c.db.list::<App>(keys::APPS).await? {
         if c.role_in(&caller.user, &app.value).await?.is_some() {
             mine.push(app.value);
         }
     }
-    mine.sort_by(|a, b| a.name.cmp(&b.name));
-    let mut out = Vec::with_capacity(mine.len());
-    for app in mine {
-        out.push(c.render_app(&app).await?);
+    let page = range.page(
+        mine,
+        |a| a.id.to_string(),
+        &[
+            ("name", |a| Key::Text(a.name.to_string())),
+            ("created_at", |a| Key::Time(a.created_at)),
+            ("updated_at", |a| Key::Time(a.updated_at)),
+        ],
+    )?;
+    let mut items = Vec::with_capacity(page.items.len());
+    for item in page.items {
+        items.push(c.render_app(&item).await?);
     }
-    listed(out, false)
+    Ok(Listed { items, head: page.head })
 }
 
-#[derive(Deserialize, Default)]
-#[serde(default)]
-pub struct Create {
-    name: Option<String>,
-    stack: Option<String>,
-}
-
-pub async fn create(State(c): State<Controller>, Extension(caller): Extension<Caller>, Body(body): Body<Create>) -> Answer {
-    let name = body.name.as_deref().map(parse).transpose()?;
+pub async fn create(
+    State(c): State<Controller>,
+    Extension(caller): Extension<Caller>,
+    Body(body): Body<CreateApp>,
+) -> Answer<Made<flex_api::App>> {
     // Heroku's client asks for its own stacks; they mean this server's.
     let stack = body.stack.as_deref().filter(|s| !s.starts_with("heroku")).map(parse).transpose()?;
-    let app = c.create_app(&caller.actor(), name, stack).await?;
-    with(StatusCode::CREATED, &c.render_app(&app).await?)
+    let app = c.create_app(&caller.actor(), body.name, stack).await?;
+    Ok(Made(c.render_app(&app).await?))
 }
 
-pub async fn info(State(c): State<Controller>, Extension(app): TheApp) -> Answer {
-    ok(&c.render_app(&app).await?)
-}
-
-#[derive(Deserialize, Default)]
-#[serde(default)]
-pub struct Update {
-    name: Option<String>,
-    maintenance: Option<bool>,
-    deploy_branches: Option<Vec<String>>,
-    read_only_root: Option<bool>,
-    stop_grace_seconds: Option<u32>,
+pub async fn info(State(c): State<Controller>, Extension(app): TheApp) -> Answer<Shown<flex_api::App>> {
+    Ok(Shown(c.render_app(&app).await?))
 }
 
 pub async fn update(
     State(c): State<Controller>,
     Extension(app): TheApp,
     Extension(caller): Extension<Caller>,
-    Body(body): Body<Update>,
-) -> Answer {
+    Body(body): Body<UpdateApp>,
+) -> Answer<Shown<flex_api::App>> {
     let actor = caller.actor();
-    let name = body.name.as_deref().map(parse).transpose()?;
     for branch in body.deploy_branches.iter().flatten() {
         flex_model::names::check_branch(branch).map_err(invalid)?;
     }
@@ -93,82 +92,66 @@ pub async fn update(
             }))
         })
         .await?;
-    if let Some(name) = name {
+    if let Some(name) = body.name {
         now = c.rename_app(&actor, app.id, &name).await?;
     }
-    ok(&c.render_app(&now).await?)
+    Ok(Shown(c.render_app(&now).await?))
 }
 
-pub async fn destroy(State(c): State<Controller>, Extension(app): TheApp, Extension(caller): Extension<Caller>) -> Answer {
+pub async fn destroy(
+    State(c): State<Controller>,
+    Extension(app): TheApp,
+    Extension(caller): Extension<Caller>,
+) -> Answer<Shown<flex_api::App>> {
     let rendered = c.render_app(&app).await?;
     c.destroy_app(&caller.actor(), app.id).await?;
-    ok(&rendered)
+    Ok(Shown(rendered))
 }
 
-async fn render_formation(c: &Controller, app: &App) -> Result<Vec<Value>, ApiError> {
+async fn render_formation(c: &Controller, app: &App) -> Vec<Formation> {
     let release = match app.target.or(app.good) {
         Some(v) => c.find_release(app.id, &v.to_string()).await.ok(),
         None => None,
     };
     let command = |p: &ProcessType| release.as_ref().and_then(|r| r.processes.get(p)).and_then(|s| s.command.clone());
     let known = |p: &ProcessType| release.as_ref().is_none_or(|r| r.processes.contains_key(p));
-    Ok(app
-        .formation
-        .iter()
-        .filter(|(p, _)| known(p))
-        .map(|(p, s)| render::formation(app, p, *s, command(p).as_deref()))
-        .collect())
+    app.formation.iter().filter(|(p, _)| known(p)).map(|(p, s)| render::formation(app, p, *s, command(p))).collect()
 }
 
-pub async fn formation(State(c): State<Controller>, Extension(app): TheApp) -> Answer {
-    ok(&Value::Array(render_formation(&c, &app).await?))
+async fn list_formation(c: &Controller, app: &App, range: &Range) -> Answer<Listed<Formation>> {
+    let all = render_formation(c, app).await;
+    range.page(all, |f| f.id.to_string(), &[("type", |f| Key::Text(f.kind.to_string()))])?.show(|f| f)
 }
 
-#[derive(Deserialize)]
-pub struct Scale {
-    updates: Vec<ScaleUpdate>,
+pub async fn formation(State(c): State<Controller>, Extension(app): TheApp, range: Range) -> Answer<Listed<Formation>> {
+    list_formation(&c, &app, &range).await
 }
 
-#[derive(Deserialize)]
-pub struct ScaleUpdate {
-    #[serde(rename = "type")]
-    process: String,
-    quantity: Option<Value>,
-    size: Option<String>,
-}
-
-impl ScaleUpdate {
-    fn parse(&self) -> Result<ScaleChange, ApiError> {
-        let bad = |q: &dyn std::fmt::Display| invalid(format!("quantity {q} is not valid: use a number, +1 or -1."));
-        let quantity = match &self.quantity {
-            None | Some(Value::Null) => None,
-            Some(Value::Number(n)) => Some(Quantity::To(n.as_u64().and_then(|n| u32::try_from(n).ok()).ok_or_else(|| bad(n))?)),
-            Some(Value::String(s)) if s.starts_with(['+', '-']) => Some(Quantity::By(s.parse().map_err(|_| bad(s))?)),
-            Some(Value::String(s)) => Some(Quantity::To(s.parse().map_err(|_| bad(s))?)),
-            Some(other) => return Err(bad(other)),
-        };
-        // Heroku's names of sizes (Basic, Standard-1X) mean nothing here and change nothing.
-        let is_named = self.size.as_deref().is_some_and(|s| s.starts_with(|c: char| c.is_alphabetic()));
-        let memory = self.size.as_deref().filter(|_| !is_named).map(parse).transpose()?;
-        Ok(ScaleChange { process: parse(&self.process)?, quantity, memory })
-    }
+fn change(process: ProcessType, quantity: Option<Quantity>, size: Option<&str>) -> Result<ScaleChange, ApiError> {
+    // Heroku's names of sizes (Basic, Standard-1X) mean nothing here and change nothing.
+    let is_named = size.is_some_and(|s| s.starts_with(|c: char| c.is_alphabetic()));
+    Ok(ScaleChange { process, quantity, memory: size.filter(|_| !is_named).map(parse).transpose()? })
 }
 
 pub async fn scale(
     State(c): State<Controller>,
     Extension(app): TheApp,
     Extension(caller): Extension<Caller>,
-    Body(body): Body<Scale>,
-) -> Answer {
-    let changes = body.updates.iter().map(ScaleUpdate::parse).collect::<Result<Vec<_>, _>>()?;
+    Body(body): Body<UpdateFormations>,
+) -> Answer<Listed<Formation>> {
+    let changes = body.updates.into_iter().map(|u| change(u.kind, u.quantity, u.size.as_deref()));
+    let changes = changes.collect::<Result<Vec<_>, _>>()?;
     let app = c.scale(&caller.actor(), app.id, &changes).await?;
-    ok(&Value::Array(render_formation(&c, &app).await?))
+    list_formation(&c, &app, &Range::default()).await
 }
 
-#[derive(Deserialize)]
-pub struct ScaleOne {
-    quantity: Option<Value>,
-    size: Option<String>,
+pub async fn formation_of(
+    State(c): State<Controller>,
+    Extension(app): TheApp,
+    Path((_, process)): Path<(String, String)>,
+) -> Answer<Shown<Formation>> {
+    let found = render_formation(&c, &app).await.into_iter().find(|f| f.kind.as_str() == process || f.id.to_string() == process);
+    Ok(Shown(found.ok_or_else(|| not_found("Couldn't find that process type."))?))
 }
 
 pub async fn scale_one(
@@ -176,26 +159,21 @@ pub async fn scale_one(
     Extension(app): TheApp,
     Extension(caller): Extension<Caller>,
     Path((_, process)): Path<(String, String)>,
-    Body(body): Body<ScaleOne>,
-) -> Answer {
-    let change = ScaleUpdate { process: process.clone(), quantity: body.quantity, size: body.size }.parse()?;
+    Body(body): Body<Scale>,
+) -> Answer<Shown<Formation>> {
+    let change = change(parse(&process)?, body.quantity, body.size.as_deref())?;
     let app = c.scale(&caller.actor(), app.id, &[change]).await?;
-    let all = render_formation(&c, &app).await?;
-    ok(&all.into_iter().find(|f| f["type"] == process.as_str()).unwrap_or(Value::Null))
+    let found = render_formation(&c, &app).await.into_iter().find(|f| f.kind.as_str() == process);
+    Ok(Shown(found.ok_or_else(|| not_found("Couldn't find that process type."))?))
 }
 
-pub async fn buildpacks(Extension(app): TheApp) -> Answer {
-    ok(&app.buildpacks.iter().enumerate().map(|(i, b)| render::buildpack(i, b)).collect())
+fn list_buildpacks(app: &App, range: &Range) -> Answer<Listed<BuildpackInstallation>> {
+    let all = render::buildpacks(&app.buildpacks);
+    range.page(all, |b| b.ordinal.to_string(), &[("ordinal", |b| Key::Number(b.ordinal.into()))])?.show(|b| b)
 }
 
-#[derive(Deserialize)]
-pub struct SetBuildpacks {
-    updates: Vec<SetBuildpack>,
-}
-
-#[derive(Deserialize)]
-pub struct SetBuildpack {
-    buildpack: String,
+pub async fn buildpacks(Extension(app): TheApp, range: Range) -> Answer<Listed<BuildpackInstallation>> {
+    list_buildpacks(&app, &range)
 }
 
 pub async fn set_buildpacks(
@@ -203,31 +181,37 @@ pub async fn set_buildpacks(
     Extension(app): TheApp,
     Extension(caller): Extension<Caller>,
     Body(body): Body<SetBuildpacks>,
-) -> Answer {
+) -> Answer<Listed<BuildpackInstallation>> {
     if body.updates.len() > 20 {
         return Err(invalid("At most 20 buildpacks can be set.").into());
     }
-    let list = body.updates.iter().map(|u| parse::<BuildpackRef>(&u.buildpack)).collect::<Result<Vec<_>, _>>()?;
+    let list = body.updates.into_iter().map(|u| u.buildpack).collect();
     let app = c.set_buildpacks(&caller.actor(), app.id, list).await?;
-    ok(&app.buildpacks.iter().enumerate().map(|(i, b)| render::buildpack(i, b)).collect())
+    list_buildpacks(&app, &Range::default())
 }
 
-async fn render_collaborator(c: &Controller, app: &App, user: flex_model::UserId, role: &str) -> Value {
-    let email = c.email_of(user).await;
-    json!({ "id": user, "app": { "id": app.id, "name": app.name }, "user": { "id": user, "email": email }, "role": role, "permissions": [] })
-}
-
-pub async fn collaborators(State(c): State<Controller>, Extension(app): TheApp) -> Answer {
-    let mut out = vec![render_collaborator(&c, &app, app.owner, "owner").await];
-    for other in c.collaborators_of(app.id).await? {
-        out.push(render_collaborator(&c, &app, other.user, "collaborator").await);
+async fn render_collaborator(c: &Controller, app: &App, user: UserId, role: CollaboratorRole, since: Timestamp) -> Collaborator {
+    Collaborator {
+        id: user,
+        app: render::app_ref(app),
+        user: c.user_ref(user).await,
+        role,
+        permissions: Vec::new(),
+        created_at: since.into(),
+        updated_at: since.into(),
     }
-    ok(&Value::Array(out))
 }
 
-#[derive(Deserialize)]
-pub struct AddCollaborator {
-    user: String,
+pub async fn collaborators(State(c): State<Controller>, Extension(app): TheApp, range: Range) -> Answer<Listed<Collaborator>> {
+    let mut out = vec![render_collaborator(&c, &app, app.owner, CollaboratorRole::Owner, app.created_at).await];
+    for other in c.collaborators_of(app.id).await? {
+        out.push(render_collaborator(&c, &app, other.user, CollaboratorRole::Collaborator, other.created_at).await);
+    }
+    let by = [
+        ("created_at", (|c| Key::Time(c.created_at.0)) as fn(&Collaborator) -> Key),
+        ("email", |c| Key::Text(c.user.email.clone())),
+    ];
+    range.page(out, |c| c.id.to_string(), &by)?.show(|c| c)
 }
 
 pub async fn add_collaborator(
@@ -235,12 +219,12 @@ pub async fn add_collaborator(
     Extension(app): TheApp,
     Extension(caller): Extension<Caller>,
     Body(body): Body<AddCollaborator>,
-) -> Answer {
-    let who = c.user_by_email(&parse(&body.user)?).await?;
+) -> Answer<Made<Collaborator>> {
+    let who = c.user_by_email(&body.user).await?;
     let who =
         who.ok_or_else(|| invalid(format!("There is no user {}. An administrator adds users: flex users:add", body.user)))?;
     let added = c.add_collaborator(&caller.actor(), &app, &who).await?;
-    with(StatusCode::CREATED, &render_collaborator(&c, &app, added.user, "collaborator").await)
+    Ok(Made(render_collaborator(&c, &app, added.user, CollaboratorRole::Collaborator, added.created_at).await))
 }
 
 pub async fn remove_collaborator(
@@ -248,24 +232,20 @@ pub async fn remove_collaborator(
     Extension(app): TheApp,
     Extension(caller): Extension<Caller>,
     Path((_, who)): Path<(String, String)>,
-) -> Answer {
+) -> Answer<Shown<Collaborator>> {
     let gone = c.remove_collaborator(&caller.actor(), &app, &parse(&who)?).await?;
-    ok(&render_collaborator(&c, &app, gone.user, "collaborator").await)
+    Ok(Shown(render_collaborator(&c, &app, gone.user, CollaboratorRole::Collaborator, gone.created_at).await))
 }
 
-pub async fn domains(State(c): State<Controller>, Extension(app): TheApp) -> Answer {
+pub async fn domains(State(c): State<Controller>, Extension(app): TheApp, range: Range) -> Answer<Listed<Domain>> {
     let own = c.default_domain(&app.name);
-    let mut out = vec![json!({
-        "id": app.id, "app": { "id": app.id, "name": app.name }, "hostname": own, "kind": "heroku", "cname": null, "status": "none", "sni_endpoint": null,
-        "created_at": app.created_at.rfc3339_seconds(), "updated_at": app.created_at.rfc3339_seconds()
-    })];
-    out.extend(c.domains_of(app.id).await?.iter().map(|d| render::domain(d, &app, own.as_str())));
-    ok(&Value::Array(out))
-}
-
-#[derive(Deserialize)]
-pub struct AddDomain {
-    hostname: String,
+    let mut out = vec![render::own_domain(&app, own.clone())];
+    out.extend(c.domains_of(app.id).await?.iter().map(|d| render::domain(d, &app, own.clone())));
+    let by = [
+        ("created_at", (|d| Key::Time(d.created_at.0)) as fn(&Domain) -> Key),
+        ("hostname", |d| Key::Text(d.hostname.to_string())),
+    ];
+    range.page(out, |d| d.id.to_string(), &by)?.show(|d| d)
 }
 
 pub async fn add_domain(
@@ -273,9 +253,23 @@ pub async fn add_domain(
     Extension(app): TheApp,
     Extension(caller): Extension<Caller>,
     Body(body): Body<AddDomain>,
-) -> Answer {
-    let domain = c.add_domain(&caller.actor(), &app, parse(&body.hostname)?).await?;
-    with(StatusCode::CREATED, &render::domain(&domain, &app, c.default_domain(&app.name).as_str()))
+) -> Answer<Made<Domain>> {
+    let domain = c.add_domain(&caller.actor(), &app, body.hostname).await?;
+    Ok(Made(render::domain(&domain, &app, c.default_domain(&app.name))))
+}
+
+pub async fn domain(
+    State(c): State<Controller>,
+    Extension(app): TheApp,
+    Path((_, domain)): Path<(String, String)>,
+) -> Answer<Shown<Domain>> {
+    let own = c.default_domain(&app.name);
+    if own.as_str() == domain {
+        return Ok(Shown(render::own_domain(&app, own)));
+    }
+    let all = c.domains_of(app.id).await?;
+    let found = all.iter().find(|d| d.hostname.as_str() == domain || d.id.to_string() == domain);
+    Ok(Shown(render::domain(found.ok_or_else(|| not_found("Couldn't find that domain."))?, &app, own)))
 }
 
 pub async fn remove_domain(
@@ -283,14 +277,13 @@ pub async fn remove_domain(
     Extension(app): TheApp,
     Extension(caller): Extension<Caller>,
     Path((_, domain)): Path<(String, String)>,
-) -> Answer {
+) -> Answer<Shown<Domain>> {
     let gone = c.remove_domain(&caller.actor(), &app, &domain).await?;
-    ok(&render::domain(&gone, &app, c.default_domain(&app.name).as_str()))
+    Ok(Shown(render::domain(&gone, &app, c.default_domain(&app.name))))
 }
 
-pub async fn events(State(c): State<Controller>, Extension(app): TheApp, headers: HeaderMap) -> Answer {
+pub async fn events(State(c): State<Controller>, Extension(app): TheApp, range: Range) -> Answer<Listed<flex_api::Event>> {
     let all = c.db.list::<Event>(keys::EVENTS).await?;
-    let mine: Vec<_> = all.into_iter().map(|e| e.value).filter(|e| e.app == Some(app.id)).collect();
-    let (part, more) = Range::of(&headers).apply(mine);
-    listed(part.iter().map(|e| render::event(e)).collect(), more)
+    let mine = all.into_iter().map(|e| e.value).filter(|e| e.app == Some(app.id));
+    server::history(&range, mine.map(|e| (*e).clone()).collect())
 }

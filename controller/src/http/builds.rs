@@ -1,7 +1,9 @@
 //! Builds, their sources and their output.
 
 use super::access::Caller;
-use super::{Answer, Body, Failure, Range, listed, ok, with};
+use super::answer::{Answer, Body, Failure, Listed, Made, Shown, Text};
+use super::list::{Key, Range};
+use super::server::unavailable;
 use crate::core::{Controller, invalid, not_found};
 use crate::db::{SourceRecord, Tx, keys};
 use crate::deploy::DeployRequest;
@@ -10,13 +12,11 @@ use crate::users::token_hash;
 use axum::Extension;
 use axum::body::Body as HttpBody;
 use axum::extract::{Path, State};
-use axum::http::{HeaderMap, StatusCode, header};
+use axum::http::header;
 use axum::response::{IntoResponse, Response};
-use flex_api::{ApiError, ErrorId};
+use flex_api::{ApiError, CreateBuild, ErrorId, NameRef, Nothing, SlugBlob, SourceUrls};
 use flex_model::{App, AppId, Build, BuildId, Slug, SlugId, SourceId};
 use futures_util::StreamExt;
-use serde::Deserialize;
-use serde_json::json;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
@@ -63,15 +63,19 @@ impl Controller {
     }
 }
 
-pub async fn source(State(c): State<Controller>, Extension(caller): Extension<Caller>) -> Answer {
+pub async fn source(State(c): State<Controller>, Extension(caller): Extension<Caller>) -> Answer<Made<flex_api::Source>> {
     let secret = hex::encode(crate::crypt::random::<32>());
     let record = SourceRecord { id: c.id(), user: caller.user.id, secret_sha256: token_hash(&secret), created_at: c.now() };
     c.db.commit(Tx::new().put(keys::source(record.id), &record)).await.map_err(crate::core_error)?;
     let url = format!("{}/sources/{}/{secret}", c.deps.settings.api_url, record.id);
-    with(StatusCode::CREATED, &json!({ "source_blob": { "get_url": url, "put_url": url } }))
+    Ok(Made(flex_api::Source { source_blob: SourceUrls { get_url: url.clone(), put_url: url } }))
 }
 
-pub async fn upload(State(c): State<Controller>, Path((id, secret)): Path<(String, String)>, body: HttpBody) -> Answer {
+pub async fn upload(
+    State(c): State<Controller>,
+    Path((id, secret)): Path<(String, String)>,
+    body: HttpBody,
+) -> Answer<Shown<Nothing>> {
     let record = c.source_record(&id, &secret).await?;
     let path = c.source_path(record.id);
     let part = path.with_extension("part");
@@ -85,7 +89,7 @@ pub async fn upload(State(c): State<Controller>, Path((id, secret)): Path<(Strin
         return Err(Failure(e));
     }
     tokio::fs::rename(&part, &path).await.map_err(failed)?;
-    ok(&json!({}))
+    Ok(Shown(Nothing {}))
 }
 
 async fn receive(body: HttpBody, part: &std::path::Path) -> Result<(), ApiError> {
@@ -103,25 +107,12 @@ async fn receive(body: HttpBody, part: &std::path::Path) -> Result<(), ApiError>
     file.sync_all().await.map_err(failed)
 }
 
-#[derive(Deserialize)]
-pub struct Create {
-    source_blob: Blob,
-}
-
-#[derive(Deserialize)]
-pub struct Blob {
-    url: Option<String>,
-    /// Flex's own: an image in place of a source.
-    image: Option<String>,
-    version: Option<String>,
-}
-
 pub async fn create(
     State(c): State<Controller>,
     Extension(app): TheApp,
     Extension(caller): Extension<Caller>,
-    Body(body): Body<Create>,
-) -> Answer {
+    Body(body): Body<CreateBuild>,
+) -> Answer<Made<flex_api::Build>> {
     let blob = body.source_blob;
     let source = match (blob.url, blob.image) {
         (Some(url), None) => Source::Tar(c.source_of_url(&url).await?),
@@ -138,45 +129,73 @@ pub async fn create(
     let version = blob.version.map(|v| v.chars().filter(|c| !c.is_control()).take(200).collect());
     let request = DeployRequest { app: app.id, source, source_version: version, phases: Vec::new() };
     let (build, _) = c.deploy(caller.actor(), request).await?;
-    with(StatusCode::CREATED, &c.render_build(&app, &build).await)
+    Ok(Made(c.render_build(&app, &build).await))
 }
 
-pub async fn list(State(c): State<Controller>, Extension(app): TheApp, headers: HeaderMap) -> Answer {
-    let mut all: Vec<_> = c.db.list::<Build>(&keys::builds(app.id)).await?.into_iter().map(|s| s.value).collect();
-    all.sort_by_key(|b| b.created_at);
-    let (part, more) = Range::of(&headers).apply(all);
-    let mut out = Vec::with_capacity(part.len());
-    for b in part {
-        out.push(c.render_build(&app, &b).await);
+pub async fn list(State(c): State<Controller>, Extension(app): TheApp, range: Range) -> Answer<Listed<flex_api::Build>> {
+    let all: Vec<_> = c.db.list::<Build>(&keys::builds(app.id)).await?.into_iter().map(|s| s.value).collect();
+    let page = range.page(
+        all,
+        |b| b.id.to_string(),
+        &[("created_at", |b| Key::Time(b.created_at)), ("updated_at", |b| Key::Time(b.updated_at))],
+    )?;
+    let mut items = Vec::with_capacity(page.items.len());
+    for item in page.items {
+        items.push(c.render_build(&app, &item).await);
     }
-    listed(out, more)
+    Ok(Listed { items, head: page.head })
 }
 
-pub async fn info(State(c): State<Controller>, Extension(app): TheApp, Path((_, build)): Path<(String, String)>) -> Answer {
+pub async fn info(
+    State(c): State<Controller>,
+    Extension(app): TheApp,
+    Path((_, build)): Path<(String, String)>,
+) -> Answer<Shown<flex_api::Build>> {
     let build = c.find_build(&app, &build).await?;
-    ok(&c.render_build(&app, &build).await)
+    Ok(Shown(c.render_build(&app, &build).await))
 }
 
-pub async fn cancel(State(c): State<Controller>, Extension(app): TheApp, Path((_, build)): Path<(String, String)>) -> Answer {
+pub async fn cancel(
+    State(c): State<Controller>,
+    Extension(app): TheApp,
+    Path((_, build)): Path<(String, String)>,
+) -> Answer<Shown<flex_api::Build>> {
     let build = c.find_build(&app, &build).await?;
     if build.status.is_over() || !c.cancel_build(build.id) {
         return Err(invalid("That build is over already.").into());
     }
-    ok(&c.render_build(&app, &build).await)
+    Ok(Shown(c.render_build(&app, &build).await))
 }
 
-pub async fn purge_cache(State(c): State<Controller>, Extension(app): TheApp) -> Answer {
-    c.deps.builders.purge_cache(app.id).await.map_err(|e| ApiError::new(ErrorId::Unavailable, e))?;
-    ok(&json!({}))
+pub async fn purge_cache(State(c): State<Controller>, Extension(app): TheApp) -> Answer<Shown<Nothing>> {
+    c.deps.builders.purge_cache(app.id).await.map_err(unavailable)?;
+    Ok(Shown(Nothing {}))
 }
 
-pub async fn slug(State(c): State<Controller>, Extension(app): TheApp, Path((_, slug)): Path<(String, String)>) -> Answer {
+pub async fn slug(
+    State(c): State<Controller>,
+    Extension(app): TheApp,
+    Path((_, slug)): Path<(String, String)>,
+) -> Answer<Shown<flex_api::Slug>> {
     let missing = || not_found("Couldn't find that slug.");
     let id: SlugId = slug.parse().map_err(|_| missing())?;
     let s = c.db.get::<Slug>(&keys::slug(app.id, id)).await?.ok_or_else(missing)?.value;
-    ok(&json!({
-        "id": s.id, "size": s.size_bytes, "commit": s.commit, "process_types": s.process_types, "buildpack_provided_description": s.buildpack_description,
-        "stack": { "name": s.stack, "id": s.stack }, "image": s.image.reference, "addons": s.addons, "created_at": s.created_at.rfc3339_seconds(), "updated_at": s.created_at.rfc3339_seconds()
+    let manifest = s.image.manifest.clone();
+    let url = |digest: &String| format!("{}/v2/{}/manifests/{digest}", c.deps.settings.api_url, app.name);
+    Ok(Shown(flex_api::Slug {
+        id: s.id,
+        blob: manifest.as_ref().map(|m| SlugBlob { method: "get".into(), url: url(m) }),
+        buildpack_provided_description: s.buildpack_description.clone(),
+        checksum: manifest,
+        commit: s.commit.clone(),
+        commit_description: None,
+        process_types: s.process_types.clone(),
+        size: s.size_bytes,
+        stack: NameRef::of(s.stack.as_str()),
+        created_at: s.created_at.into(),
+        updated_at: s.created_at.into(),
+        image: s.image.reference.clone(),
+        addons: s.addons.clone(),
     }))
 }
 
@@ -188,13 +207,20 @@ impl Controller {
 }
 
 /// The kept output, and what comes until the deploy is over.
-pub async fn output(State(c): State<Controller>, Extension(app): TheApp, Path((_, build)): Path<(String, String)>) -> Answer {
+pub async fn output(
+    State(c): State<Controller>,
+    Extension(app): TheApp,
+    Path((_, build)): Path<(String, String)>,
+) -> Answer<Text> {
     let build = c.find_build(&app, &build).await?;
     stream_output(c, app.id, build.id).await
 }
 
 /// As [`output`], for whoever knows the URL.
-pub async fn open_output(State(c): State<Controller>, Path((app, build, secret)): Path<(String, String, String)>) -> Answer {
+pub async fn open_output(
+    State(c): State<Controller>,
+    Path((app, build, secret)): Path<(String, String, String)>,
+) -> Answer<Text> {
     let missing = || not_found("Couldn't find that build.");
     let (app, build) = (app.parse::<AppId>().map_err(|_| missing())?, build.parse::<BuildId>().map_err(|_| missing())?);
     // Compared by hash: the time it takes tells nothing about the secret.
@@ -204,7 +230,7 @@ pub async fn open_output(State(c): State<Controller>, Path((app, build, secret))
     stream_output(c, app, build).await
 }
 
-async fn stream_output(c: Controller, app: AppId, build: BuildId) -> Answer {
+async fn stream_output(c: Controller, app: AppId, build: BuildId) -> Answer<Text> {
     let file = tokio::fs::File::open(c.build_log(app, build))
         .await
         .map_err(|_| not_found("That build's output is not kept any more."))?;
@@ -226,5 +252,5 @@ async fn stream_output(c: Controller, app: AppId, build: BuildId) -> Answer {
     });
     let mut response: Response = HttpBody::from_stream(stream).into_response();
     response.headers_mut().insert(header::CONTENT_TYPE, header::HeaderValue::from_static("text/plain; charset=utf-8"));
-    Ok(response)
+    Ok(Text(response))
 }

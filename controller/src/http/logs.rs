@@ -1,17 +1,17 @@
 //! Log sessions: a URL with a secret, from which the log is read as server-sent events or as plain lines.
 
-use super::{Answer, Body, with};
+use super::answer::{Answer, Body, LogLines, Made};
+use super::server::unavailable;
 use crate::core::{Controller, invalid, lock, not_found};
 use axum::Extension;
 use axum::body::Body as HttpBody;
 use axum::extract::{Path, State};
-use axum::http::{HeaderMap, StatusCode, header};
+use axum::http::{HeaderMap, header};
 use axum::response::{IntoResponse, Response};
+use flex_api::CreateLogSession;
 use flex_logs::LogQuery;
 use flex_model::{App, AppId, LogLine, LogSource};
 use futures_util::{Stream, StreamExt};
-use serde::Deserialize;
-use serde_json::json;
 use std::pin::Pin;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -29,16 +29,11 @@ pub struct LogSession {
     made: Instant,
 }
 
-#[derive(Deserialize, Default)]
-#[serde(default)]
-pub struct Create {
-    lines: Option<usize>,
-    tail: bool,
-    dyno: Option<String>,
-    source: Option<String>,
-}
-
-pub async fn create(State(c): State<Controller>, Extension(app): Extension<Arc<App>>, Body(body): Body<Create>) -> Answer {
+pub async fn create(
+    State(c): State<Controller>,
+    Extension(app): Extension<Arc<App>>,
+    Body(body): Body<CreateLogSession>,
+) -> Answer<Made<flex_api::LogSession>> {
     let source = match body.source.as_deref() {
         None | Some("") => None,
         Some("app") => Some(LogSource::App),
@@ -53,18 +48,15 @@ pub async fn create(State(c): State<Controller>, Extension(app): Extension<Arc<A
     let secret = hex::encode(crate::crypt::random::<32>());
     let mut sessions = lock(&c.log_sessions);
     sessions.retain(|_, s| s.made.elapsed() < SESSION_LIFE);
-    sessions.insert(secret.clone(), LogSession { app: app.id, query, tail: body.tail, made: Instant::now() });
+    sessions.insert(secret.clone(), LogSession { app: app.id, query, tail: body.tail.unwrap_or(false), made: Instant::now() });
     drop(sessions);
-    let url = format!("{}/logs/{secret}", c.deps.settings.api_url);
-    with(
-        StatusCode::CREATED,
-        &json!({ "id": c.id::<flex_model::EventId>(), "logplex_url": url, "created_at": c.now().rfc3339_seconds(), "updated_at": c.now().rfc3339_seconds() }),
-    )
+    let (now, logplex_url) = (c.now().into(), format!("{}/logs/{secret}", c.deps.settings.api_url));
+    Ok(Made(flex_api::LogSession { id: c.id(), logplex_url, created_at: now, updated_at: now }))
 }
 
 type Lines = Pin<Box<dyn Stream<Item = LogLine> + Send>>;
 
-pub async fn read(State(c): State<Controller>, Path(secret): Path<String>, headers: HeaderMap) -> Answer {
+pub async fn read(State(c): State<Controller>, Path(secret): Path<String>, headers: HeaderMap) -> Answer<LogLines> {
     let session = {
         let sessions = lock(&c.log_sessions);
         let found = sessions.get(&secret).filter(|s| s.made.elapsed() < SESSION_LIFE);
@@ -74,16 +66,11 @@ pub async fn read(State(c): State<Controller>, Path(secret): Path<String>, heade
     let lines: Lines = if tail {
         Box::pin(c.deps.logs.follow(app, query))
     } else {
-        let found = c
-            .deps
-            .logs
-            .query(app, query)
-            .await
-            .map_err(|e| flex_api::ApiError::new(flex_api::ErrorId::Unavailable, e.to_string()))?;
+        let found = c.deps.logs.query(app, query).await.map_err(unavailable)?;
         Box::pin(futures_util::stream::iter(found))
     };
     let events = headers.get(header::ACCEPT).and_then(|v| v.to_str().ok()).is_some_and(|a| a.contains("text/event-stream"));
-    Ok(respond(lines, events))
+    Ok(LogLines(respond(lines, events)))
 }
 
 fn respond(lines: Lines, events: bool) -> Response {

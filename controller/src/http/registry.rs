@@ -6,17 +6,17 @@
 //! Must not: write. Pushing is the builder's work.
 
 use super::access::refused_by_registry;
-use super::{Answer, Failure};
+use super::answer::{Answer, Failure, Json, Octets, Shown};
+
 use crate::core::{Controller, not_found};
 use axum::Extension;
 use axum::body::Body;
 use axum::extract::{Path, State};
 use axum::http::{HeaderMap, HeaderValue, StatusCode, header};
 use axum::response::{IntoResponse, Response};
-use flex_api::{ApiError, ErrorId};
+use flex_api::{ApiError, ErrorId, ImageTags, Nothing};
 use flex_model::{App, AppId, Release};
 use serde::Deserialize;
-use serde_json::json;
 use std::path::PathBuf;
 use std::sync::Arc;
 use tokio::io::{AsyncReadExt, AsyncSeekExt};
@@ -58,26 +58,26 @@ impl Controller {
     }
 }
 
-pub async fn version() -> Answer {
-    Ok(axum::Json(json!({})).into_response())
+pub async fn version() -> Answer<Shown<Nothing>> {
+    Ok(Shown(Nothing {}))
 }
 
-pub async fn tags(State(c): State<Controller>, Extension(app): TheApp) -> Answer {
+pub async fn tags(State(c): State<Controller>, Extension(app): TheApp) -> Answer<Shown<ImageTags>> {
     let releases = c.releases_of(app.id).await?;
     let has_image = |r: &&Arc<Release>| r.image.as_ref().is_some_and(|i| i.manifest.is_some());
     let mut tags: Vec<String> = releases.iter().filter(has_image).map(|r| format!("v{}", r.version)).collect();
     if c.digest_of_tag(&app, "latest").await?.is_some() {
         tags.push("latest".into());
     }
-    Ok(axum::Json(json!({ "name": app.name, "tags": tags })).into_response())
+    Ok(Shown(ImageTags { name: app.name.clone(), tags }))
 }
 
 pub async fn manifest(
     State(c): State<Controller>,
     Extension(app): TheApp,
     Path((_, reference)): Path<(String, String)>,
-) -> Answer {
-    let unknown = || Ok(refused_by_registry(StatusCode::NOT_FOUND, "MANIFEST_UNKNOWN", "There is no such manifest."));
+) -> Answer<Json> {
+    let unknown = || Ok(Json(refused_by_registry(StatusCode::NOT_FOUND, "MANIFEST_UNKNOWN", "There is no such manifest.")));
     let digest = match reference.contains(':') {
         true => Some(reference),
         false => c.digest_of_tag(&app, &reference).await?,
@@ -88,7 +88,8 @@ pub async fn manifest(
     // A layer is a blob as well; only what says that it is a manifest is one.
     let kind = serde_json::from_slice::<MediaType>(if small { &bytes } else { b"" }).ok().and_then(|m| m.media_type);
     let Some(kind) = kind.and_then(|k| HeaderValue::from_str(&k).ok()) else { return unknown() };
-    Ok(([(header::CONTENT_TYPE, kind), (header::HeaderName::from_static(DIGEST), value(&digest)?)], bytes).into_response())
+    let headers = [(header::CONTENT_TYPE, kind), (header::HeaderName::from_static(DIGEST), value(&digest)?)];
+    Ok(Json((headers, bytes).into_response()))
 }
 
 pub async fn blob(
@@ -96,8 +97,8 @@ pub async fn blob(
     Extension(app): TheApp,
     Path((_, digest)): Path<(String, String)>,
     headers: HeaderMap,
-) -> Answer {
-    let unknown = || Ok(refused_by_registry(StatusCode::NOT_FOUND, "BLOB_UNKNOWN", "There is no such blob."));
+) -> Answer<Octets> {
+    let unknown = || Ok(Octets(refused_by_registry(StatusCode::NOT_FOUND, "BLOB_UNKNOWN", "There is no such blob.")));
     let Some(path) = c.blob_path(app.id, &digest) else { return unknown() };
     let Ok(mut file) = tokio::fs::File::open(&path).await else { return unknown() };
     let size = file.metadata().await.map_err(|e| unreadable(&e))?.len();
@@ -108,7 +109,7 @@ pub async fn blob(
         Some(None) => {
             let mut response = refused_by_registry(StatusCode::RANGE_NOT_SATISFIABLE, "RANGE_INVALID", "The blob is smaller.");
             response.headers_mut().insert(header::CONTENT_RANGE, value(&format!("bytes */{size}"))?);
-            return Ok(response);
+            return Ok(Octets(response));
         }
     };
     file.seek(std::io::SeekFrom::Start(start)).await.map_err(|e| unreadable(&e))?;
@@ -122,7 +123,7 @@ pub async fn blob(
     if status == StatusCode::PARTIAL_CONTENT {
         set.insert(header::CONTENT_RANGE, value(&format!("bytes {start}-{}/{size}", start + length - 1))?);
     }
-    Ok(response)
+    Ok(Octets(response))
 }
 
 /// First and last byte of `bytes=…`. `None`: no range that is understood, so it is not heeded; `Some(None)`: it lies outside.

@@ -1,67 +1,62 @@
 //! Releases and config vars.
 
 use super::access::Caller;
-use super::{Answer, Body, Range, listed, ok, parse, with};
+use super::answer::{Answer, Body, Listed, Made, Shown};
+use super::list::{Key, Range};
 use crate::core::Controller;
-use crate::crypt::Vars;
 use axum::Extension;
 use axum::extract::{Path, State};
-use axum::http::{HeaderMap, StatusCode};
-use flex_api::ApiError;
-use flex_model::{App, ConfigKey, Secret};
-use serde::Deserialize;
-use serde_json::Value;
-use std::collections::BTreeMap;
+use flex_api::{ConfigChanges, ConfigVars, Release, Rollback};
+use flex_model::App;
 use std::sync::Arc;
 
 type TheApp = Extension<Arc<App>>;
 
-fn render_vars(vars: &Vars) -> Value {
-    vars.iter().map(|(k, v)| (k.clone(), Value::String(v.expose().to_owned()))).collect()
-}
-
-pub async fn config(State(c): State<Controller>, Extension(app): TheApp) -> Answer {
-    ok(&render_vars(&*c.vars(app.id, app.config_rev).await?))
+pub async fn config(State(c): State<Controller>, Extension(app): TheApp) -> Answer<Shown<ConfigVars>> {
+    Ok(Shown(ConfigVars((*c.vars(app.id, app.config_rev).await?).clone())))
 }
 
 pub async fn set_config(
     State(c): State<Controller>,
     Extension(app): TheApp,
     Extension(caller): Extension<Caller>,
-    Body(body): Body<BTreeMap<String, Option<Secret>>>,
-) -> Answer {
-    let changes =
-        body.into_iter().map(|(k, v)| Ok((parse::<ConfigKey>(&k)?, v))).collect::<Result<BTreeMap<_, _>, ApiError>>()?;
-    ok(&render_vars(&*c.set_config(&caller.actor(), app.id, &changes).await?))
+    Body(changes): Body<ConfigChanges>,
+) -> Answer<Shown<ConfigVars>> {
+    let vars = c.set_config(&caller.actor(), app.id, &changes.0).await?;
+    Ok(Shown(ConfigVars((*vars).clone())))
 }
 
-pub async fn list(State(c): State<Controller>, Extension(app): TheApp, headers: HeaderMap) -> Answer {
-    let (part, more) = Range::of(&headers).apply(c.releases_of(app.id).await?);
+pub async fn list(State(c): State<Controller>, Extension(app): TheApp, range: Range) -> Answer<Listed<Release>> {
+    let releases = c.releases_of(app.id).await?;
     let targets = c.rollback_targets(app.id).await?;
-    let mut out = Vec::with_capacity(part.len());
-    for r in part {
-        out.push(c.render_release(&app, &r, &targets).await);
+    let page = range.page(
+        releases,
+        |r| r.id.to_string(),
+        &[("version", |r| Key::Number(r.version)), ("created_at", |r| Key::Time(r.created_at))],
+    )?;
+    let mut items = Vec::with_capacity(page.items.len());
+    for item in page.items {
+        items.push(c.render_release(&app, &item, &targets).await);
     }
-    listed(out, more)
+    Ok(Listed { items, head: page.head })
 }
 
-pub async fn info(State(c): State<Controller>, Extension(app): TheApp, Path((_, release)): Path<(String, String)>) -> Answer {
+pub async fn info(
+    State(c): State<Controller>,
+    Extension(app): TheApp,
+    Path((_, release)): Path<(String, String)>,
+) -> Answer<Shown<Release>> {
     let release = c.find_release(app.id, &release).await?;
-    ok(&c.render_release(&app, &release, &c.rollback_targets(app.id).await?).await)
+    Ok(Shown(c.render_release(&app, &release, &c.rollback_targets(app.id).await?).await))
 }
 
 pub async fn config_of(
     State(c): State<Controller>,
     Extension(app): TheApp,
     Path((_, release)): Path<(String, String)>,
-) -> Answer {
+) -> Answer<Shown<ConfigVars>> {
     let release = c.find_release(app.id, &release).await?;
-    ok(&render_vars(&*c.vars(app.id, release.config_rev).await?))
-}
-
-#[derive(Deserialize)]
-pub struct Rollback {
-    release: String,
+    Ok(Shown(ConfigVars((*c.vars(app.id, release.config_rev).await?).clone())))
 }
 
 pub async fn rollback(
@@ -69,9 +64,9 @@ pub async fn rollback(
     Extension(app): TheApp,
     Extension(caller): Extension<Caller>,
     Body(body): Body<Rollback>,
-) -> Answer {
+) -> Answer<Made<Release>> {
     let to = c.find_release(app.id, &body.release).await?;
     let made = c.rollback(&caller.actor(), app.id, &to).await?;
     let app = c.find_app(&app.id.to_string()).await?;
-    with(StatusCode::CREATED, &c.render_release(&app, &made, &c.rollback_targets(app.id).await?).await)
+    Ok(Made(c.render_release(&app, &made, &c.rollback_targets(app.id).await?).await))
 }

@@ -1,133 +1,277 @@
-//! Resources as Heroku's clients read them.
+//! Resources as they are sent.
 
 use crate::core::Controller;
 use crate::db::DomainRecord;
-use flex_api::ApiError;
+use flex_api::{
+    AccessToken, Account, ApiError, AppRef, Authorization, Buildpack, BuildpackInstallation, Domain, DomainKind, Dyno, DynoState,
+    Formation, NameRef, ReleaseRef, SlugRef, TokenUser, UserRef,
+};
 use flex_model::build::BuildSource;
 use flex_model::{
-    App, Build, BuildStatus, BuildpackRef, Event, InstanceReport, InstanceState, Placement, ProcessScale, ProcessType, Release,
-    ReleaseStatus, SshKey, Timestamp, Token, User,
+    App, Build, BuildStatus, BuildpackRef, DomainName, Event, InstanceReport, InstanceState, Placement, ProcessScale,
+    ProcessType, Release, ReleaseStatus, Secret, Slug, SshKey, Timestamp, Token, User, UserId, Uuid,
 };
-use serde_json::{Value, json};
+use std::collections::BTreeSet;
 
-fn at(t: Timestamp) -> String {
-    t.rfc3339_seconds()
+/// What stands where a token's text is not shown (any more).
+const HIDDEN: &str = "HEROKU_API_KEY_HIDDEN";
+
+pub fn app_ref(app: &App) -> AppRef {
+    AppRef { id: app.id, name: app.name.clone() }
 }
 
-pub fn user(u: &User) -> Value {
-    json!({ "id": u.id, "email": u.email, "name": null, "admin": u.admin, "verified": true, "two_factor_authentication": false, "created_at": at(u.created_at), "updated_at": at(u.created_at) })
-}
-
-pub fn key(k: &SshKey, owner: &User) -> Value {
-    json!({ "id": k.id, "email": owner.email, "fingerprint": k.fingerprint, "public_key": k.public_key, "comment": k.comment, "created_at": at(k.created_at), "updated_at": at(k.created_at) })
-}
-
-/// `secret` only when it has just been made.
-pub fn token(t: &Token, owner: &User, secret: Option<&str>) -> Value {
-    json!({
-        "id": t.id, "description": t.description, "scope": ["global"], "created_at": at(t.created_at), "updated_at": at(t.created_at),
-        "access_token": { "id": t.id, "token": secret.unwrap_or("HEROKU_API_KEY_HIDDEN"), "expires_in": null },
-        "user": { "id": owner.id, "email": owner.email, "full_name": null }
-    })
-}
-
-pub fn event(e: &Event) -> Value {
-    json!({ "id": e.id, "at": at(e.at), "actor": e.actor, "actor_name": e.actor_name, "app": e.app, "kind": e.kind, "message": e.message })
-}
-
-pub fn domain(d: &DomainRecord, app: &App, target: &str) -> Value {
-    json!({ "id": d.id, "app": { "id": app.id, "name": app.name }, "hostname": d.hostname, "kind": "custom", "cname": target, "status": "none", "sni_endpoint": null, "acm_status": null, "created_at": at(d.created_at), "updated_at": at(d.created_at) })
-}
-
-pub fn formation(app: &App, process: &ProcessType, scale: ProcessScale, command: Option<&str>) -> Value {
-    json!({ "app": { "id": app.id, "name": app.name }, "type": process, "quantity": scale.quantity, "size": scale.memory.to_string(), "command": command, "created_at": at(app.created_at), "updated_at": at(app.updated_at) })
-}
-
-pub fn buildpack(i: usize, b: &BuildpackRef) -> Value {
-    json!({ "ordinal": i, "buildpack": { "name": b.as_str(), "url": b.as_str() } })
-}
-
-/// Heroku's word for a state.
-fn state(report: Option<&InstanceReport>) -> &'static str {
-    match report.map(|r| r.state) {
-        None | Some(InstanceState::Starting) => "starting",
-        Some(InstanceState::Up) => "up",
-        Some(InstanceState::Unhealthy | InstanceState::Crashed) => "crashed",
-        Some(InstanceState::Stopping | InstanceState::Down) => "down",
+pub fn user(u: &User) -> Account {
+    Account {
+        id: u.id,
+        email: u.email.clone(),
+        name: None,
+        allow_tracking: false,
+        beta: false,
+        created_at: u.created_at.into(),
+        default_team: None,
+        delinquent_at: None,
+        federated: false,
+        last_login: None,
+        sms_number: None,
+        suspended_at: None,
+        two_factor_authentication: false,
+        updated_at: u.created_at.into(),
+        verified: true,
+        admin: u.admin,
     }
 }
 
-pub fn dyno(app: &App, p: &Placement, report: Option<&InstanceReport>, command: Option<&str>) -> Value {
-    let since = report.map_or(p.created_at, |r| r.since);
-    json!({
-        "id": p.instance, "name": p.name(), "type": p.process, "size": p.memory.to_string(), "command": command.unwrap_or("(image)"), "state": state(report),
-        "app": { "id": app.id, "name": app.name }, "release": { "id": p.release, "version": p.version }, "attach_url": null,
-        "created_at": at(p.created_at), "updated_at": at(since),
-        "restarts": report.map_or(0, |r| r.restarts), "message": report.and_then(|r| r.message.clone())
-    })
+pub fn key(k: &SshKey, owner: &User) -> flex_api::Key {
+    flex_api::Key {
+        id: k.id,
+        email: owner.email.clone(),
+        fingerprint: k.fingerprint.clone(),
+        public_key: k.public_key.clone(),
+        comment: k.comment.clone(),
+        created_at: k.created_at.into(),
+        updated_at: k.created_at.into(),
+    }
+}
+
+/// `secret` only when it has just been made.
+pub fn token(t: &Token, owner: &User, secret: Option<Secret>, now: Timestamp) -> Authorization {
+    Authorization {
+        id: t.id,
+        description: t.description.clone(),
+        scope: t.scope.iter().map(ToString::to_string).collect(),
+        access_token: AccessToken {
+            id: t.id,
+            token: secret.unwrap_or_else(|| Secret::new(HIDDEN)),
+            expires_in: t.expires_at.map(|at| at.since(now).as_secs()),
+        },
+        client: None,
+        grant: None,
+        refresh_token: None,
+        session: None,
+        user: TokenUser { id: owner.id, email: owner.email.clone(), full_name: None },
+        created_at: t.created_at.into(),
+        updated_at: t.created_at.into(),
+    }
+}
+
+pub fn event(e: &Event) -> flex_api::Event {
+    flex_api::Event {
+        id: e.id,
+        at: e.at.into(),
+        actor: e.actor,
+        actor_name: e.actor_name.clone(),
+        app: e.app,
+        kind: e.kind.clone(),
+        message: e.message.clone(),
+    }
+}
+
+/// The domain that an app has by its name.
+pub fn own_domain(app: &App, hostname: DomainName) -> Domain {
+    Domain {
+        // The app has one of it, so its id serves.
+        id: app.id.0.into(),
+        app: app_ref(app),
+        hostname,
+        kind: DomainKind::Heroku,
+        cname: None,
+        status: "none".into(),
+        sni_endpoint: None,
+        acm_status: None,
+        acm_status_reason: None,
+        created_at: app.created_at.into(),
+        updated_at: app.created_at.into(),
+    }
+}
+
+pub fn domain(d: &DomainRecord, app: &App, target: DomainName) -> Domain {
+    Domain {
+        id: d.id,
+        hostname: d.hostname.clone(),
+        kind: DomainKind::Custom,
+        cname: Some(target),
+        created_at: d.created_at.into(),
+        updated_at: d.created_at.into(),
+        ..own_domain(app, d.hostname.clone())
+    }
+}
+
+pub fn formation(app: &App, process: &ProcessType, scale: ProcessScale, command: Option<String>) -> Formation {
+    let size = scale.memory.to_string();
+    Formation {
+        id: Uuid::new_v5(&app.id.0, process.as_str().as_bytes()),
+        app: app_ref(app),
+        kind: process.clone(),
+        quantity: scale.quantity,
+        dyno_size: NameRef::of(&size),
+        size,
+        command,
+        created_at: app.created_at.into(),
+        updated_at: app.updated_at.into(),
+    }
+}
+
+pub fn buildpacks(list: &[BuildpackRef]) -> Vec<BuildpackInstallation> {
+    let one = |(ordinal, b): (u32, &BuildpackRef)| BuildpackInstallation { ordinal, buildpack: Buildpack::of(b.as_str()) };
+    (0..).zip(list).map(one).collect()
+}
+
+/// Heroku's word for a state.
+fn state(report: Option<&InstanceReport>) -> DynoState {
+    match report.map(|r| r.state) {
+        None | Some(InstanceState::Starting) => DynoState::Starting,
+        Some(InstanceState::Up) => DynoState::Up,
+        Some(InstanceState::Unhealthy | InstanceState::Crashed) => DynoState::Crashed,
+        Some(InstanceState::Stopping | InstanceState::Down) => DynoState::Down,
+    }
+}
+
+pub fn dyno(app: &App, p: &Placement, report: Option<&InstanceReport>, command: Option<String>) -> Dyno {
+    Dyno {
+        id: p.instance,
+        name: p.name(),
+        kind: p.process.clone(),
+        app: app_ref(app),
+        command: command.unwrap_or_else(|| "(image)".into()),
+        size: p.memory.to_string(),
+        state: state(report),
+        release: ReleaseRef { id: p.release, version: p.version },
+        attach_url: None,
+        created_at: p.created_at.into(),
+        updated_at: report.map_or(p.created_at, |r| r.since).into(),
+        restarts: report.map_or(0, |r| r.restarts),
+        message: report.and_then(|r| r.message.clone()),
+    }
 }
 
 impl Controller {
-    pub async fn render_app(&self, a: &App) -> Result<Value, ApiError> {
+    pub async fn user_ref(&self, id: UserId) -> UserRef {
+        UserRef { id, email: self.email_of(id).await }
+    }
+
+    pub async fn render_app(&self, a: &App) -> Result<flex_api::App, ApiError> {
         let s = &self.deps.settings;
-        let owner = self.email_of(a.owner).await;
         let release = match a.good {
             Some(v) => self.find_release(a.id, &v.to_string()).await.ok(),
             None => None,
         };
-        let slug = match release.and_then(|r| r.slug) {
-            Some(id) => self.db.get::<flex_model::Slug>(&crate::db::keys::slug(a.id, id)).await?,
+        let slug = match release.as_ref().and_then(|r| r.slug) {
+            Some(id) => self.db.get::<Slug>(&crate::db::keys::slug(a.id, id)).await?,
             None => None,
         };
         let port = if s.ssh_port == 22 { String::new() } else { format!(":{}", s.ssh_port) };
-        Ok(json!({
-            "id": a.id, "name": a.name, "owner": { "id": a.owner, "email": owner }, "stack": { "name": a.stack, "id": a.stack }, "build_stack": { "name": a.stack, "id": a.stack },
-            "region": { "name": "local", "id": "local" }, "web_url": self.web_url(a), "git_url": format!("ssh://git@{}{port}/{}.git", s.ssh_host, a.name),
-            "maintenance": a.maintenance, "created_at": at(a.created_at), "updated_at": at(a.updated_at), "released_at": a.good.map(|_| at(a.updated_at)),
-            "slug_size": slug.map(|s| s.value.size_bytes), "repo_size": null, "archived_at": null, "buildpack_provided_description": null,
-            "acm": false, "space": null, "team": null, "organization": null, "internal_routing": false, "process_tier": "production", "generation": { "name": "cedar" },
-            "deploy_branches": a.deploy_branches
-        }))
-    }
-
-    /// `targets`: the versions that can be gone back to.
-    pub async fn render_release(&self, app: &App, r: &Release, targets: &std::collections::BTreeSet<u64>) -> Value {
-        let status = match r.status {
-            ReleaseStatus::Pending => "pending",
-            ReleaseStatus::Succeeded => "succeeded",
-            ReleaseStatus::Failed => "failed",
-        };
-        let current = app.target.or(app.good) == Some(r.version);
-        json!({
-            "id": r.id, "version": r.version, "description": r.description, "status": status, "user": { "id": r.user, "email": self.email_of(r.user).await },
-            "app": { "id": app.id, "name": app.name }, "slug": r.slug.map(|id| json!({ "id": id })), "addon_plan_names": [], "current": current,
-            "eligible_for_rollback": r.status == ReleaseStatus::Succeeded && targets.contains(&r.version), "output_stream_url": null,
-            "commit": r.commit, "failure": r.failure, "created_at": at(r.created_at), "updated_at": at(r.updated_at)
+        Ok(flex_api::App {
+            id: a.id,
+            name: a.name.clone(),
+            owner: self.user_ref(a.owner).await,
+            acm: false,
+            archived_at: None,
+            build_stack: NameRef::of(a.stack.as_str()),
+            buildpack_provided_description: slug.as_ref().and_then(|s| s.value.buildpack_description.clone()),
+            created_at: a.created_at.into(),
+            generation: NameRef::of("cedar"),
+            git_url: format!("ssh://git@{}{port}/{}.git", s.ssh_host, a.name),
+            internal_routing: false,
+            maintenance: a.maintenance,
+            organization: None,
+            process_tier: "production".into(),
+            region: NameRef::of("local"),
+            released_at: release.map(|r| r.created_at.into()),
+            repo_size: None,
+            slug_size: slug.map(|s| s.value.size_bytes),
+            space: None,
+            stack: NameRef::of(a.stack.as_str()),
+            team: None,
+            updated_at: a.updated_at.into(),
+            web_url: self.web_url(a),
+            deploy_branches: a.deploy_branches.clone(),
+            read_only_root: a.read_only_root,
+            stop_grace_seconds: a.stop_grace_seconds,
         })
     }
 
-    pub async fn render_build(&self, app: &App, b: &Build) -> Value {
-        let status = match b.status {
-            BuildStatus::Queued | BuildStatus::Running => "pending",
-            BuildStatus::Succeeded => "succeeded",
-            BuildStatus::Failed => "failed",
-        };
+    /// `targets`: the versions that can be gone back to.
+    pub async fn render_release(&self, app: &App, r: &Release, targets: &BTreeSet<u64>) -> flex_api::Release {
+        flex_api::Release {
+            id: r.id,
+            version: r.version,
+            app: app_ref(app),
+            description: r.description.clone(),
+            status: match r.status {
+                ReleaseStatus::Pending => flex_api::ReleaseStatus::Pending,
+                ReleaseStatus::Succeeded => flex_api::ReleaseStatus::Succeeded,
+                ReleaseStatus::Failed => flex_api::ReleaseStatus::Failed,
+            },
+            current: app.target.or(app.good) == Some(r.version),
+            eligible_for_rollback: r.status == ReleaseStatus::Succeeded && targets.contains(&r.version),
+            slug: r.slug.map(|id| SlugRef { id }),
+            user: self.user_ref(r.user).await,
+            addon_plan_names: Vec::new(),
+            output_stream_url: None,
+            created_at: r.created_at.into(),
+            updated_at: r.updated_at.into(),
+            commit: r.commit.clone(),
+            failure: r.failure.clone(),
+        }
+    }
+
+    pub async fn render_build(&self, app: &App, b: &Build) -> flex_api::Build {
         let kind = match &b.source {
             BuildSource::Push(_) => "push",
             BuildSource::Archive(_) => "archive",
             BuildSource::Image(_) => "image",
         };
         let release = match b.release {
-            Some(v) => self.find_release(app.id, &v.to_string()).await.ok().map(|r| json!({ "id": r.id, "version": v })),
+            Some(v) => self.find_release(app.id, &v.to_string()).await.ok().map(|r| ReleaseRef { id: r.id, version: r.version }),
             None => None,
         };
-        let packs: Vec<Value> = b.buildpacks.iter().map(|n| json!({ "name": n, "url": n })).collect();
-        json!({
-            "id": b.id, "app": { "id": app.id, "name": app.name }, "status": status, "stack": b.stack, "user": { "id": b.user, "email": self.email_of(b.user).await },
-            "source_blob": { "url": kind, "version": b.source_version, "checksum": null }, "slug": b.slug.map(|id| json!({ "id": id })), "release": release,
-            "buildpacks": packs, "phases": b.phases, "error": b.error,
-            "output_stream_url": format!("{}/build-output/{}/{}/{}", self.deps.settings.api_url, app.id, b.id, self.output_secret(app.id, b.id)),
-            "created_at": at(b.created_at), "updated_at": at(b.updated_at)
-        })
+        let phase =
+            |p: &flex_model::PhaseTime| flex_api::PhaseTime { phase: p.phase.to_string().replace(' ', "_"), millis: p.millis };
+        let secret = self.output_secret(app.id, b.id);
+        flex_api::Build {
+            id: b.id,
+            app: app_ref(app),
+            status: match b.status {
+                BuildStatus::Queued | BuildStatus::Running => flex_api::BuildStatus::Pending,
+                BuildStatus::Succeeded => flex_api::BuildStatus::Succeeded,
+                BuildStatus::Failed => flex_api::BuildStatus::Failed,
+            },
+            stack: b.stack.to_string(),
+            user: self.user_ref(b.user).await,
+            source_blob: flex_api::BuildSource {
+                url: kind.into(),
+                version: b.source_version.clone(),
+                version_description: None,
+                checksum: None,
+            },
+            slug: b.slug.map(|id| SlugRef { id }),
+            release,
+            buildpacks: b.buildpacks.iter().map(Buildpack::of).collect(),
+            output_stream_url: format!("{}/build-output/{}/{}/{secret}", self.deps.settings.api_url, app.id, b.id),
+            created_at: b.created_at.into(),
+            updated_at: b.updated_at.into(),
+            phases: b.phases.iter().map(phase).collect(),
+            error: b.error.clone(),
+        }
     }
 }

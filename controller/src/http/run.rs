@@ -1,29 +1,27 @@
 //! Instances, and one-off runs with a way to attach.
 
 use super::access::Caller;
-use super::{Answer, Body, ok, parse, render, with};
+use super::answer::{Answer, Begun, Body, Listed, Made, Shown, Upgraded};
+use super::list::{Key, Range};
+use super::{parse, render};
 use crate::core::{Controller, lock, not_found};
 use crate::db::keys;
 use crate::ports::{RunInput, RunOutput};
 use crate::runs::{RunRequest, Waiting};
 use axum::Extension;
+use axum::extract::ws::rejection::WebSocketUpgradeRejection;
 use axum::extract::ws::{Message, WebSocket, WebSocketUpgrade};
 use axum::extract::{Path, State};
-use axum::http::StatusCode;
-use axum::response::IntoResponse;
 use bytes::{BufMut, BytesMut};
-use flex_api::ApiError;
 use flex_api::run::{RunControl, RunEnd, STDERR, STDOUT};
+use flex_api::{ApiError, CreateDyno, Dyno, DynoState, ErrorId, Nothing, ReleaseRef, Why};
 use flex_model::{App, InstanceReport, LogSource, Placement, ProcessType};
 use futures_util::StreamExt;
-use serde::Deserialize;
-use serde_json::{Value, json};
-use std::collections::BTreeMap;
 use std::sync::Arc;
 
 type TheApp = Extension<Arc<App>>;
 
-async fn render_dynos(c: &Controller, app: &App) -> Result<Vec<Value>, ApiError> {
+async fn render_dynos(c: &Controller, app: &App) -> Result<Vec<Dyno>, ApiError> {
     let placements = c.db.list::<Placement>(keys::PLACEMENTS).await?;
     let mut mine: Vec<Arc<Placement>> = placements.into_iter().map(|p| p.value).filter(|p| p.app == app.id).collect();
     mine.sort_by(|a, b| (&a.process, a.index, a.version).cmp(&(&b.process, b.index, b.version)));
@@ -32,7 +30,7 @@ async fn render_dynos(c: &Controller, app: &App) -> Result<Vec<Value>, ApiError>
         let release = c.find_release(app.id, &p.version.to_string()).await.ok();
         let command = release.and_then(|r| r.processes.get(&p.process).and_then(|s| s.command.clone()));
         let report = report_of(c, &p);
-        out.push(render::dyno(app, &p, report.as_ref(), command.as_deref()));
+        out.push(render::dyno(app, &p, report.as_ref(), command));
     }
     Ok(out)
 }
@@ -41,18 +39,32 @@ fn report_of(c: &Controller, p: &Placement) -> Option<InstanceReport> {
     lock(&c.reports).get(&p.host)?.report.instances.iter().find(|i| i.instance == p.instance).cloned()
 }
 
-pub async fn dynos(State(c): State<Controller>, Extension(app): TheApp) -> Answer {
-    ok(&Value::Array(render_dynos(&c, &app).await?))
+pub async fn dynos(State(c): State<Controller>, Extension(app): TheApp, range: Range) -> Answer<Listed<Dyno>> {
+    // By number: web.2 before web.10.
+    let name = |d: &Dyno| {
+        let (kind, index) = d.name.rsplit_once('.').unwrap_or((&d.name, ""));
+        Key::Text(format!("{kind}.{index:0>10}"))
+    };
+    let by = [("name", name as fn(&Dyno) -> Key), ("created_at", |d| Key::Time(d.created_at.0))];
+    range.page(render_dynos(&c, &app).await?, |d| d.id.to_string(), &by)?.show(|d| d)
 }
 
-pub async fn dyno(State(c): State<Controller>, Extension(app): TheApp, Path((_, dyno)): Path<(String, String)>) -> Answer {
-    let found = render_dynos(&c, &app).await?.into_iter().find(|d| d["name"] == dyno.as_str() || d["id"] == dyno.as_str());
-    ok(&found.ok_or_else(|| not_found("Couldn't find that dyno."))?)
+pub async fn dyno(
+    State(c): State<Controller>,
+    Extension(app): TheApp,
+    Path((_, dyno)): Path<(String, String)>,
+) -> Answer<Shown<Dyno>> {
+    let found = render_dynos(&c, &app).await?.into_iter().find(|d| d.name == dyno || d.id.to_string() == dyno);
+    Ok(Shown(found.ok_or_else(|| not_found("Couldn't find that dyno."))?))
 }
 
-pub async fn restart_all(State(c): State<Controller>, Extension(app): TheApp, Extension(caller): Extension<Caller>) -> Answer {
+pub async fn restart_all(
+    State(c): State<Controller>,
+    Extension(app): TheApp,
+    Extension(caller): Extension<Caller>,
+) -> Answer<Begun<Nothing>> {
     c.restart(&caller.actor(), app.id, "").await?;
-    with(StatusCode::ACCEPTED, &json!({}))
+    Ok(Begun(Nothing {}))
 }
 
 pub async fn restart(
@@ -60,7 +72,7 @@ pub async fn restart(
     Extension(app): TheApp,
     Extension(caller): Extension<Caller>,
     Path((_, dyno)): Path<(String, String)>,
-) -> Answer {
+) -> Answer<Begun<Nothing>> {
     let (kind, index) = dyno.split_once('.').map_or((dyno.as_str(), None), |(k, i)| (k, Some(i)));
     let kind: ProcessType = parse(kind)?;
     let wanted = app.formation.get(&kind).map_or(0, |s| s.quantity);
@@ -69,57 +81,61 @@ pub async fn restart(
         return Err(not_found(format!("Couldn't find that dyno ({dyno}). See: flex ps")).into());
     }
     c.restart(&caller.actor(), app.id, &dyno).await?;
-    with(StatusCode::ACCEPTED, &json!({}))
+    Ok(Begun(Nothing {}))
 }
 
-pub async fn why(State(c): State<Controller>, Extension(app): TheApp, Path((_, dyno)): Path<(String, String)>) -> Answer {
-    ok(&json!({ "name": dyno, "lines": c.why(&app, &dyno).await? }))
-}
-
-#[derive(Deserialize)]
-pub struct Start {
-    command: String,
-    #[serde(default)]
-    attach: bool,
-    #[serde(default)]
-    env: BTreeMap<String, String>,
-    size: Option<String>,
-    #[serde(default)]
-    force_no_tty: Option<bool>,
+pub async fn why(
+    State(c): State<Controller>,
+    Extension(app): TheApp,
+    Path((_, dyno)): Path<(String, String)>,
+) -> Answer<Shown<Why>> {
+    let lines = c.why(&app, &dyno).await?;
+    Ok(Shown(Why { name: dyno, lines }))
 }
 
 pub async fn start(
     State(c): State<Controller>,
     Extension(app): TheApp,
     Extension(caller): Extension<Caller>,
-    Body(body): Body<Start>,
-) -> Answer {
+    Body(body): Body<CreateDyno>,
+) -> Answer<Made<Dyno>> {
     let memory = body.size.as_deref().filter(|s| s.starts_with(|c: char| c.is_ascii_digit())).map(parse).transpose()?;
     let request =
         RunRequest { command: body.command.clone(), env: body.env, memory, tty: body.attach && body.force_no_tty != Some(true) };
     let actor = caller.actor();
-    let (name, version, url) = if body.attach {
-        let (name, secret, version) = c.run_attached(&actor, &app, request).await?;
+    let (run, attach_url) = if body.attach {
+        let (run, secret) = c.run_attached(&actor, &app, request).await?;
         let base = c.deps.settings.api_url.replacen("http", "ws", 1);
-        (name, version, Some(format!("{base}/runs/{secret}")))
+        (run, Some(format!("{base}/runs/{secret}")))
     } else {
-        let (name, version) = c.run_detached(&actor, &app, request).await?;
-        (name, version, None)
+        (c.run_detached(&actor, &app, request).await?, None)
     };
-    let now = c.now().rfc3339_seconds();
-    with(
-        StatusCode::CREATED,
-        &json!({
-            "id": c.id::<flex_model::InstanceId>(), "name": name, "type": "run", "command": body.command, "attach_url": url, "state": "starting",
-            "size": body.size.unwrap_or_else(|| "512M".into()), "release": { "id": null, "version": version }, "app": { "id": app.id, "name": app.name },
-            "created_at": now, "updated_at": now
-        }),
-    )
+    let now = c.now().into();
+    Ok(Made(Dyno {
+        id: run.instance,
+        name: run.name,
+        kind: parse("run")?,
+        app: render::app_ref(&app),
+        command: body.command,
+        size: run.memory.to_string(),
+        state: DynoState::Starting,
+        release: ReleaseRef { id: run.release.id, version: run.release.version },
+        attach_url,
+        created_at: now,
+        updated_at: now,
+        restarts: 0,
+        message: None,
+    }))
 }
 
-pub async fn attach(State(c): State<Controller>, Path(secret): Path<String>, upgrade: WebSocketUpgrade) -> Answer {
+pub async fn attach(
+    State(c): State<Controller>,
+    Path(secret): Path<String>,
+    upgrade: Result<WebSocketUpgrade, WebSocketUpgradeRejection>,
+) -> Answer<Upgraded> {
+    let upgrade = upgrade.map_err(|e| ApiError::new(ErrorId::BadRequest, format!("Open this as a WebSocket: {e}")))?;
     let waiting = lock(&c.attach).remove(&secret).ok_or_else(|| not_found("There is no run to attach to (any more)."))?;
-    Ok(upgrade.on_upgrade(move |socket| carry(c, socket, waiting)).into_response())
+    Ok(Upgraded(upgrade.on_upgrade(move |socket| carry(c, socket, waiting))))
 }
 
 /// Carries bytes both ways until the run ends or its client is gone; a run without a client is stopped by dropping it.

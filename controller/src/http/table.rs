@@ -1,11 +1,14 @@
 //! Every route of the API, with what it needs. What is not in the table is denied; the middleware looks here and nowhere
 //! else, and so does the OpenAPI document.
 
-use super::{access, accounts, apps, builds, logs, openapi, registry, releases, run};
+use super::openapi::Operation;
+use super::{access, accounts, apps, builds, headers, logs, openapi, registry, releases, run, server};
 use crate::core::Controller;
 use axum::Router;
 use axum::http::Method;
 use axum::routing::{MethodRouter, delete, get, patch, post, put};
+use flex_model::user::Scope;
+use std::sync::LazyLock;
 
 /// What a caller must be.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -28,30 +31,66 @@ pub struct Route {
     pub needs: Needs,
     /// One line for the OpenAPI document.
     pub summary: &'static str,
+    /// What the document says of its bodies.
+    pub describe: fn() -> Operation,
+    /// `apps::list`.
+    pub handler_name: &'static str,
     handler: fn() -> MethodRouter<Controller>,
+}
+
+impl Route {
+    /// Which scopes of tokens reach it, as Heroku divides them: `global` everything, `identity` the account, `read` and
+    /// `write` apps without their config vars, `read-protected` and `write-protected` apps with them.
+    pub fn is_reached_by(&self, scope: Scope) -> bool {
+        let reads = self.method == Method::GET;
+        let under = |prefixes: &[&str]| prefixes.iter().any(|p| self.path == *p || self.path.starts_with(&format!("{p}/")));
+        let apps = self.path == "/users/~/apps";
+        if reads && matches!(self.path, "/account" | "/users/~") {
+            return true;
+        }
+        if !apps && under(&["/account", "/oauth", "/users", "/events", "/hosts"]) {
+            return scope == Scope::Global;
+        }
+        // What a run prints may be any config var.
+        let shows_config = self.path.ends_with("/config-vars") || self.handler_name.ends_with("run::start");
+        let reads = reads || self.handler_name.ends_with("logs::create");
+        match scope {
+            Scope::Global | Scope::WriteProtected => true,
+            Scope::Identity => false,
+            Scope::Read => reads && !shows_config,
+            Scope::ReadProtected => reads,
+            Scope::Write => !shows_config,
+        }
+    }
 }
 
 macro_rules! routes {
     ($($method:ident $fun:ident $path:literal $needs:ident $handler:path, $summary:literal;)*) => {
-        /// All routes.
-        pub fn all() -> Vec<Route> {
-            vec![$(Route {
-                method: Method::$method,
-                path: $path,
-                needs: Needs::$needs,
-                summary: $summary,
-                handler: || $fun($handler),
-            }),*]
-        }
+        static ROUTES: LazyLock<Vec<Route>> = LazyLock::new(|| vec![$(Route {
+            method: Method::$method,
+            path: $path,
+            needs: Needs::$needs,
+            summary: $summary,
+            describe: || openapi::operation($handler),
+            handler_name: stringify!($handler),
+            handler: || $fun($handler),
+        }),*]);
     };
 }
 
+/// All routes.
+pub fn all() -> &'static [Route] {
+    &ROUTES
+}
+
 routes! {
-    GET get "/health" Nothing accounts::health, "Whether the server answers";
+    GET get "/health" Nothing server::health, "Whether the server answers";
     GET get "/openapi.json" Nothing openapi::document, "This document";
-    GET get "/flex/server" Nothing accounts::server, "Version, checks, and how to reach git over SSH";
+    GET get "/errors/{id}" Nothing server::error_page, "What an error means, and what to do";
+    GET get "/flex/server" Nothing server::info, "Version, checks, and how to reach git over SSH";
     POST post "/oauth/authorizations" Nothing accounts::authorize, "Make a token, with Basic e-mail and password or with a token";
     GET get "/oauth/authorizations" User accounts::authorizations, "List own tokens";
+    GET get "/oauth/authorizations/{id}" User accounts::authorization, "One token";
     DELETE delete "/oauth/authorizations/{id}" User accounts::revoke, "Remove a token";
     GET get "/account" User accounts::account, "The signed-in user";
     GET get "/users/~" User accounts::account, "The signed-in user";
@@ -61,10 +100,10 @@ routes! {
     DELETE delete "/account/keys/{key}" User accounts::remove_key, "Remove an SSH key";
     GET get "/users" Admin accounts::users, "List users";
     POST post "/users" Admin accounts::add_user, "Add a user";
-    GET get "/events" Admin accounts::events, "The history of changes";
-    GET get "/hosts" Admin accounts::hosts, "Hosts and what they report";
-    GET get "/stacks" User accounts::stacks, "Stacks";
-    GET get "/regions" User accounts::regions, "Regions (there is one)";
+    GET get "/events" Admin server::events, "The history of changes";
+    GET get "/hosts" Admin server::hosts, "Hosts and what they report";
+    GET get "/stacks" User server::stacks, "Stacks";
+    GET get "/regions" User server::regions, "Regions (there is one)";
     POST post "/sources" User builds::source, "A place to upload a source archive to";
     PUT put "/sources/{id}/{secret}" Nothing builds::upload, "Upload a source archive; the URL holds a secret";
     GET get "/apps" User apps::list, "Apps of the signed-in user";
@@ -77,6 +116,7 @@ routes! {
     PATCH patch "/apps/{app}/config-vars" App releases::set_config, "Set and (with null) remove config vars";
     GET get "/apps/{app}/formation" App apps::formation, "Process types with quantity and size";
     PATCH patch "/apps/{app}/formation" App apps::scale, "Scale several process types";
+    GET get "/apps/{app}/formation/{type}" App apps::formation_of, "Quantity and size of one process type";
     PATCH patch "/apps/{app}/formation/{type}" App apps::scale_one, "Scale one process type";
     GET get "/apps/{app}/dynos" App run::dynos, "Instances";
     POST post "/apps/{app}/dynos" App run::start, "Run a one-off command";
@@ -107,6 +147,7 @@ routes! {
     DELETE delete "/apps/{app}/collaborators/{user}" AppOwner apps::remove_collaborator, "Remove a collaborator";
     GET get "/apps/{app}/domains" App apps::domains, "Domains";
     POST post "/apps/{app}/domains" App apps::add_domain, "Add a domain";
+    GET get "/apps/{app}/domains/{domain}" App apps::domain, "One domain";
     DELETE delete "/apps/{app}/domains/{domain}" App apps::remove_domain, "Remove a domain";
     POST post "/apps/{app}/log-sessions" App logs::create, "A URL to read the log from";
     GET get "/v2/" User registry::version, "OCI distribution: which version";
@@ -117,11 +158,11 @@ routes! {
     GET get "/apps/{app}/events" App apps::events, "The app's history of changes";
 }
 
-/// The demand of a route; none: there is no such route.
-pub fn find(method: &Method, path: &str) -> Option<Needs> {
+/// The route of a request; none: there is no such route.
+pub fn find(method: &Method, path: &str) -> Option<&'static Route> {
     // HEAD is answered by GET's handler.
     let method = if method == Method::HEAD { &Method::GET } else { method };
-    all().iter().find(|r| r.method == *method && r.path == path).map(|r| r.needs)
+    all().iter().find(|r| r.method == *method && r.path == path)
 }
 
 pub fn router(controller: Controller) -> Router {
@@ -131,7 +172,37 @@ pub fn router(controller: Controller) -> Router {
     }
     router
         .route_layer(axum::middleware::from_fn_with_state(controller.clone(), access::check))
-        .fallback(accounts::nothing_here)
-        .layer(axum::middleware::from_fn(access::name))
+        .fallback(server::nothing_here)
+        .layer(axum::middleware::from_fn_with_state(controller.clone(), headers::finish))
         .with_state(controller)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn scopes_reach_what_heroku_says_they_do() {
+        use Scope::{Global, Identity, Read, ReadProtected, Write, WriteProtected};
+        let who = |method: Method, path: &str| -> Vec<Scope> {
+            let route = find(&method, path).unwrap_or_else(|| panic!("{method} {path}"));
+            Scope::ALL.into_iter().filter(|s| route.is_reached_by(*s)).collect()
+        };
+        assert_eq!(who(Method::GET, "/account").len(), 6);
+        for path in ["/account/keys", "/oauth/authorizations", "/users", "/events"] {
+            assert_eq!(who(Method::GET, path), [Global], "{path}");
+            assert!(find(&Method::POST, path).is_none() || who(Method::POST, path) == [Global], "{path}");
+        }
+        assert_eq!(who(Method::GET, "/users/~/apps"), [Global, Read, Write, ReadProtected, WriteProtected]);
+        assert_eq!(who(Method::GET, "/apps/{app}/releases"), [Global, Read, Write, ReadProtected, WriteProtected]);
+        assert_eq!(who(Method::POST, "/apps/{app}/log-sessions"), [Global, Read, Write, ReadProtected, WriteProtected]);
+        assert_eq!(who(Method::POST, "/apps/{app}/builds"), [Global, Write, WriteProtected]);
+        assert_eq!(who(Method::DELETE, "/apps/{app}"), [Global, Write, WriteProtected]);
+        assert_eq!(who(Method::GET, "/apps/{app}/config-vars"), [Global, ReadProtected, WriteProtected]);
+        assert_eq!(who(Method::GET, "/apps/{app}/releases/{release}/config-vars"), [Global, ReadProtected, WriteProtected]);
+        assert_eq!(who(Method::PATCH, "/apps/{app}/config-vars"), [Global, WriteProtected]);
+        assert_eq!(who(Method::POST, "/apps/{app}/dynos"), [Global, WriteProtected]);
+        let identity: Vec<_> = all().iter().filter(|r| r.needs != Needs::Nothing && r.is_reached_by(Identity)).collect();
+        assert!(identity.iter().all(|r| r.path == "/account" || r.path == "/users/~"));
+    }
 }

@@ -3,6 +3,7 @@
 #![allow(dead_code, reason = "each test uses its own part")]
 
 pub mod parts;
+pub mod schema;
 
 use flex_controller::ports::SystemClock;
 use flex_controller::{Controller, DeployEvent, Deps, GitUpdate, Settings};
@@ -35,6 +36,7 @@ pub struct World {
     /// Of `admin@example.com`.
     pub admin: String,
     client: reqwest::Client,
+    document: Value,
     stop: CancellationToken,
     tasks: Vec<JoinHandle<()>>,
 }
@@ -108,7 +110,10 @@ impl World {
         tasks.push(tokio::spawn(parts::simulate_host(controller.clone(), host.id)));
         tasks.push(tokio::spawn(parts::simulate_router(controller.clone())));
         let client = reqwest::Client::new();
-        Self { dir, store, logs, builders, runs, controller, url, admin: admin.expose().to_owned(), client, stop, tasks }
+        let text = client.get(format!("{url}/openapi.json")).send().await.unwrap().text().await.unwrap();
+        let document = serde_json::from_str(&text).unwrap();
+        let admin = admin.expose().to_owned();
+        Self { dir, store, logs, builders, runs, controller, url, admin, client, document, stop, tasks }
     }
 
     /// A user with a token.
@@ -116,9 +121,11 @@ impl World {
         self.controller.bootstrap(&email.parse().unwrap(), false).await.unwrap().expose().to_owned()
     }
 
+    /// Asks, and holds the answer against the OpenAPI document.
     pub async fn send(&self, method: Method, path: &str, token: &str, body: Option<Value>) -> (StatusCode, Value) {
         let url = if path.starts_with("http") { path.to_owned() } else { format!("{}{path}", self.url) };
-        let mut request = self.client.request(method, url);
+        let path = url.strip_prefix(&self.url).unwrap_or_else(|| panic!("{url} is elsewhere"));
+        let mut request = self.client.request(method.clone(), &url);
         if !token.is_empty() {
             request = request.bearer_auth(token);
         }
@@ -128,8 +135,11 @@ impl World {
         let response = request.send().await.unwrap();
         assert!(response.headers().contains_key("request-id"), "{path} has no Request-Id");
         let status = response.status();
+        let kind = response.headers().get("content-type").map(|v| v.to_str().unwrap().to_owned()).unwrap_or_default();
         let text = response.text().await.unwrap();
-        (status, serde_json::from_str(&text).unwrap_or(Value::String(text)))
+        let answer = serde_json::from_str(&text).unwrap_or(Value::String(text));
+        schema::check(&self.document, &method, path, status.as_u16(), &kind, &answer);
+        (status, answer)
     }
 
     /// As the administrator, and it must succeed.

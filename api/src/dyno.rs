@@ -1,0 +1,133 @@
+//! Instances, and how many of them there are to be.
+
+use crate::schema::{Id, ProcessTypeText, Quantity, Time};
+use crate::{AppRef, NameRef, ReleaseRef};
+use flex_model::{InstanceId, ProcessType, Uuid};
+use serde::{Deserialize, Serialize};
+use std::collections::BTreeMap;
+use utoipa::ToSchema;
+
+/// How an instance stands.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+#[serde(rename_all = "snake_case")]
+pub enum DynoState {
+    Starting,
+    Up,
+    Crashed,
+    Idle,
+    Down,
+    Complete,
+}
+
+impl DynoState {
+    /// As it is sent.
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Starting => "starting",
+            Self::Up => "up",
+            Self::Crashed => "crashed",
+            Self::Idle => "idle",
+            Self::Down => "down",
+            Self::Complete => "complete",
+        }
+    }
+}
+
+/// An instance of a process type, or a one-off run.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct Dyno {
+    #[schema(value_type = Id)]
+    pub id: InstanceId,
+    /// `web.1`, `run.4711`.
+    pub name: String,
+    #[serde(rename = "type")]
+    #[schema(value_type = ProcessTypeText)]
+    pub kind: ProcessType,
+    pub app: AppRef,
+    pub command: String,
+    /// Memory, such as `512M`.
+    pub size: String,
+    pub state: DynoState,
+    pub release: ReleaseRef,
+    /// Where to attach to a run: a WebSocket, once.
+    pub attach_url: Option<String>,
+    pub created_at: Time,
+    /// Since when it is in its state.
+    pub updated_at: Time,
+    /// Flex: starts after the first.
+    pub restarts: u32,
+    /// Flex: what is wrong with it.
+    pub message: Option<String>,
+}
+
+/// A one-off command to run.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct CreateDyno {
+    pub command: String,
+    /// Wait for a client; otherwise the output goes to the log.
+    #[serde(default)]
+    pub attach: bool,
+    /// Config vars of this run alone.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub env: BTreeMap<String, String>,
+    /// Memory, such as `1G`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub size: Option<String>,
+    /// No terminal.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub force_no_tty: Option<bool>,
+}
+
+/// Why an instance is where it is, or is not running.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct Why {
+    pub name: String,
+    pub lines: Vec<String>,
+}
+
+/// How many instances of a process type there are to be, and how large.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct Formation {
+    #[schema(value_type = Id)]
+    pub id: Uuid,
+    pub app: AppRef,
+    #[serde(rename = "type")]
+    #[schema(value_type = ProcessTypeText)]
+    pub kind: ProcessType,
+    pub quantity: u32,
+    /// Memory, such as `512M`.
+    pub size: String,
+    pub dyno_size: NameRef,
+    /// None: the image's own.
+    pub command: Option<String>,
+    pub created_at: Time,
+    pub updated_at: Time,
+}
+
+/// A change of several process types at once.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct UpdateFormations {
+    pub updates: Vec<UpdateFormation>,
+}
+
+/// A change of one process type, named.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct UpdateFormation {
+    #[serde(rename = "type")]
+    #[schema(value_type = ProcessTypeText)]
+    pub kind: ProcessType,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub quantity: Option<Quantity>,
+    /// Memory, such as `512M`. Heroku's names of sizes change nothing.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub size: Option<String>,
+}
+
+/// A change of the process type in the path.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct Scale {
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub quantity: Option<Quantity>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub size: Option<String>,
+}
