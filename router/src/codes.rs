@@ -17,6 +17,7 @@ pub enum Code {
     BackendConnectionTimeout,
     AppBootTimeout,
     BackendConnectionRefused,
+    TooManyConnections,
     RequestError,
     ClientRequestInterrupted,
     ClientConnectionIdle,
@@ -32,7 +33,7 @@ const APP_ERROR: &str = "The application did not answer. If you own it, its logs
 
 impl Code {
     /// All codes, in the order of their numbers.
-    pub const ALL: [Code; 17] = [
+    pub const ALL: [Code; 18] = [
         Self::AppCrashed,
         Self::BacklogTooDeep,
         Self::RequestTimeout,
@@ -44,6 +45,7 @@ impl Code {
         Self::BackendConnectionTimeout,
         Self::AppBootTimeout,
         Self::BackendConnectionRefused,
+        Self::TooManyConnections,
         Self::RequestError,
         Self::ClientRequestInterrupted,
         Self::ClientConnectionIdle,
@@ -69,6 +71,9 @@ impl Code {
                 Facts("H20", "App boot timeout", 503, "The application is still starting. Try again in a moment.")
             }
             Self::BackendConnectionRefused => Facts("H21", "Backend connection refused", 503, APP_ERROR),
+            Self::TooManyConnections => {
+                Facts("H22", "Connection limit reached", 503, "Too many connections are open. Try again in a moment.")
+            }
             Self::RequestError => Facts("H26", "Request Error", 400, "The request is not valid HTTP."),
             Self::ClientRequestInterrupted => Facts("H27", "Client Request Interrupted", 499, "The request was not completed."),
             Self::ClientConnectionIdle => Facts("H28", "Client Connection Idle", 499, "The request was not completed in time."),

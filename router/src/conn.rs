@@ -10,8 +10,10 @@ use crate::{
     },
     io::{Guard, Io},
     metrics::Counters,
+    proxy_protocol::{self, Origin},
     worker::Worker,
 };
+use flex_model::ProxyVersion;
 use std::{
     future::poll_fn,
     net::SocketAddr,
@@ -37,9 +39,8 @@ pub(crate) struct Conn<'a, S> {
     /// Read and not used yet.
     pub(crate) buf: Vec<u8>,
     pub(crate) guard: Rc<Guard>,
-    peer: SocketAddr,
+    origin: Origin,
     trusted: bool,
-    port: u16,
     scheme: &'static str,
 }
 
@@ -60,11 +61,12 @@ pub(crate) enum After {
 }
 
 /// Serves one plain connection to its end.
-pub(crate) async fn serve(worker: &Worker, stream: TcpStream, peer: SocketAddr, port: u16) {
+pub(crate) async fn serve(worker: &Worker, mut stream: TcpStream, peer: SocketAddr, local: SocketAddr) {
     let watched = worker.watch();
-    let trusted = worker.shared.settings.trusted_proxies.iter().any(|range| range.contains(peer.ip()));
+    let Some(origin) = worker.origin(&mut stream, peer, local).await else { return };
+    let trusted = worker.shared.settings.trusted_proxies.iter().any(|range| range.contains(origin.source.ip()));
     let guard = watched.guard.clone();
-    let mut conn = Conn { worker, io: Io::new(stream), buf: Vec::new(), guard, peer, trusted, port, scheme: "http" };
+    let mut conn = Conn { worker, io: Io::new(stream), buf: Vec::new(), guard, origin, trusted, scheme: "http" };
     conn.run().await;
 }
 
@@ -92,6 +94,17 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Conn<'_, S> {
                 After::Linger => return Box::pin(self.linger()).await,
             }
         }
+    }
+
+    pub(crate) fn scheme(&self) -> &'static str {
+        self.scheme
+    }
+
+    /// What tells an instance who the client is.
+    pub(crate) fn proxy_header(&self, version: ProxyVersion, request_id: &str) -> Vec<u8> {
+        let mut origin = self.origin.clone();
+        origin.add(proxy_protocol::UNIQUE_ID, request_id);
+        origin.header(version)
     }
 
     /// Waits for a whole head at the front of the buffer.
@@ -148,9 +161,9 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Conn<'_, S> {
     async fn request(&mut self, n: usize) -> After {
         let at_ms = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |d| u64::try_from(d.as_millis()).unwrap_or(0));
         let arrival = Arrival {
-            peer: self.peer.ip().to_canonical(),
+            peer: self.origin.source.ip(),
             trusted: self.trusted,
-            port: self.port,
+            port: self.origin.destination.port(),
             scheme: self.scheme,
             at_ms,
             random: rand::random(),
@@ -161,8 +174,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Conn<'_, S> {
             Ok(request) => request,
             Err(why) => return self.refuse(why, Prefer::Html, false).await,
         };
-        let route = self.worker.shared.routes.find(&request.host, request.path());
-        let app = route.and_then(|r| r.choose(rand::random()).cloned());
+        let app = self.worker.find(&request);
         match app {
             Some(app) => exchange::run(self, request, app, self.scheme).await,
             None => {

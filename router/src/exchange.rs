@@ -46,6 +46,8 @@ struct Exchange<'a, 'w, S> {
     bytes: u64,
     /// When a held request has waited long enough, in the worker's milliseconds.
     hold_until: Option<u64>,
+    /// The cookie that will bring the client back to the same instance.
+    set_cookie: Option<String>,
 }
 
 /// How one attempt with one instance ended.
@@ -65,8 +67,17 @@ pub(crate) async fn run<S: AsyncRead + AsyncWrite + Unpin>(
 ) -> After {
     let (counters, id) = (conn.worker.counters.clone(), app.id);
     Counters::add(&counters.requests, 1);
-    let mut exchange =
-        Exchange { conn, request, dyno: String::new(), connect: None, sent_at: None, status: None, bytes: 0, hold_until: None };
+    let mut exchange = Exchange {
+        conn,
+        request,
+        dyno: String::new(),
+        connect: None,
+        sent_at: None,
+        status: None,
+        bytes: 0,
+        hold_until: None,
+        set_cookie: None,
+    };
     let (code, after) = match exchange.answer(app).await {
         Ok(after) => (None, after),
         Err(code) => {
@@ -79,6 +90,18 @@ pub(crate) async fn run<S: AsyncRead + AsyncWrite + Unpin>(
     let service = exchange.sent_at.map(|at| at.elapsed());
     exchange.log(id, code, service, protocol);
     after
+}
+
+/// Why a request cannot be served, nor by waiting.
+pub(crate) fn unavailable(app: &App) -> Option<Code> {
+    match app.state {
+        AppState::Maintenance => Some(Code::Maintenance),
+        _ if !app.backends.is_empty() => None,
+        AppState::Crashed => Some(Code::AppCrashed),
+        AppState::NoWeb => Some(Code::NoWebProcesses),
+        AppState::Blank => Some(Code::BlankApp),
+        AppState::Starting | AppState::Serving => None,
+    }
 }
 
 impl<S: AsyncRead + AsyncWrite + Unpin> Exchange<'_, '_, S> {
@@ -123,25 +146,27 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Exchange<'_, '_, S> {
     async fn answer(&mut self, app: Arc<App>) -> Result<After, Code> {
         let (mut app, mut fresh) = (app, false);
         loop {
-            if app.state == AppState::Maintenance {
-                return Err(Code::Maintenance);
+            if let Some(code) = unavailable(&app) {
+                return Err(code);
             }
             if app.backends.is_empty() {
-                match app.state {
-                    AppState::Crashed => return Err(Code::AppCrashed),
-                    AppState::NoWeb => return Err(Code::NoWebProcesses),
-                    AppState::Blank => return Err(Code::BlankApp),
-                    _ => app = self.hold(&app).await?,
-                }
+                app = self.hold(&app).await?;
                 continue;
             }
             let begun = Instant::now();
             // A request that may not be sent twice had better not meet a closed connection.
-            let connected = self.conn.worker.connect(&app, fresh, !self.request.idempotent).await;
+            let wanted = self.conn.worker.wanted(&app.policy, app.id, &self.request);
+            // The PROXY header tells of one client, so the connection is that client's alone.
+            let alone = app.policy.proxy_protocol.is_some();
+            let connected = self.conn.worker.connect(&app, wanted, fresh || alone, !self.request.idempotent).await;
             let upstream = match connected {
                 Ok(upstream) => upstream,
                 Err(NoUpstream::Stale) => {
                     app = self.look_up()?;
+                    continue;
+                }
+                Err(NoUpstream::Full) => {
+                    app = self.queue(&app).await?;
                     continue;
                 }
                 Err(NoUpstream::Failed(code)) => {
@@ -152,7 +177,8 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Exchange<'_, '_, S> {
             let now = Instant::now();
             (self.connect, self.sent_at) = (Some(now - begun), Some(now));
             self.dyno.clone_from(&upstream.lease.backend.name);
-            match self.attempt(upstream).await {
+            self.set_cookie = self.conn.worker.cookie(&app, wanted, &upstream.lease.backend, self.conn.scheme());
+            match self.attempt(upstream, &app).await {
                 Attempt::Done(after) => return Ok(after),
                 Attempt::Failed(code) => return Err(code),
                 Attempt::Again => {
@@ -165,19 +191,17 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Exchange<'_, '_, S> {
 
     /// The app as the table has it now. It may have been deleted a moment ago.
     fn look_up(&self) -> Result<Arc<App>, Code> {
-        let route = self.conn.worker.shared.routes.find(&self.request.host, self.request.path());
-        route.and_then(|r| r.choose(rand::random()).cloned()).ok_or(Code::NoWebProcesses)
+        self.conn.worker.find(&self.request).ok_or(Code::NoWebProcesses)
     }
 
     /// Waits for the next table while the app has no instance yet.
     async fn hold(&mut self, app: &App) -> Result<Arc<App>, Code> {
         let worker = self.conn.worker;
-        let (limits, timeouts) = (&worker.shared.settings.limits, &worker.shared.settings.timeouts);
+        let limits = &worker.shared.settings.limits;
         let _place = Place::take(&worker.shared.held, limits.held).ok_or(Code::BacklogTooDeep)?;
-        let _of_app = Place::take(&app.held, limits.held_per_app).ok_or(Code::BacklogTooDeep)?;
+        let _of_app = Place::take(&app.waiting.held, limits.held_per_app).ok_or(Code::BacklogTooDeep)?;
         let now = worker.now_ms();
-        let whole = u64::try_from(timeouts.hold.as_millis()).unwrap_or(u64::MAX);
-        let until = *self.hold_until.get_or_insert(now.saturating_add(whole));
+        let until = self.hold_until();
         self.conn.guard.arm(Duration::from_millis(until.saturating_sub(now)));
         let mut changes = worker.shared.changes.subscribe();
         // Subscribed first, looked up second: a table that came in between is seen.
@@ -201,11 +225,51 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Exchange<'_, '_, S> {
         self.look_up()
     }
 
-    async fn attempt(&mut self, upstream: Upstream) -> Attempt {
+    /// Waits for a place on an instance, when every one has its most requests.
+    async fn queue(&mut self, app: &App) -> Result<Arc<App>, Code> {
+        let worker = self.conn.worker;
+        let most = app.policy.queue.map_or(worker.shared.settings.limits.queue_per_app, |n| n as usize);
+        let _place = Place::take(&app.waiting.queued, most).ok_or(Code::BacklogTooDeep)?;
+        let until = self.hold_until();
+        let ms = Duration::from_millis(until.saturating_sub(worker.now_ms()));
+        self.conn.guard.arm(ms);
+        let mut changes = worker.shared.changes.subscribe();
+        let (mut freed, mut changed) = (pin!(app.waiting.freed.notified()), pin!(changes.changed()));
+        // Listening first, looking second: a place that became free in between is seen.
+        freed.as_mut().enable();
+        let open = |b: &Arc<crate::table::Backend>| app.policy.max_per_instance.is_none_or(|most| b.in_flight() < most);
+        if !app.backends.iter().any(open) {
+            poll_fn(|cx| {
+                if self.conn.guard.poll_expired(cx) {
+                    return Poll::Ready(Err(Code::RequestTimeout));
+                }
+                if self.conn.poll_gone(cx) {
+                    return Poll::Ready(Err(Code::ClientRequestInterrupted));
+                }
+                if freed.as_mut().poll(cx).is_ready() || changed.as_mut().poll(cx).is_ready() {
+                    return Poll::Ready(Ok(()));
+                }
+                Poll::Pending
+            })
+            .await?;
+        }
+        self.look_up()
+    }
+
+    /// When this request has waited long enough, whatever for.
+    fn hold_until(&mut self) -> u64 {
+        let worker = self.conn.worker;
+        let whole = u64::try_from(worker.shared.settings.timeouts.hold.as_millis()).unwrap_or(u64::MAX);
+        *self.hold_until.get_or_insert(worker.now_ms().saturating_add(whole))
+    }
+
+    async fn attempt(&mut self, upstream: Upstream, app: &App) -> Attempt {
         let Upstream { io, lease, reused } = upstream;
+        let alone = app.policy.proxy_protocol;
+        let greeting = alone.map_or_else(Vec::new, |version| self.conn.proxy_header(version, &self.request.request_id));
         let timeouts = &self.conn.worker.shared.settings.timeouts;
         self.conn.guard.arm(timeouts.idle);
-        let mut sending = match Sending::new(&self.request, &mut self.conn.buf) {
+        let mut sending = match Sending::new(&self.request, &mut self.conn.buf, greeting) {
             Ok(sending) => sending,
             Err(()) => return Attempt::Failed(Code::RequestError),
         };
@@ -246,7 +310,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Exchange<'_, '_, S> {
         };
         match ended {
             Ok((after, keep)) => {
-                if keep {
+                if keep && alone.is_none() {
                     let (worker, limits) = (self.conn.worker, &self.conn.worker.shared.settings.limits);
                     worker.pool.borrow_mut().put(&lease.backend, io, worker.now_ms(), limits.idle_per_instance);
                 }
@@ -316,6 +380,10 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Exchange<'_, '_, S> {
         let unclear = !sending.is_complete() || request.upgrade && !self.conn.buf.is_empty();
         let close = !request.keep_alive || unclear || open_ended && !chunked || worker.draining.get();
         response::finish(&mut response, request, chunked, close);
+        if let Some(cookie) = &self.set_cookie {
+            let end = response.head.len() - 2;
+            response.head.splice(end..end, format!("Set-Cookie: {cookie}\r\n").into_bytes());
+        }
         let mut down = Pump::new(response.framing, chunked, response.head);
         let fed = down.feed(&extra).map_err(|_| Code::PoorlyFormattedResponse)?;
         let mut surplus = fed < extra.len();
@@ -374,6 +442,10 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Exchange<'_, '_, S> {
         let worker = self.conn.worker;
         let idle = worker.shared.settings.timeouts.idle;
         response::finish(&mut response, &self.request, false, false);
+        if let Some(cookie) = &self.set_cookie {
+            let end = response.head.len() - 2;
+            response.head.splice(end..end, format!("Set-Cookie: {cookie}\r\n").into_bytes());
+        }
         let ahead = std::mem::take(&mut self.conn.buf);
         let mut up = Pump::new(Framing::Close, false, ahead);
         let mut down = Pump::new(Framing::Close, false, response.head);
@@ -488,9 +560,10 @@ struct Sending {
 }
 
 impl Sending {
-    /// Err: the content's framing is wrong already in what has come.
-    fn new(request: &Request, buf: &mut Vec<u8>) -> Result<Self, ()> {
-        let mut head = request.upstream.clone();
+    /// `greeting` goes before it. Err: the content's framing is wrong already in what has come.
+    fn new(request: &Request, buf: &mut Vec<u8>, greeting: Vec<u8>) -> Result<Self, ()> {
+        let mut head = greeting;
+        head.extend_from_slice(&request.upstream);
         let (mut kept, mut whole) = (0, true);
         let pump = match request.framing {
             Framing::Length(n) if n <= buf.len() as u64 => {

@@ -6,21 +6,26 @@
 //!
 //! The way of a request: [`worker`] accepts, [`conn`] finds the head, [`h1`] reads it strictly and writes it anew,
 //! [`table`] finds the app, [`upstream`] a connection to an instance, [`exchange`] moves both contents with [`pump`],
-//! [`access`] tells of it.
+//! [`access`] tells of it. What is not HTTP goes through [`l4`].
 
 mod access;
+mod balance;
+mod choice;
 mod codes;
 mod conn;
 mod exchange;
 mod h1;
 mod io;
+mod l4;
 mod metrics;
 mod persist;
+pub mod proxy_protocol;
 mod pump;
 mod registry;
 mod router;
 mod settings;
 mod shared;
+mod sticky;
 mod table;
 mod upstream;
 mod worker;

@@ -16,6 +16,7 @@ pub(crate) struct Counters {
     pub(crate) requests: AtomicU64,
     pub(crate) requests_ended: AtomicU64,
     pub(crate) refused: AtomicU64,
+    pub(crate) proxy_refused: AtomicU64,
     pub(crate) by_class: [AtomicU64; 5],
     pub(crate) by_code: [AtomicU64; Code::ALL.len()],
     pub(crate) connects: AtomicU64,
@@ -65,6 +66,8 @@ pub struct MetricsSnapshot {
     pub in_flight: u64,
     /// Requests refused before any app was found: malformed, too large, unknown host.
     pub refused: u64,
+    /// Connections refused for the PROXY header: a malformed one, none in time, or not from a load balancer.
+    pub proxy_refused: u64,
     /// Ended requests by class of status, `1xx` first.
     pub by_class: [u64; 5],
     /// Ended requests by platform code, without zeros.
@@ -100,6 +103,7 @@ impl Metrics {
             requests,
             in_flight: requests.saturating_sub(sum(|c| &c.requests_ended)),
             refused: sum(|c| &c.refused),
+            proxy_refused: sum(|c| &c.proxy_refused),
             by_class: std::array::from_fn(|i| array(&|c| c.by_class[i].load(Relaxed))),
             by_code: Code::ALL
                 .iter()

@@ -4,7 +4,7 @@
 //! Invariants: a host that several apps claim goes to the one with the lowest id, path by path, whatever the order in
 //! which they came; an instance is retired only after no route leads to it any more.
 
-use crate::table::{App, Backend, Changes, Entry, Host, L4, PortRoutes, Route, Routes};
+use crate::table::{App, Backend, Changes, Entry, Host, L4, PortRoutes, Route, Routes, Waiting};
 use flex_model::{AppId, AppRoute, AppState, InstanceId, Match, Policy, ProcessType, RouteProblem, RouteTable, Target, policy};
 use std::{
     collections::{BTreeMap, BTreeSet, HashMap},
@@ -12,11 +12,11 @@ use std::{
     sync::{Arc, atomic::AtomicUsize, atomic::Ordering::SeqCst},
 };
 
-/// What lives longer than a table: instances with their counters, apps' counts of held requests, and the table before.
+/// What lives longer than a table: instances with their counters, apps' waiting requests, and the table before.
 #[derive(Debug, Default)]
 pub(crate) struct Registry {
     backends: HashMap<(InstanceId, SocketAddr), Arc<Backend>>,
-    held: HashMap<AppId, Arc<AtomicUsize>>,
+    waiting: HashMap<AppId, Arc<Waiting>>,
     next_serial: u64,
     /// As it was applied last, in the order of ids.
     apps: Vec<Arc<AppRoute>>,
@@ -76,8 +76,8 @@ impl Registry {
                     backend.retire();
                 }
             }
-            if new.is_none() && self.held.get(&old.app).is_some_and(|n| n.load(SeqCst) == 0) {
-                self.held.remove(&old.app);
+            if new.is_none() {
+                self.waiting.remove(&old.app);
             }
         }
     }
@@ -195,8 +195,8 @@ impl Registry {
             backend.clone()
         });
         let backends = backends.collect();
-        let held = self.held.entry(app.app).or_default().clone();
-        Arc::new(App { id: app.app, state, backends, held, policy: policy.clone(), turn: AtomicUsize::new(0) })
+        let waiting = self.waiting.entry(app.app).or_default().clone();
+        Arc::new(App { id: app.app, state, backends, waiting, policy: policy.clone(), turn: AtomicUsize::new(0) })
     }
 
     /// Ports and names below HTTP. There are few, so all of them are made anew when one changes.

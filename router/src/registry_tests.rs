@@ -1,5 +1,8 @@
 use super::*;
-use crate::{shared::Dirty, table::Lease};
+use crate::{
+    shared::Dirty,
+    table::{Lease, NoPlace},
+};
 use flex_model::{PathPrefix, Pool, RouteId, Uuid};
 use proptest::prelude::*;
 use std::time::Duration;
@@ -98,15 +101,16 @@ fn weights_share_and_empty_targets_get_nothing() {
 fn an_absent_instance_takes_no_request_and_is_counted_until_its_last() {
     let dirty = Arc::new(Dirty::default());
     let (mut registry, routes) = applied(vec![app(7, &["a.b"])]);
-    let backend = routes.find("a.b", "/").unwrap().choose(0).unwrap().backends[0].clone();
-    let running = Lease::take(&backend, &dirty).unwrap();
+    let target = routes.find("a.b", "/").unwrap().choose(0).unwrap().clone();
+    let backend = target.backends[0].clone();
+    let running = Lease::take(&target, &backend, &dirty).unwrap();
     registry.apply(&routes, &RouteTable::new(2, []));
     assert!(routes.find("a.b", "/").is_none());
-    assert!(Lease::take(&backend, &dirty).is_none());
+    assert_eq!(Lease::take(&target, &backend, &dirty).unwrap_err(), NoPlace::Retired);
     assert_eq!(registry.in_flight(), BTreeMap::from([(backend.instance, 1)]));
     drop(running);
     assert!(registry.in_flight().is_empty());
-    assert!(registry.backends.is_empty() && registry.held.is_empty());
+    assert!(registry.backends.is_empty() && registry.waiting.is_empty());
 }
 
 #[test]

@@ -4,6 +4,7 @@
 use crate::{
     AccessSink, Metrics, RouterSettings,
     io::Clock,
+    l4,
     metrics::Counters,
     persist,
     registry::Registry,
@@ -99,6 +100,8 @@ impl Router {
             held: AtomicUsize::new(0),
             connections: AtomicUsize::new(0),
             clock: Clock::start(),
+            own_ports: local.iter().map(SocketAddr::port).collect(),
+            port_problems: Mutex::default(),
         });
         let registry = Arc::new(Mutex::new(Registry::default()));
         apply(&shared, &registry, &first);
@@ -107,7 +110,8 @@ impl Router {
             revision: first.revision,
             ..RouterStatus::default()
         });
-        let counters = (0..workers).map(|_| Arc::default()).collect();
+        // One more for what is not HTTP.
+        let counters = (0..=workers).map(|_| Arc::default()).collect();
         Ok(Self { shared, counters, listeners, local, registry, table, status })
     }
 
@@ -134,10 +138,12 @@ impl Router {
     /// Serves until `shutdown` ends; then accepts no more, closes idle connections, lets running requests end (for at
     /// most the `drain` time), and returns.
     pub async fn serve(self, shutdown: impl Future<Output = ()>) -> Result<(), RouterError> {
-        let Self { shared, counters, listeners, registry, table, status, .. } = self;
+        let Self { shared, mut counters, listeners, registry, table, status, .. } = self;
         let stop = watch::Sender::new(false);
         let mut threads = Vec::new();
         let (ended, mut end) = tokio::sync::mpsc::channel::<()>(1);
+        let l4 = l4::run(shared.clone(), counters.pop().unwrap_or_default(), stop.subscribe());
+        let l4 = tokio::spawn(l4);
         for (n, (listeners, counters)) in listeners.into_iter().zip(counters).enumerate() {
             let (shared, stop, ended) = (shared.clone(), stop.subscribe(), ended.clone());
             let body = move || {
@@ -166,6 +172,7 @@ impl Router {
             results.into_iter().try_for_each(|r| r.map_err(|_| RouterError::Panicked)?.map_err(RouterError::Worker))
         });
         let result = joined.await.map_err(|_| RouterError::Panicked);
+        let _ = l4.await;
         tables.abort();
         statuses.abort();
         if let Some(keeper) = keeper {
@@ -192,7 +199,7 @@ fn listen(addresses: &[SocketAddr], workers: usize) -> Result<(Vec<Vec<StdListen
     Ok((sets, local))
 }
 
-fn bind_one(address: SocketAddr) -> io::Result<StdListener> {
+pub(crate) fn bind_one(address: SocketAddr) -> io::Result<StdListener> {
     let socket = if address.is_ipv4() { TcpSocket::new_v4() } else { TcpSocket::new_v6() }?;
     socket.set_reuseaddr(true)?;
     socket.set_reuseport(true)?;
@@ -258,7 +265,8 @@ async fn publish_status(shared: Arc<Shared>, registry: Arc<Mutex<Registry>>, sta
             let mut registry = registry.lock().unwrap_or_else(PoisonError::into_inner);
             // Under the registry's lock: a table that is being applied shows up wholly or not at all.
             let revision = shared.routes.revision.load(SeqCst);
-            let (in_flight, problems) = (registry.in_flight(), registry.problems());
+            let (in_flight, mut problems) = (registry.in_flight(), registry.problems());
+            problems.extend(shared.port_problems.lock().unwrap_or_else(PoisonError::into_inner).iter().cloned());
             RouterStatus { router: shared.settings.name.clone(), revision, in_flight, problems }
         };
         status.send_if_modified(|old| {

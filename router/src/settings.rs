@@ -22,6 +22,13 @@ pub struct RouterSettings {
     pub trusted_proxies: Vec<Cidr>,
     pub timeouts: Timeouts,
     pub limits: Limits,
+    /// Where TCP and UDP routes listen, each on its own port.
+    pub l4_address: IpAddr,
+    /// Load balancers in front of the plain HTTP listeners: their connections begin with a PROXY header, and who else
+    /// connects is refused. Nobody: no header is expected, and none is believed.
+    pub proxy_protocol_http: Vec<Cidr>,
+    /// The same for the ports of TCP routes.
+    pub proxy_protocol_tcp: Vec<Cidr>,
 }
 
 impl Default for RouterSettings {
@@ -34,6 +41,9 @@ impl Default for RouterSettings {
             trusted_proxies: Vec::new(),
             timeouts: Timeouts::default(),
             limits: Limits::default(),
+            l4_address: IpAddr::from([0, 0, 0, 0]),
+            proxy_protocol_http: Vec::new(),
+            proxy_protocol_tcp: Vec::new(),
         }
     }
 }
@@ -59,6 +69,10 @@ pub struct Timeouts {
     pub upstream_idle: Duration,
     /// How long running requests may take to end when the router stops.
     pub drain: Duration,
+    /// No byte either way on a TCP route's connection. Databases keep theirs for long.
+    pub tcp_idle: Duration,
+    /// No datagram either way in a UDP session.
+    pub udp_idle: Duration,
     /// How long an instance gets no requests after a failed connect; doubles with each failure in a row, up to a minute.
     pub eject: Duration,
 }
@@ -76,6 +90,8 @@ impl Default for Timeouts {
             hold: s(30),
             upstream_idle: s(90),
             drain: s(30),
+            tcp_idle: s(3600),
+            udp_idle: s(60),
             eject: s(1),
         }
     }
@@ -96,11 +112,24 @@ pub struct Limits {
     pub held_per_app: usize,
     /// Idle connections kept per instance and worker.
     pub idle_per_instance: usize,
+    /// Requests of one app that wait for a place on an instance, where its route limits places and not the queue.
+    pub queue_per_app: usize,
+    /// Sessions of one UDP port, where its route says nothing else. Each is a socket.
+    pub udp_sessions: usize,
 }
 
 impl Default for Limits {
     fn default() -> Self {
-        Self { head_bytes: 64 << 10, headers: 128, connections: 20_000, held: 2_000, held_per_app: 500, idle_per_instance: 128 }
+        Self {
+            head_bytes: 64 << 10,
+            headers: 128,
+            connections: 20_000,
+            held: 2_000,
+            held_per_app: 500,
+            idle_per_instance: 128,
+            queue_per_app: 500,
+            udp_sessions: 4096,
+        }
     }
 }
 

@@ -1,8 +1,9 @@
 //! What the workers share: the current routes, the settings, and a few counts.
 
 use crate::{AccessSink, RouterSettings, io::Clock, table::Routes};
+use flex_model::RouteProblem;
 use std::sync::{
-    Arc,
+    Arc, Mutex, PoisonError,
     atomic::{AtomicBool, AtomicUsize, Ordering::SeqCst},
 };
 use tokio::sync::{Notify, watch};
@@ -17,6 +18,23 @@ pub(crate) struct Shared {
     pub(crate) held: AtomicUsize,
     pub(crate) connections: AtomicUsize,
     pub(crate) clock: Clock,
+    /// Ports that the router itself listens on.
+    pub(crate) own_ports: Vec<u16>,
+    /// Ports of routes that could not be opened.
+    pub(crate) port_problems: Mutex<Vec<RouteProblem>>,
+}
+
+impl Shared {
+    pub(crate) fn set_port_problems(&self, problems: Vec<RouteProblem>) {
+        let mut known = self.port_problems.lock().unwrap_or_else(PoisonError::into_inner);
+        if *known != problems {
+            for problem in problems.iter().filter(|p| !known.contains(p)) {
+                tracing::warn!(app = %problem.app, "{}", problem.message);
+            }
+            *known = problems;
+            self.dirty.mark();
+        }
+    }
 }
 
 /// Says that a status is out of date. Marking costs one load while a publication is under way already.

@@ -6,8 +6,6 @@
 //!
 //! Hosts lie in shards, each a map behind one atomic pointer: a look-up takes no lock, and a change copies one shard.
 
-#![allow(dead_code, reason = "balancing, cookies and ports read the rest")]
-
 use crate::shared::Dirty;
 use arc_swap::ArcSwap;
 use flex_model::{AppId, AppState, InstanceId, Policy, RouteId, Secret};
@@ -93,15 +91,30 @@ impl Backend {
 pub(crate) struct Lease {
     pub(crate) backend: Arc<Backend>,
     dirty: Arc<Dirty>,
+    /// Who may wait for the place, where places are limited.
+    waiting: Option<Arc<Waiting>>,
+}
+
+/// Why a place on an instance could not be taken.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum NoPlace {
+    /// The instance was retired meanwhile: choose again by the newest table.
+    Retired,
+    /// Others were faster, and it has its most.
+    Full,
 }
 
 impl Lease {
-    /// Counts a request in. `None` when the instance was retired meanwhile: choose again.
-    pub(crate) fn take(backend: &Arc<Backend>, dirty: &Arc<Dirty>) -> Option<Self> {
-        backend.in_flight.fetch_add(1, SeqCst);
-        let lease = Self { backend: backend.clone(), dirty: dirty.clone() };
+    /// Counts a request in.
+    pub(crate) fn take(app: &App, backend: &Arc<Backend>, dirty: &Arc<Dirty>) -> Result<Self, NoPlace> {
+        let before = backend.in_flight.fetch_add(1, SeqCst);
+        let limit = app.policy.max_per_instance;
+        let lease = Self { backend: backend.clone(), dirty: dirty.clone(), waiting: limit.map(|_| app.waiting.clone()) };
         dirty.mark();
-        (!backend.is_retired()).then_some(lease)
+        if backend.is_retired() {
+            return Err(NoPlace::Retired);
+        }
+        if limit.is_some_and(|most| before >= most) { Err(NoPlace::Full) } else { Ok(lease) }
     }
 }
 
@@ -109,7 +122,21 @@ impl Drop for Lease {
     fn drop(&mut self) {
         self.backend.in_flight.fetch_sub(1, SeqCst);
         self.dirty.mark();
+        if let Some(waiting) = &self.waiting {
+            waiting.freed.notify_one();
+        }
     }
+}
+
+/// Requests of one app that wait; shared by all tables that it is in.
+#[derive(Debug, Default)]
+pub(crate) struct Waiting {
+    /// For an instance to come.
+    pub(crate) held: AtomicUsize,
+    /// For a place on an instance.
+    pub(crate) queued: AtomicUsize,
+    /// A place became free.
+    pub(crate) freed: tokio::sync::Notify,
 }
 
 /// What one target of a route leads to: an app's instances of one process type, and how they are to be treated.
@@ -118,8 +145,7 @@ pub(crate) struct App {
     pub(crate) id: AppId,
     pub(crate) state: AppState,
     pub(crate) backends: Vec<Arc<Backend>>,
-    /// Requests held for it; shared by all tables that it is in.
-    pub(crate) held: Arc<AtomicUsize>,
+    pub(crate) waiting: Arc<Waiting>,
     pub(crate) policy: Arc<Policy>,
     /// Whose turn it is, where instances take turns.
     pub(crate) turn: AtomicUsize,
@@ -141,6 +167,12 @@ impl Route {
 
     pub(crate) fn targets(&self) -> impl Iterator<Item = &Arc<App>> {
         self.targets.iter().map(|(_, app)| app)
+    }
+
+    /// The target that a request goes to: the one that has the instance its cookie names, else one by weight.
+    pub(crate) fn choose_for(&self, wanted: Option<InstanceId>, random: u64) -> Option<&Arc<App>> {
+        let has = |app: &&Arc<App>| app.backends.iter().any(|b| Some(b.instance) == wanted);
+        wanted.and_then(|_| self.targets().find(has)).or_else(|| self.choose(random))
     }
 
     /// One of the targets, by weight; of those that have no instance only when none has one. `random` decides.
@@ -242,6 +274,10 @@ pub(crate) struct SniNames(HashMap<Box<str>, Arc<Route>>);
 impl SniNames {
     pub(crate) fn is_empty(&self) -> bool {
         self.0.is_empty()
+    }
+
+    pub(crate) fn any(&self) -> Option<&Arc<Route>> {
+        self.0.values().next()
     }
 
     /// Who has it already, if somebody does.

@@ -165,7 +165,7 @@ async fn admit(worker: &Rc<Worker>, accepted: io::Result<(TcpStream, SocketAddr)
             tokio::task::spawn_local(async move {
                 Counters::add(&worker.counters.connections, 1);
                 match Place::take(&worker.shared.connections, worker.shared.settings.limits.connections) {
-                    Some(_place) => conn::serve(&worker, stream, peer, local.port()).await,
+                    Some(_place) => conn::serve(&worker, stream, peer, local).await,
                     None => conn::refuse_connection(&worker, &stream),
                 }
                 Counters::add(&worker.counters.connections_ended, 1);

@@ -2,7 +2,9 @@
 //! too, so that every byte on the wire is the test's own choice.
 #![allow(dead_code, clippy::missing_panics_doc)]
 
-use flex_model::{AppId, AppRoute, AppState, Backend, InstanceId, RouteTable, RouterStatus, Uuid};
+use flex_model::{
+    AppId, AppRoute, AppState, Backend, InstanceId, Match, Policy, Route, RouteId, RouteTable, RouterStatus, Target, Uuid,
+};
 use flex_router::{AccessQueue, Limits, Metrics, Router, RouterSettings, Timeouts};
 use std::{future::Future, net::SocketAddr, path::PathBuf, sync::Arc, time::Duration};
 use tokio::{
@@ -32,6 +34,12 @@ pub fn app(name: &str, state: AppState, backends: Vec<Backend>) -> AppRoute {
     AppRoute::new(AppId(uuid(id)), name.parse().unwrap(), vec![format!("{name}.test").parse().unwrap()], state, backends)
 }
 
+/// A route of an app to its `web`.
+pub fn route(n: u128, matches: Match, policy: Policy) -> Route {
+    let targets = vec![Target::to(flex_model::ProcessType::web())];
+    Route { id: RouteId(uuid(n)), matches, targets, policy: Some(Arc::new(policy)) }
+}
+
 pub fn table(revision: u64, apps: Vec<AppRoute>) -> Arc<RouteTable> {
     Arc::new(RouteTable::new(revision, apps))
 }
@@ -52,11 +60,20 @@ pub struct Setup {
     pub state_dir: Option<PathBuf>,
     pub trusted: Vec<&'static str>,
     pub workers: usize,
+    /// Whatever else is to be set.
+    pub tune: fn(&mut RouterSettings),
 }
 
 impl Default for Setup {
     fn default() -> Self {
-        Self { timeouts: Timeouts::default(), limits: Limits::default(), state_dir: None, trusted: vec![], workers: 2 }
+        Self {
+            timeouts: Timeouts::default(),
+            limits: Limits::default(),
+            state_dir: None,
+            trusted: vec![],
+            workers: 2,
+            tune: |_| (),
+        }
     }
 }
 
@@ -74,7 +91,7 @@ impl Setup {
                 }
             }
         });
-        let settings = RouterSettings {
+        let mut settings = RouterSettings {
             name: "test".into(),
             listen: vec![([127, 0, 0, 1], 0).into()],
             workers: self.workers,
@@ -82,7 +99,10 @@ impl Setup {
             trusted_proxies: self.trusted.iter().map(|t| t.parse().unwrap()).collect(),
             timeouts: self.timeouts,
             limits: self.limits,
+            l4_address: [127, 0, 0, 1].into(),
+            ..RouterSettings::default()
         };
+        (self.tune)(&mut settings);
         let router = Router::bind(settings, table, Arc::new(queue)).await.unwrap();
         let (address, status, metrics) = (router.local_addr(), router.status(), router.metrics());
         let (stop, stopped) = oneshot::channel::<()>();
@@ -116,7 +136,9 @@ impl World {
 
     /// Puts a table in place and waits until the router says that it routes by it.
     pub async fn set(&mut self, revision: u64, apps: Vec<AppRoute>) {
-        self.tables.send_replace(table(revision, apps));
+        let mut next = RouteTable::new(revision, apps);
+        next.cookie_key = Some(flex_model::Secret::new("key"));
+        self.tables.send_replace(Arc::new(next));
         within(self.status.wait_for(|s| s.revision == revision)).await.unwrap();
     }
 
@@ -341,6 +363,21 @@ pub async fn fixed(text: &'static str) -> Instance {
         while request(&mut conn).await.is_some() {
             conn.send(&format!("HTTP/1.1 200 OK\r\nContent-Length: {}\r\n\r\n{text}", text.len())).await;
         }
+    })
+    .await
+}
+
+/// A port of loopback that was free a moment ago.
+pub async fn free_port() -> u16 {
+    refused().await.port()
+}
+
+/// An instance that sends back what it gets, and ends when the client does.
+pub async fn mirror() -> Instance {
+    instance(|mut conn, _| async move {
+        let (mut read, mut write) = conn.stream.split();
+        let _ = tokio::io::copy(&mut read, &mut write).await;
+        let _ = write.shutdown().await;
     })
     .await
 }

@@ -1,0 +1,246 @@
+//! TCP and UDP routes: ports that open and close as the table says, with no restart. A port that cannot be opened is told
+//! in the router's status and tried again; the others are not held up by it.
+//!
+//! Runs on the caller's runtime, not on the workers: connections are long, and a busy one must not hold up requests.
+
+mod hello;
+mod relay;
+mod tcp;
+mod udp;
+
+use crate::{
+    Code,
+    metrics::Counters,
+    shared::{Place, Shared},
+    table::{App, L4, Route},
+    upstream::{NoUpstream, Reached, reach},
+};
+use flex_model::RouteProblem;
+use std::{
+    collections::BTreeMap,
+    io,
+    net::SocketAddr,
+    sync::{
+        Arc, PoisonError,
+        atomic::{AtomicU64, AtomicUsize, Ordering::SeqCst},
+    },
+    time::{Duration, Instant},
+};
+use tokio::{net::TcpStream, sync::watch, task::AbortHandle};
+
+/// How often a port that could not be opened is tried again.
+const AGAIN: Duration = Duration::from_secs(1);
+/// How often a draining router looks whether its last connection has ended.
+const DRAIN_LOOK: Duration = Duration::from_millis(10);
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+enum Port {
+    Tcp(u16),
+    Udp(u16),
+}
+
+/// What connections of all ports share.
+struct Ground {
+    shared: Arc<Shared>,
+    counters: Arc<Counters>,
+    open: AtomicUsize,
+    /// Connections by route, where a route limits them.
+    by_route: std::sync::Mutex<BTreeMap<flex_model::RouteId, Arc<AtomicUsize>>>,
+    /// Numbers connections, for their names.
+    serial: AtomicU64,
+    stop: watch::Receiver<bool>,
+}
+
+impl Ground {
+    fn route_count(&self, route: &Route) -> Arc<AtomicUsize> {
+        let Some(id) = route.id else { return Arc::default() };
+        self.by_route.lock().unwrap_or_else(PoisonError::into_inner).entry(id).or_default().clone()
+    }
+}
+
+/// Follows the table until `stop` turns true, then lets connections end for at most the time to drain.
+pub(crate) async fn run(shared: Arc<Shared>, counters: Arc<Counters>, mut stop: watch::Receiver<bool>) {
+    let ground = Arc::new(Ground {
+        shared,
+        counters,
+        open: AtomicUsize::new(0),
+        by_route: std::sync::Mutex::default(),
+        serial: AtomicU64::new(u64::from(rand::random::<u32>()) << 32),
+        stop: stop.clone(),
+    });
+    let mut listening: BTreeMap<Port, AbortHandle> = BTreeMap::new();
+    let mut changes = ground.shared.changes.subscribe();
+    loop {
+        changes.borrow_and_update();
+        let complete = follow(&ground, &mut listening);
+        tokio::select! {
+            _ = changes.changed() => {}
+            _ = stop.wait_for(|stop| *stop) => break,
+            () = tokio::time::sleep(AGAIN), if !complete => {}
+        }
+    }
+    // Listeners notice `stop` themselves, and take who had connected already.
+    let drained = async {
+        while ground.open.load(SeqCst) > 0 {
+            tokio::time::sleep(DRAIN_LOOK).await;
+        }
+    };
+    if tokio::time::timeout(ground.shared.settings.timeouts.drain, drained).await.is_err() {
+        tracing::warn!(connections = ground.open.load(SeqCst), "the router stops while TCP connections are still open");
+    }
+    for task in listening.into_values() {
+        task.abort();
+    }
+}
+
+/// Opens and closes ports as the table says. False if one could not be opened.
+fn follow(ground: &Arc<Ground>, listening: &mut BTreeMap<Port, AbortHandle>) -> bool {
+    let l4 = ground.shared.routes.l4.load_full();
+    let wanted = wanted(&l4);
+    listening.retain(|port, task| {
+        let stays = wanted.contains_key(port) && !task.is_finished();
+        if !stays {
+            task.abort();
+        }
+        stays
+    });
+    let mut problems = Vec::new();
+    for (port, route) in wanted {
+        if listening.contains_key(&port) {
+            continue;
+        }
+        match open(ground, port) {
+            Ok(task) => {
+                listening.insert(port, task);
+            }
+            Err(e) => {
+                let (kind, number) = match port {
+                    Port::Tcp(n) => ("TCP", n),
+                    Port::Udp(n) => ("UDP", n),
+                };
+                let message = format!("{kind} port {number} cannot be opened: {e}");
+                problems.push(RouteProblem { app: route.app, route: route.id, message });
+            }
+        }
+    }
+    let complete = problems.is_empty();
+    ground.shared.set_port_problems(problems);
+    complete
+}
+
+fn wanted(l4: &L4) -> BTreeMap<Port, Arc<Route>> {
+    let tcp = l4.ports.iter().filter_map(|(port, on)| {
+        let first = on.plain.as_ref().or_else(|| on.names.any())?;
+        Some((Port::Tcp(*port), first.clone()))
+    });
+    tcp.chain(l4.udp.iter().map(|(port, route)| (Port::Udp(*port), route.clone()))).collect()
+}
+
+fn open(ground: &Arc<Ground>, port: Port) -> io::Result<AbortHandle> {
+    let settings = &ground.shared.settings;
+    match port {
+        Port::Tcp(port) => {
+            // The kernel would let us share it with ourselves, and split the connections between the two.
+            if ground.shared.own_ports.contains(&port) {
+                return Err(io::Error::new(io::ErrorKind::AddrInUse, "the router itself listens there"));
+            }
+            let address = SocketAddr::new(settings.l4_address, port);
+            let listener = tokio::net::TcpListener::from_std(crate::router::bind_one(address)?)?;
+            Ok(tokio::spawn(tcp::listen(ground.clone(), listener, port)).abort_handle())
+        }
+        Port::Udp(port) => {
+            let address = SocketAddr::new(settings.l4_address, port);
+            let socket = std::net::UdpSocket::bind(address)?;
+            socket.set_nonblocking(true)?;
+            let socket = tokio::net::UdpSocket::from_std(socket)?;
+            Ok(tokio::spawn(udp::listen(ground.clone(), Arc::new(socket), port)).abort_handle())
+        }
+    }
+}
+
+/// Chooses a target and reaches one of its instances; waits while the app starts, or for a place, as requests do.
+async fn connect(
+    ground: &Ground,
+    route: impl Fn() -> Option<Arc<Route>>,
+) -> Result<(Arc<App>, crate::table::Lease, TcpStream), (Option<Arc<App>>, Code)> {
+    let (shared, limits) = (&ground.shared, &ground.shared.settings.limits);
+    let until = Instant::now() + shared.settings.timeouts.hold;
+    let mut changes = shared.changes.subscribe();
+    loop {
+        changes.borrow_and_update();
+        let chosen = route().and_then(|r| r.choose(rand::random()).cloned());
+        let Some(app) = chosen else { return Err((None, Code::NoWebProcesses)) };
+        let refuse = |code: Code| Err((Some(app.clone()), code));
+        if let Some(code) = crate::exchange::unavailable(&app) {
+            return refuse(code);
+        }
+        let wait = if app.backends.is_empty() {
+            let (Some(_all), Some(_mine)) =
+                (Place::take(&shared.held, limits.held), Place::take(&app.waiting.held, limits.held_per_app))
+            else {
+                return refuse(Code::BacklogTooDeep);
+            };
+            let changed = tokio::time::timeout_at(until.into(), changes.changed()).await;
+            (changed.is_ok(), Code::AppBootTimeout)
+        } else {
+            match reach(shared, &ground.counters, &app, None, |_| None::<()>).await {
+                Ok((lease, Reached::New(stream))) => return Ok((app, lease, stream)),
+                Ok((_, Reached::Kept(()))) | Err(NoUpstream::Stale) => continue,
+                Err(NoUpstream::Failed(code)) => return refuse(code),
+                Err(NoUpstream::Full) => {
+                    let most = app.policy.queue.map_or(limits.queue_per_app, |n| n as usize);
+                    let Some(_place) = Place::take(&app.waiting.queued, most) else { return refuse(Code::BacklogTooDeep) };
+                    let freed = async {
+                        tokio::select! {
+                            () = app.waiting.freed.notified() => {}
+                            _ = changes.changed() => {}
+                        }
+                    };
+                    // A permit is kept for a place that became free in between.
+                    (tokio::time::timeout_at(until.into(), freed).await.is_ok(), Code::RequestTimeout)
+                }
+            }
+        };
+        if !wait.0 {
+            return refuse(wait.1);
+        }
+    }
+}
+
+/// The end of a connection or session, as its access line tells it.
+struct Ended<'a> {
+    protocol: &'static str,
+    port: u16,
+    name: Option<&'a str>,
+    id: &'a str,
+    client: SocketAddr,
+    dyno: &'a str,
+    connect: Option<Duration>,
+    service: Option<Duration>,
+    code: Option<Code>,
+    /// From the client, and to it.
+    bytes: (u64, u64),
+}
+
+impl Ended<'_> {
+    fn line(&self) -> String {
+        use std::fmt::Write as _;
+        let mut out = match self.code {
+            None => "at=info".to_owned(),
+            Some(code) => format!("at={} code={} desc=\"{}\"", code.level(), code.code(), code.desc()),
+        };
+        let _ = write!(out, " port={}", self.port);
+        if let Some(name) = self.name {
+            let _ = write!(out, " sni={name}");
+        }
+        let _ = write!(out, " connection_id={} fwd=\"{}\" dyno={} connect=", self.id, self.client.ip(), self.dyno);
+        for (value, next) in [(self.connect, " service="), (self.service, " bytes_in=")] {
+            if let Some(d) = value {
+                let _ = write!(out, "{}ms", d.as_millis());
+            }
+            out.push_str(next);
+        }
+        let _ = write!(out, "{} bytes={} protocol={}", self.bytes.0, self.bytes.1, self.protocol);
+        out
+    }
+}
