@@ -64,6 +64,7 @@ impl BuildError {
                 Limit::Source => "source_limit",
                 Limit::Slug => "slug_limit",
             },
+            Self::Platform(cause) if cause.contains("No space left on device") => "disk_full",
             Self::Platform(_) => "platform",
             Self::Cancelled => "cancelled",
         }

@@ -12,10 +12,30 @@ use flex_model::{AppId, AppName};
 use flex_runtime::{Input, JobSpec, Output, Runtime, TtySize};
 use futures_util::StreamExt;
 use std::collections::BTreeSet;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use tokio::sync::mpsc;
 use tokio_util::sync::CancellationToken;
+
+/// Below this much room nothing is received or built: a push and its build write more, and what is left keeps the state
+/// and the logs going while somebody makes room.
+const NO_ROOM: u64 = 32 << 20;
+
+/// Why nothing more may be written, if so.
+fn no_room(data_dir: &Path) -> Option<String> {
+    // A file system that cannot be asked says so when it is written to.
+    let fs = nix::sys::statvfs::statvfs(data_dir).ok()?;
+    let free = fs.blocks_available() * fs.fragment_size();
+    (free < NO_ROOM).then(|| format!("the server's disk is full ({} MiB left)", free >> 20))
+}
+
+/// A build's failure with its stable name, which the first line ends with: there are lists and logs that show no more.
+fn coded(message: &str, code: &str) -> String {
+    match message.split_once('\n') {
+        Some((first, rest)) => format!("{first} [{code}]\n{rest}"),
+        None => format!("{message} [{code}]"),
+    }
+}
 
 pub struct BuilderPort(pub Builder);
 
@@ -28,6 +48,9 @@ impl Builders for BuilderPort {
         cancel: CancellationToken,
     ) -> Result<BuildProduct, BuildFailure> {
         let failed = |message: String| BuildFailure { message, phases: Vec::new() };
+        if let Some(what) = no_room(&self.0.settings().data_dir) {
+            return Err(failed(coded(&format!("{what}: make room on the server, then push again"), "disk_full")));
+        }
         let source = match job.source {
             Source::Git { repository, quarantine, commit } => flex_builder::Source::Commit {
                 repository,
@@ -51,7 +74,7 @@ impl Builders for BuilderPort {
             if let BuildError::Platform(_) = &e {
                 tracing::error!(build = %job.build, error = %e, "a build failed for a reason of the platform's");
             }
-            failed(e.to_string())
+            failed(coded(&e.to_string(), e.code()))
         })?;
         Ok(BuildProduct {
             image: out.image,
@@ -201,21 +224,33 @@ fn isolation(facts: &flex_runtime::EngineFacts) -> (String, Option<(String, Stri
 }
 
 /// What the git receiver asks.
-pub struct GatePort(pub Controller);
+pub struct GatePort {
+    pub controller: Controller,
+    pub data_dir: PathBuf,
+}
 
 #[async_trait]
 impl Gate for GatePort {
     async fn authenticate(&self, openssh: &str) -> Option<Caller> {
-        let caller = self.0.caller_by_key(openssh).await?;
+        let caller = self.controller.caller_by_key(openssh).await?;
         Some(Caller { user: caller.user, email: caller.email })
     }
 
-    async fn authorize(&self, caller: &Caller, app: &str, _: Access) -> Result<(AppId, AppName), Refusal> {
-        self.0.authorize_git(caller.user, app).await.map_err(|lines| Refusal { lines })
+    async fn authorize(&self, caller: &Caller, app: &str, access: Access) -> Result<(AppId, AppName), Refusal> {
+        let found = self.controller.authorize_git(caller.user, app).await.map_err(|lines| Refusal { lines })?;
+        match no_room(&self.data_dir) {
+            Some(what) if access == Access::Push => Err(Refusal {
+                lines: vec![
+                    format!("Push rejected, {what}, and nothing was changed. [disk_full]"),
+                    "Its operator has to make room; then push again.".into(),
+                ],
+            }),
+            _ => Ok(found),
+        }
     }
 
     async fn repository(&self, app: AppId) -> Result<PathBuf, Refusal> {
-        let path = self.0.repository_path(app);
+        let path = self.controller.repository_path(app);
         let made = path.clone();
         let result = tokio::task::spawn_blocking(move || flex_gitreceive::init_repository(&made)).await;
         match result {
@@ -228,7 +263,8 @@ impl Gate for GatePort {
     async fn push(&self, push: Push) -> mpsc::Receiver<PushEvent> {
         let updates = push.updates.into_iter().map(|u| GitUpdate { name: u.name, new: u.new }).collect();
         let caller = GitCaller { user: push.caller.user, email: push.caller.email };
-        let mut events = self.0.push(caller, push.app, push.repository, push.quarantine, updates, push.receive_millis).await;
+        let mut events =
+            self.controller.push(caller, push.app, push.repository, push.quarantine, updates, push.receive_millis).await;
         let (out, relayed) = mpsc::channel(64);
         tokio::spawn(async move {
             while let Some(event) = events.recv().await {

@@ -121,7 +121,7 @@ pub async fn serve(settings: Settings) -> Result<(), String> {
         settings: controller_settings(&settings, http.port(), ssh.port(), git.host_key_openssh(), api_addr)?,
     })
     .await?;
-    gate.open(GatePort(controller.clone()));
+    gate.open(GatePort { controller: controller.clone(), data_dir: settings.data_dir.clone() });
     controller.register_host(this_host(&installation, &*runtime).await).await.map_err(|e| e.to_string())?;
     reap(&*runtime).await;
 

@@ -198,13 +198,23 @@ impl Git {
     }
 }
 
-/// What git's own words about a size limit mean, if `output` has them.
-pub fn size_complaint(output: &[u8]) -> Option<&'static str> {
+/// Why git refused a push by itself.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Complaint {
+    LargeFile,
+    LargePush,
+    DiskFull,
+}
+
+/// What git's own words about sizes mean, if `output` has them.
+pub fn complaint(output: &[u8]) -> Option<Complaint> {
     let has = |needle: &[u8]| output.windows(needle.len()).any(|w| w == needle);
-    if has(b"over limit") {
-        Some("The push has a file that is larger than Flex takes.")
+    if has(b"No space left on device") {
+        Some(Complaint::DiskFull)
+    } else if has(b"over limit") {
+        Some(Complaint::LargeFile)
     } else if has(b"exceeds maximum allowed size") {
-        Some("The push is larger than Flex takes.")
+        Some(Complaint::LargePush)
     } else {
         None
     }

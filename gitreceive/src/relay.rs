@@ -3,7 +3,7 @@
 //! Invariants: nothing is buffered beyond one message each way; a client that goes away closes git's input and nothing
 //! more, git's output is then read and dropped until it ends by itself.
 
-use crate::git::{Running, size_complaint};
+use crate::git::{self, Complaint, Running};
 use bytes::BytesMut;
 use russh::{ChannelMsg, ChannelReadHalf, ChannelWriteHalf, server::Msg};
 use std::{io, process::ExitStatus, time::Duration};
@@ -22,8 +22,8 @@ const AFTER_EXIT: Duration = Duration::from_secs(2);
 #[derive(Debug)]
 pub struct Ended {
     pub status: ExitStatus,
-    /// What git said about a limit of size, in other words.
-    pub complaint: Option<&'static str>,
+    /// What git said about sizes.
+    pub complaint: Option<Complaint>,
 }
 
 /// Runs the child to its end. `gone` is cancelled by this function or its caller when the client is no longer there.
@@ -43,7 +43,7 @@ pub async fn relay(
         let mut complaint = None;
         let seen = |bytes: &[u8]| {
             if watch && complaint.is_none() {
-                complaint = size_complaint(bytes);
+                complaint = git::complaint(bytes);
             }
         };
         let (a, b) = tokio::join!(copy(stdout, output, None, gone, seen), copy(stderr, output, Some(1), gone, |_| {}));

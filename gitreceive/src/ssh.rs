@@ -301,6 +301,6 @@ async fn git(
         }
     }
     // A push that git refused ends with status 0 all the same: the refusal is in git's own protocol.
-    let lines = ended.complaint.map(|c| text::too_large(c).lines).unwrap_or_default();
+    let lines = ended.complaint.map(|c| text::refused_by_git(c).lines).unwrap_or_default();
     Ok((lines, ended.status.code().map_or(255, i32::cast_unsigned)))
 }

@@ -1,6 +1,6 @@
 //! Every word that the receiver says to a person, in one place. Pure.
 
-use crate::{Refusal, exec::Unsupported};
+use crate::{Refusal, exec::Unsupported, git::Complaint};
 
 /// The lines as git users know them from Heroku: ` !     …`, ended with CR LF, which is right on raw terminals too.
 pub fn refusal(lines: &[String]) -> String {
@@ -101,8 +101,18 @@ pub fn internal(what: &str) -> Refusal {
     lines(&[what, "This is a fault of the server, not of your repository. Its log says more; flex doctor may too."])
 }
 
-/// Said after a push that git refused for its size.
-pub fn too_large(what: &str) -> Refusal {
+/// Said after a push that git refused by itself.
+pub fn refused_by_git(why: Complaint) -> Refusal {
+    let what = match why {
+        Complaint::LargeFile => "The push has a file that is larger than Flex takes.",
+        Complaint::LargePush => "The push is larger than Flex takes.",
+        Complaint::DiskFull => {
+            return lines(&[
+                "The server's disk is full, and nothing was changed. [disk_full]",
+                "Its operator has to make room; then push again.",
+            ]);
+        }
+    };
     lines(&[
         what,
         "Keep large files out of the repository: an object store or an app's volume is the place for them.",

@@ -159,6 +159,14 @@ struct Committer {
     disk_is_behind: bool,
 }
 
+/// An error's text without the words that [`StoreError::Unavailable`] adds, where it is about to get them again.
+fn cause(e: StoreError) -> String {
+    match e {
+        StoreError::Unavailable(cause) => cause,
+        e => e.to_string(),
+    }
+}
+
 /// What a group of commits amounts to, before it is on disk.
 #[derive(Default)]
 struct Pending {
@@ -218,7 +226,7 @@ impl Committer {
         if self.disk_is_behind {
             let visible = self.visible.read().unwrap_or_else(PoisonError::into_inner);
             let head = Head { revision: visible.revision, digest: self.digest };
-            self.backend.reset(&visible.entries, head).map_err(|e| e.to_string())?;
+            self.backend.reset(&visible.entries, head).map_err(cause)?;
             self.disk_is_behind = false;
         }
         let batch = Batch {
@@ -229,7 +237,7 @@ impl Committer {
         self.backend.write(&batch).map_err(|e| {
             tracing::error!(error = %e, "a commit could not be written");
             self.disk_is_behind = true;
-            e.to_string()
+            cause(e)
         })
     }
 

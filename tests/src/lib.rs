@@ -9,7 +9,7 @@ mod server;
 mod user;
 
 pub use http::{Answer, get};
-pub use server::{Server, binary, flexd, root, stacks};
+pub use server::{Server, Setup, binary, flexd, root, stacks};
 pub use user::{Ran, Repo, User};
 
 use std::time::{Duration, Instant};

@@ -26,9 +26,23 @@ pub fn flexd(data_dir: &Path) -> Command {
     command
 }
 
+/// How a server differs from the usual one.
+#[derive(Debug, Clone, Default)]
+pub struct Setup {
+    /// `flexd.toml`.
+    pub toml: String,
+    /// Another engine's socket.
+    pub docker: Option<PathBuf>,
+    /// A folder of stacks with the one that apps get, instead of the usual one.
+    pub stack: Option<(PathBuf, String)>,
+    /// Another file system for the data directory: an empty folder, which the test removes.
+    pub data: Option<PathBuf>,
+}
+
 /// A server; everything of it goes with the value.
 pub struct Server {
     pub dir: tempfile::TempDir,
+    setup: Setup,
     child: Option<Child>,
     pub api: SocketAddr,
     pub http: SocketAddr,
@@ -51,22 +65,60 @@ pub fn stacks() -> PathBuf {
 impl Server {
     /// A new installation with all ports free ones.
     pub fn start() -> Self {
-        let dir = tempfile::Builder::new().prefix("flex-test-").tempdir().unwrap();
-        std::os::unix::fs::symlink(stacks(), dir.path().join("stacks")).unwrap();
-        let any = SocketAddr::from(([127, 0, 0, 1], 0));
-        let mut server = Self { dir, child: None, api: any, http: any, ssh: any };
+        Self::start_with(Setup::default())
+    }
+
+    /// As [`Server::start`], set up in another way.
+    pub fn start_with(setup: Setup) -> Self {
+        let mut server = Self::prepare(setup);
         server.up();
         server
     }
 
+    /// Its directories, and nothing started.
+    pub fn prepare(setup: Setup) -> Self {
+        let dir = tempfile::Builder::new().prefix("flex-test-").tempdir().unwrap();
+        let any = SocketAddr::from(([127, 0, 0, 1], 0));
+        let server = Self { dir, setup, child: None, api: any, http: any, ssh: any };
+        let stacks = server.setup.stack.as_ref().map_or_else(stacks, |(folder, _)| folder.clone());
+        std::os::unix::fs::symlink(stacks, server.data_dir().join("stacks")).unwrap();
+        if !server.setup.toml.is_empty() {
+            std::fs::write(server.data_dir().join("flexd.toml"), &server.setup.toml).unwrap();
+        }
+        server
+    }
+
+    /// Where it keeps everything.
+    pub fn data_dir(&self) -> &Path {
+        self.setup.data.as_deref().unwrap_or(self.dir.path())
+    }
+
+    /// `flexd` over its data directory, with its settings, not started yet.
+    pub fn flexd(&self) -> Command {
+        let mut command = flexd(self.data_dir());
+        if let Some(socket) = &self.setup.docker {
+            command.env("FLEXD_DOCKER", socket);
+        }
+        if let Some((_, name)) = &self.setup.stack {
+            command.env("FLEXD_STACK", name);
+        }
+        command
+    }
+
     /// Starts it (again), on the ports that it had.
     pub fn up(&mut self) {
+        if let Err(said) = self.try_up() {
+            panic!("flexd ended: {said}");
+        }
+    }
+
+    /// As [`Server::up`]; what it said, if it ended instead of serving.
+    pub fn try_up(&mut self) -> Result<(), String> {
         let log = std::fs::OpenOptions::new().create(true).append(true).open(self.dir.path().join("flexd.log")).unwrap();
+        let before = log.metadata().unwrap().len();
         let out = std::fs::File::create(self.dir.path().join("flexd.out")).unwrap();
-        let child = Command::new(binary("flexd"))
-            .args(["--data-dir".into(), self.dir.path().as_os_str().to_owned()])
-            // Beside the checkout's own binaries they are found without; not beside others.
-            .env("FLEXD_BUILDPACKS", root().join("buildpacks"))
+        let child = self
+            .flexd()
             .args(["--api", &self.api.to_string(), "--http", &self.http.to_string(), "--ssh", &self.ssh.to_string()])
             .stdout(out)
             .stderr(log)
@@ -76,12 +128,20 @@ impl Server {
         let line = wait_for("flexd to serve", Duration::from_secs(30), || {
             let text = std::fs::read_to_string(self.dir.path().join("flexd.out")).unwrap_or_default();
             if self.child.as_mut().unwrap().try_wait().unwrap().is_some() {
-                panic!("flexd ended: {}", self.log());
+                let said = self.log().get(usize::try_from(before).unwrap()..).unwrap_or_default().to_owned();
+                return Some(Err(said));
             }
-            text.lines().find(|l| l.contains(" serves: ")).map(str::to_owned)
+            text.lines().find(|l| l.contains(" serves: ")).map(|l| Ok(l.to_owned()))
         });
+        let line = line.inspect_err(|_| self.child = None)?;
         let address = |label: &str| line.split(label).nth(1).and_then(|r| r.split(',').next()).unwrap().trim().parse().unwrap();
         (self.api, self.http, self.ssh) = (address("API "), address("HTTP "), address("SSH "));
+        Ok(())
+    }
+
+    /// The running process.
+    pub fn pid(&self) -> Option<Pid> {
+        self.child.as_ref().map(|c| Pid::from_raw(i32::try_from(c.id()).unwrap()))
     }
 
     /// What it logged.
@@ -105,7 +165,7 @@ impl Server {
 
     /// A token, made on the server.
     pub fn token(&self, email: &str, admin: bool) -> String {
-        let mut command = flexd(self.dir.path());
+        let mut command = self.flexd();
         command.args(["user:token", email]);
         if admin {
             command.arg("--admin");
@@ -122,7 +182,7 @@ impl Server {
 
     /// The installation's short id.
     pub fn cluster(&self) -> String {
-        std::fs::read_to_string(self.dir.path().join("cluster")).unwrap_or_default().trim().to_owned()
+        std::fs::read_to_string(self.data_dir().join("cluster")).unwrap_or_default().trim().to_owned()
     }
 
     /// Names of the containers of this installation, running or not.
@@ -131,14 +191,18 @@ impl Server {
         if cluster.is_empty() {
             return Vec::new();
         }
-        docker(&["ps", "-a", "--format", "{{.Names}}", "--filter", &format!("label=flex.cluster={cluster}")])
+        self.docker(&["ps", "-a", "--format", "{{.Names}}", "--filter", &format!("label=flex.cluster={cluster}")])
     }
-}
 
-/// The lines that docker prints.
-fn docker(args: &[&str]) -> Vec<String> {
-    let out = Command::new("docker").args(args).output().unwrap();
-    String::from_utf8_lossy(&out.stdout).lines().map(str::to_owned).collect()
+    /// The lines that docker prints, of the engine that this server uses.
+    pub fn docker(&self, args: &[&str]) -> Vec<String> {
+        let mut command = Command::new("docker");
+        if let Some(socket) = &self.setup.docker {
+            command.arg("-H").arg(format!("unix://{}", socket.display()));
+        }
+        let out = command.args(args).output().unwrap();
+        String::from_utf8_lossy(&out.stdout).lines().map(str::to_owned).collect()
+    }
 }
 
 impl Drop for Server {
@@ -154,8 +218,14 @@ impl Drop for Server {
             return;
         }
         let filter = format!("label=flex.cluster={cluster}");
-        let images =
-            docker(&["image", "ls", "--format", "{{.Repository}}:{{.Tag}}", "--filter", &format!("reference=flex-{cluster}/*")]);
+        let images = self.docker(&[
+            "image",
+            "ls",
+            "--format",
+            "{{.Repository}}:{{.Tag}}",
+            "--filter",
+            &format!("reference=flex-{cluster}/*"),
+        ]);
         let rules = root().join("scripts/lib/rules.sh");
         let remove = ["-c", ". \"$1\"; remove_rules \"$2\"", "rules"];
         let _ = Command::new("bash").args(remove).arg(rules).arg(&cluster).status();
@@ -164,15 +234,15 @@ impl Drop for Server {
             (&["network", "ls", "-q"], &["network", "rm"]),
             (&["volume", "ls", "-q"], &["volume", "rm", "-f"]),
         ] {
-            let ids = docker(&[list, &["--filter", &filter]].concat());
+            let ids = self.docker(&[list, &["--filter", &filter]].concat());
             if !ids.is_empty() {
                 let ids: Vec<&str> = ids.iter().map(String::as_str).collect();
-                docker(&[remove, &ids].concat());
+                self.docker(&[remove, &ids].concat());
             }
         }
         if !images.is_empty() {
             let images: Vec<&str> = images.iter().map(String::as_str).collect();
-            docker(&[&["image", "rm"][..], &images].concat());
+            self.docker(&[&["image", "rm"][..], &images].concat());
         }
     }
 }

@@ -163,6 +163,11 @@ fn unavailable(e: &StoreError) -> ApiError {
         StoreError::Invalid(_) => ApiError::new(ErrorId::InvalidParams, e.to_string()),
         StoreError::Unavailable(_) | StoreError::Damaged(_) => {
             tracing::error!(error = %e, "the store failed");
+            if e.to_string().contains("No space left on device") {
+                let text =
+                    "The server's disk is full, so it cannot store changes. Nothing was changed; its operator has to make room.";
+                return ApiError::new(ErrorId::Unavailable, text);
+            }
             ApiError::new(
                 ErrorId::Unavailable,
                 format!("The server cannot store changes now: {e}. Nothing was changed; ask its operator."),
