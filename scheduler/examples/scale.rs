@@ -1,7 +1,9 @@
-//! Measures decisions per second: `cargo run --release -p flex-scheduler --example scale [HOSTS] [INSTANCES]`.
+//! Measures the planner: `cargo run --release -p flex-scheduler --example scale [HOSTS] [INSTANCES] [MANY]` (10,000 hosts,
+//! 100,000 and 1,000,000 instances if not given).
 //!
-//! Prints, each on a line of its own: filling an empty cluster, adding one instance to it, and replacing all of one host
-//! and of a hundred that died. Exact scoring, one thread; the time to build the world is not counted.
+//! Prints a line of JSON for each of: filling an empty cluster (S1), adding one instance to it (S3), replacing all of one
+//! host and of a hundred that died (S4), and filling an empty cluster with many instances, with the memory that this takes
+//! (S2). Exact scoring, one thread; the time to build the world and to commit the plan is not counted.
 
 #![allow(clippy::disallowed_methods, reason = "a measurement reads the clock; what it measures does not")]
 
@@ -10,12 +12,15 @@ use flex_model::{
     Release, ReleaseId, ReleaseStatus, Timestamp, UserId, Uuid,
 };
 use flex_scheduler::{AppView, ChangeKind, IdSource, Plan, World, plan};
+use serde_json::json;
 use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 /// Instances of each app.
 const PER_APP: u32 = 50;
+/// Single additions that are timed.
+const SINGLE: u32 = 100;
 
 struct Ids(u128);
 
@@ -30,35 +35,69 @@ fn main() {
     let mut args = std::env::args().skip(1).map(|a| a.parse::<u32>().expect("a number"));
     let hosts = args.next().unwrap_or(10_000);
     let instances = args.next().unwrap_or(100_000);
-    let mut world = world(hosts, instances / PER_APP);
+    let large = args.next().unwrap_or(1_000_000);
     let mut ids = Ids(0);
-
-    let took = measure("fill", &mut world, &mut ids);
-    let rate = world.placements.len() as f64 / took.as_secs_f64();
-    println!("fill: {rate:.0} decisions/s ({hosts} hosts)");
+    let mut world = world(hosts, instances / PER_APP);
+    let before = resident_mib();
+    let (took, placed) = timed(&mut world, &mut ids);
+    say("S1 fill", &json!({"hosts": hosts, "placed": placed, "decisions_per_s": rate(placed, took), "goal_per_s": 100_000}));
 
     let first = *world.apps.keys().next().expect("an app");
-    let mut times: Vec<Duration> = (1..=50u32)
+    let mut times: Vec<f64> = (1..=SINGLE)
         .map(|n| {
             rescale(&mut world, first, PER_APP + n);
-            timed(&mut world, &mut ids).0
+            millis(timed(&mut world, &mut ids).0)
         })
         .collect();
-    times.sort();
-    println!("one more: p50 {:?}, worst of 50 {:?} (a whole plan over every app)", times[25], times[49]);
+    times.sort_by(f64::total_cmp);
+    let at = |share: f64| times[((times.len() as f64 * share).ceil() as usize).clamp(1, times.len()) - 1];
+    // A plan is over every app, so this is the time of a whole pass in which one instance is missing.
+    say("S3 one more", &json!({"n": times.len(), "p50_ms": at(0.5), "p99_ms": at(0.99), "goal_p99_ms": 1}));
 
-    kill(&mut world, 1);
-    measure("one dead host", &mut world, &mut ids);
-    kill(&mut world, 100);
-    measure("100 dead hosts", &mut world, &mut ids);
+    for (what, count, goal) in [("S4 one dead host", 1, 50), ("S4 100 dead hosts", 100, 1000)] {
+        kill(&mut world, count);
+        let (took, placed) = timed(&mut world, &mut ids);
+        say(what, &json!({"replaced": placed, "ms": millis(took), "goal_ms": goal}));
+    }
+    drop(world);
+
+    let mut world = self::world(hosts, large / PER_APP);
+    for host in world.hosts.values_mut() {
+        // Room for all of it.
+        host.memory = Memory::from_mib(1 << 20);
+    }
+    let (took, placed) = timed(&mut world, &mut ids);
+    let grown = resident_mib().saturating_sub(before);
+    say(
+        "S2 many",
+        &json!({"hosts": hosts, "placed": placed, "seconds": millis(took) / 1000.0, "goal_s": 10, "memory_mib": grown, "goal_mib": 300}),
+    );
 }
 
-fn measure(what: &str, world: &mut World, ids: &mut Ids) -> Duration {
-    let (took, placed) = timed(world, ids);
-    println!("{what}: {placed} placed in {took:?}");
-    took
+/// A figure, by its name among the goals.
+fn say(figure: &str, values: &serde_json::Value) {
+    let mut line = serde_json::Map::from_iter([("figure".to_owned(), figure.into())]);
+    line.extend(values.as_object().cloned().unwrap_or_default());
+    println!("{}", serde_json::Value::Object(line));
 }
 
+fn rate(count: usize, took: Duration) -> f64 {
+    (count as f64 / took.as_secs_f64()).round()
+}
+
+/// To a hundredth.
+fn millis(took: Duration) -> f64 {
+    (took.as_secs_f64() * 100_000.0).round() / 100.0
+}
+
+/// Memory of this process, in MiB; 0 where the kernel does not tell.
+fn resident_mib() -> u64 {
+    let status = std::fs::read_to_string("/proc/self/status").unwrap_or_default();
+    let line = status.lines().find_map(|l| l.strip_prefix("VmRSS:"));
+    line.and_then(|l| l.trim().trim_end_matches("kB").trim().parse::<u64>().ok()).unwrap_or(0) / 1024
+}
+
+/// Plans, and commits what was planned; the time is that of planning.
 fn timed(world: &mut World, ids: &mut Ids) -> (Duration, usize) {
     let start = Instant::now();
     let next = plan(world, ids);

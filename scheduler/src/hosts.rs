@@ -80,19 +80,32 @@ impl<'a> Room<'a> {
             if self.fits(number, memory) { heap.push(Reverse(self.score(neighbours + 1, number))) } else { full += 1 }
         }
         self.neighbours.insert(app, near);
-        let why = (chosen.len() < count).then(|| {
-            let group = |n: usize, text: &str| (n > 0).then(|| format!("{n} host{}: {text}", if n == 1 { "" } else { "s" }));
-            let groups: Vec<String> =
-                [group(full, &format!("not enough memory for {memory}")), group(cordoned, "takes nothing new")]
-                    .into_iter()
-                    .flatten()
-                    .collect();
-            if groups.is_empty() { "there is no host".to_owned() } else { groups.join("; ") }
-        });
+        let why = (chosen.len() < count).then(|| refusal(full, cordoned, memory));
         (chosen, why)
+    }
+
+    /// Why none of the hosts takes one more instance of this size; `None` when one does.
+    pub(crate) fn why_not(&self, memory: Memory) -> Option<String> {
+        let ready = |n: usize| self.hosts[n].state == HostState::Ready;
+        if (0..self.hosts.len()).any(|n| ready(n) && self.fits(n, memory)) {
+            return None;
+        }
+        let full = (0..self.hosts.len()).filter(|n| ready(*n)).count();
+        let cordoned = self.hosts.iter().filter(|h| h.state == HostState::Cordoned).count();
+        Some(refusal(full, cordoned, memory))
     }
 
     fn fits(&self, host: usize, memory: Memory) -> bool {
         self.used[host] + memory.bytes() <= self.hosts[host].memory.bytes()
     }
+}
+
+/// What stands against one more instance, by groups of hosts.
+fn refusal(full: usize, cordoned: usize, memory: Memory) -> String {
+    let group = |n: usize, text: &str| (n > 0).then(|| format!("{n} host{}: {text}", if n == 1 { "" } else { "s" }));
+    let groups: Vec<String> = [group(full, &format!("not enough memory for {memory}")), group(cordoned, "takes nothing new")]
+        .into_iter()
+        .flatten()
+        .collect();
+    if groups.is_empty() { "there is no host".to_owned() } else { groups.join("; ") }
 }

@@ -20,7 +20,7 @@ pub(crate) struct AppPlan<'a> {
 impl<'a> AppPlan<'a> {
     pub(crate) fn decide(mut self, room: &mut Room<'_>, ids: &mut dyn IdSource, plan: &mut Plan) {
         if let Some(target) = self.pending_target() {
-            if let Some((instance, why)) = self.failure(target, plan) {
+            if let Some((instance, why)) = self.failure(target, room, plan) {
                 let kind = ChangeKind::ReleaseFailed { app: self.view.app.id, version: target.version, instance };
                 plan.push(kind, why);
                 // The failure is committed first; the next plan sees what is wanted then.
@@ -77,7 +77,7 @@ impl<'a> AppPlan<'a> {
     }
 
     /// Why a release that is being rolled out has no chance any more.
-    fn failure(&self, target: &Release, plan: &mut Plan) -> Option<(Option<InstanceId>, String)> {
+    fn failure(&self, target: &Release, room: &Room<'_>, plan: &mut Plan) -> Option<(Option<InstanceId>, String)> {
         for p in self.of_release(target.version) {
             if let Some(r) = self.world.evidence(p)
                 && let Some(why) = hopeless(r, self.world.settings.start_attempts)
@@ -96,7 +96,18 @@ impl<'a> AppPlan<'a> {
         }
         // Hosts that have not spoken since this controller started prove nothing, in either direction.
         let silent = self.of_release(target.version).any(|p| self.world.reports.get(&p.host).is_none_or(|v| !v.counts));
-        (!silent && !self.is_covered(target)).then(|| (None, "it was not up in time".to_owned()))
+        (!silent && !self.is_covered(target))
+            .then(|| (None, self.unplaced(target, room).unwrap_or_else(|| "it was not up in time".to_owned())))
+    }
+
+    /// The first instance of a release that has no place, with what the hosts lack.
+    fn unplaced(&self, release: &Release, room: &Room<'_>) -> Option<String> {
+        self.view.wanted(release).into_iter().find_map(|(process, scale)| {
+            let placed: BTreeSet<u32> =
+                self.of_release(release.version).filter(|p| p.process == process).map(|p| p.index).collect();
+            let index = (1..=scale.quantity).find(|i| !placed.contains(i))?;
+            Some(format!("{process}.{index} could not be placed: {}", room.why_not(scale.memory)?))
+        })
     }
 
     /// Every instance that the formation wants of it is up.

@@ -1,7 +1,7 @@
 //! Durable commits and reads a second, for each embedded engine, beside what the disk can do at all.
 //!
 //! `cargo run --release -p flex-store --example throughput -- [SECONDS]` (3 for each figure if not given). Prints one line
-//! of JSON per engine. The floor, taken before each engine in the same run and folder, is one thread that appends 4 KiB to a
+//! of JSON per engine; `FLEX_BENCH_DISK` is a folder on the disk to measure. The floor, taken before each engine in the same run and folder, is one thread that appends 4 KiB to a
 //! file and calls fdatasync: a store that commits one change at a time and syncs it cannot be faster.
 
 use flex_store::{Engine, StateStore, Write, open};
@@ -122,7 +122,10 @@ async fn main() -> Result<()> {
     let seconds: f64 = std::env::args().nth(1).map_or(Ok(3.0), |a| a.parse())?;
     for engine in Engine::ALL {
         // Not in memory, where a sync costs nothing: beside the binary, on the disk that was built on.
-        let at = std::env::current_exe()?.parent().ok_or("no folder")?.to_owned();
+        let at = match std::env::var_os("FLEX_BENCH_DISK") {
+            Some(folder) => folder.into(),
+            None => std::env::current_exe()?.parent().ok_or("no folder")?.to_owned(),
+        };
         let dir = tempfile::tempdir_in(at)?;
         println!("{}", measure(dir.path(), engine, Duration::from_secs_f64(seconds)).await?);
     }

@@ -40,6 +40,6 @@ def finish(name, folder, load_before, rows, values):
     for what, value in rows:
         print(f"       {what:<{width}}  {value}")
     at = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
-    line = {"bench": name, "at": at, "machine": box, "load_start": load_before, "load_end": after, **values}
+    line = {"bench": name, "at": at, "machine": box, "load_start": load_before, "load_end": after, "quick": bool(os.environ.get("FLEX_BENCH_QUICK")), **values}
     with open(pathlib.Path(folder) / f"{name}.jsonl", "a", encoding="utf-8") as out:
         out.write(json.dumps(line) + "\n")

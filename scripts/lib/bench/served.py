@@ -15,11 +15,12 @@ import time
 import report
 from world import PYTHON_APP, World, run
 
-ROUNDS = 10
+QUICK = bool(os.environ.get("FLEX_BENCH_QUICK"))
+ROUNDS = 2 if QUICK else 10
 RATE = 200
-IDLE_SECONDS = 20
+IDLE_SECONDS = 3 if QUICK else 20
 TIMEOUT = 30
-STORED_APPS = int(os.environ.get("FLEX_BENCH_APPS", "10000"))
+STORED_APPS = int(os.environ.get("FLEX_BENCH_APPS", "300" if QUICK else "10000"))
 
 
 def seconds(values):
