@@ -159,7 +159,7 @@ impl Controller {
 
     /// Removes what is left of an app that is gone.
     pub async fn sweep_app(&self, id: AppId) -> Result<(), ApiError> {
-        let mut gone = Vec::new();
+        let mut gone = vec![keys::postdeploy(id)];
         for prefix in [keys::collaborators(id), keys::releases(id), keys::slugs(id), keys::builds(id), keys::configs(id)] {
             let (entries, _) =
                 self.deps.store.list(&prefix).await.map_err(|e| ApiError::new(flex_api::ErrorId::Unavailable, e.to_string()))?;

@@ -2,7 +2,7 @@
 
 use crate::core::{Actor, Controller, invalid, not_found};
 use crate::crypt::Vars;
-use crate::db::{Stored, Tx, keys};
+use crate::db::{PostdeployRecord, Stored, Tx, keys};
 use flex_api::{ApiError, ErrorId};
 use flex_model::{
     App, AppId, Build, BuildStatus, ConfigKey, HealthCheck, LogSource, Placement, ProcessScale, ProcessSpec, ProcessType,
@@ -296,8 +296,8 @@ impl Controller {
         Ok(())
     }
 
-    /// A pending release was seen serving.
-    pub async fn succeed_release(&self, app: AppId, version: u64) -> Result<bool, ApiError> {
+    /// A pending release was seen serving. The app's first one owes it its `postdeploy`.
+    pub async fn succeed_release(&self, app: AppId, version: u64) -> Result<(), ApiError> {
         self.db
             .retry(|| async {
                 let stored = self.read_app(&app.to_string()).await?;
@@ -305,7 +305,7 @@ impl Controller {
                 let release: Stored<Arc<Release>> =
                     self.db.get(&key).await?.ok_or_else(|| not_found("Couldn't find that release."))?;
                 if release.value.status != ReleaseStatus::Pending || stored.value.target != Some(version) {
-                    return Ok((Tx::new(), false));
+                    return Ok((Tx::new(), ()));
                 }
                 let first = stored.value.good.is_none() && release.value.image.is_some();
                 let release_now =
@@ -313,13 +313,20 @@ impl Controller {
                 let good = if release.value.image.is_some() { Some(version) } else { stored.value.good };
                 let app_now = App { good, updated_at: self.now(), ..(*stored.value).clone() };
                 let event = self.event(&Actor::platform(), Some(app), "release.succeeded", format!("v{version} is serving"));
-                let tx = Tx::new()
+                let mut tx = Tx::new()
                     .unchanged(&stored)
                     .unchanged(&release)
                     .put(stored.key.clone(), &app_now)
                     .put(key, &release_now)
                     .put(keys::event(&event), &event);
-                Ok((tx, first))
+                if let (true, Some(slug)) = (first, release.value.slug)
+                    && let Some(slug) = self.db.get::<Slug>(&keys::slug(app, slug)).await?
+                    && let Some(line) = slug.value.postdeploy.clone()
+                {
+                    let owed = PostdeployRecord { app, version, line, started: false, failures: 0 };
+                    tx = tx.put(keys::postdeploy(app), &owed);
+                }
+                Ok((tx, ()))
             })
             .await
     }

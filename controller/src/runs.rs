@@ -1,4 +1,4 @@
-//! One-off containers: `flex run`, the release phase, `postdeploy`.
+//! One-off containers: `flex run` and the release phase.
 
 use crate::core::{Actor, Controller, invalid, lock};
 use crate::db::keys;
@@ -7,8 +7,7 @@ use crate::ports::{RunJob, RunOutput, RunSession};
 use bytes::Bytes;
 use flex_api::{ApiError, ErrorId};
 use flex_model::{
-    App, AppId, Command, HealthCheck, InstanceId, InstanceSpec, LogSource, Memory, ProcessScale, ProcessType, Release,
-    ReleaseStatus, Secret, Slug,
+    App, AppId, Command, HealthCheck, InstanceId, InstanceSpec, LogSource, Memory, ProcessScale, ProcessType, Release, Secret,
 };
 use futures_util::StreamExt;
 use std::collections::BTreeMap;
@@ -112,7 +111,7 @@ impl Controller {
         })
     }
 
-    async fn job(
+    pub(crate) async fn job(
         &self,
         app: &App,
         release: &Release,
@@ -200,7 +199,7 @@ impl Controller {
     }
 
     /// Writes a run's output to the log; returns its exit status.
-    async fn log_session(&self, app: AppId, process: &str, session: RunSession) -> Result<i64, String> {
+    pub(crate) async fn log_session(&self, app: AppId, process: &str, session: RunSession) -> Result<i64, String> {
         let RunSession { input, mut output, exit } = session;
         let mut rest = Vec::<u8>::new();
         let mut failed = None;
@@ -272,28 +271,6 @@ impl Controller {
                 self.fail_release(app.id, release.version, &format!("its release phase exited with status {n}"), &lines).await
             }
             Err(e) => self.fail_release(app.id, release.version, &format!("its release phase could not be run: {e}"), &[]).await,
-        }
-    }
-
-    /// app.json's `postdeploy`, once, after the first release that served.
-    pub async fn postdeploy(&self, app: AppId, version: u64) {
-        let (Ok(app), Ok(release)) = (self.find_app(&app.to_string()).await, self.find_release(app, &version.to_string()).await)
-        else {
-            return;
-        };
-        let Some(slug) = release.slug else { return };
-        let Ok(Some(slug)) = self.db.get::<Slug>(&keys::slug(app.id, slug)).await else { return };
-        let Some(line) = slug.value.postdeploy.clone() else { return };
-        if release.status != ReleaseStatus::Succeeded {
-            return;
-        }
-        let name = "postdeploy.1";
-        match self.job(&app, &release, line, name, None).await {
-            Ok(job) => match self.deps.runs.run(job).await {
-                Ok(session) => drop(self.log_session(app.id, name, session).await),
-                Err(e) => self.log(app.id, LogSource::Flex, name, format!("Error R99 (Platform error) -> {e}")),
-            },
-            Err(e) => self.log(app.id, LogSource::Flex, name, format!("Error R99 (Platform error) -> {e}")),
         }
     }
 }

@@ -2,6 +2,7 @@
 
 mod common;
 
+use common::parts::{Outcome, product};
 use common::{COMMIT, Cut, World, finish, update};
 use serde_json::{Value, json};
 use std::sync::Arc;
@@ -65,6 +66,50 @@ async fn a_deploy_that_dies_at_any_commit() {
         }
     }
     assert!(finished, "a deploy needs more commits than were tried");
+}
+
+/// Whatever the commit after which the server dies, what the first deploy owes is run, and run once.
+#[tokio::test(flavor = "multi_thread")]
+async fn postdeploy_is_run_once_though_the_server_dies_at_any_commit() {
+    let mut finished = false;
+    for commits in 0..40 {
+        let inner: Arc<dyn flex_store::StateStore> = Arc::new(flex_store::memory().unwrap());
+        let cut = Arc::new(Cut { inner: inner.clone(), left: AtomicU64::new(u64::MAX) });
+        let w = World::on(cut.clone()).await;
+        let app = w.create("demo").await;
+        let made = || {
+            let mut p = product("up-1", &[("web", "serve")]);
+            p.app_json = flex_model::app_json::parse(r#"{"scripts": {"postdeploy": "seed"}}"#).unwrap();
+            Outcome::Good(p)
+        };
+        w.builders.then(made());
+        cut.left.store(commits, Ordering::SeqCst);
+        let events = w.start_push(app, vec![update("refs/heads/main", COMMIT)]).await;
+        let left = async || inner.list("postdeploys/").await.unwrap().0.len();
+        w.until("all commits are used, or it is over", async || {
+            let used = cut.left.load(Ordering::SeqCst) == 0;
+            used || (!w.runs.ended.lock().unwrap().is_empty() && left().await == 0)
+        })
+        .await;
+        finished = cut.left.load(Ordering::SeqCst) > 0;
+        drop(events);
+        let before = w.runs.clone();
+        let w = w.again(inner.clone()).await;
+        settled(&w, &format!("all is settled after {commits} commits")).await;
+        if w.get("/apps/demo/releases").await.as_array().unwrap().is_empty() {
+            w.builders.then(made());
+            assert!(w.push(app).await.0, "after {commits} commits");
+        }
+        w.until("nothing is owed any more", async || left().await == 0).await;
+        w.builders.then(made());
+        assert!(w.push(app).await.0, "after {commits} commits");
+        let runs = before.jobs.lock().unwrap().len() + w.runs.jobs.lock().unwrap().len();
+        assert_eq!((runs, left().await), (1, 0), "after {commits} commits");
+        if finished {
+            break;
+        }
+    }
+    assert!(finished, "a first deploy needs more commits than were tried");
 }
 
 async fn settled_now(w: &World) -> bool {

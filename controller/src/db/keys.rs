@@ -8,6 +8,7 @@
 //! | `apps/ID`, `app-names/NAME` | app, and its id by name |
 //! | `collaborators/APP/USER` | collaborator |
 //! | `releases/APP/VERSION`, `slugs/APP/ID`, `builds/APP/ID` | as named; versions padded, so that they sort |
+//! | `postdeploys/APP` | a `postdeploy` that is to be run, or runs |
 //! | `config/APP/REV` | encrypted config vars |
 //! | `domains/HOSTNAME` | domain |
 //! | `placements/ID`, `hosts/ID` | as named |
@@ -28,6 +29,7 @@ pub const PLACEMENTS: &str = "placements/";
 pub const HOSTS: &str = "hosts/";
 pub const EVENTS: &str = "events/";
 pub const BUILDS: &str = "builds/";
+pub const POSTDEPLOYS: &str = "postdeploys/";
 
 pub fn app(id: AppId) -> String {
     format!("{APPS}{id}")
@@ -74,6 +76,9 @@ pub fn builds(app: AppId) -> String {
 }
 pub fn build(app: AppId, id: BuildId) -> String {
     format!("{BUILDS}{app}/{id}")
+}
+pub fn postdeploy(app: AppId) -> String {
+    format!("{POSTDEPLOYS}{app}")
 }
 pub fn configs(app: AppId) -> String {
     format!("config/{app}/")

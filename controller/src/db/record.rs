@@ -21,3 +21,16 @@ pub struct SourceRecord {
     pub secret_sha256: String,
     pub created_at: Timestamp,
 }
+
+/// A `postdeploy` script that is owed to an app, from the commit that made its first release the serving one.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct PostdeployRecord {
+    pub app: AppId,
+    /// The release that it runs in.
+    pub version: u64,
+    pub line: String,
+    /// It was started: whether it ended is known only to the run of the server that started it.
+    pub started: bool,
+    /// How often the engine could not start it.
+    pub failures: u32,
+}

@@ -1,6 +1,7 @@
 //! The loops. Each takes no input: it is woken, reads everything again, and is safe to run twice.
 
 pub mod plan;
+mod postdeploy;
 mod publish;
 mod tidy;
 
@@ -15,6 +16,7 @@ impl Controller {
     /// Runs until told to stop. Stopping stops no app.
     pub async fn run_loops(&self, stop: CancellationToken) {
         let tidy = tokio::spawn(self.clone().tidy_loop(stop.clone()));
+        let postdeploys = tokio::spawn(self.clone().postdeploy_loop(stop.clone()));
         let Ok(mut changes) = self.deps.store.watch("", 0).await else { return };
         while !stop.is_cancelled() {
             let sleep = match self.pass().await {
@@ -32,6 +34,6 @@ impl Controller {
                 () = tokio::time::sleep(sleep) => {}
             }
         }
-        let _ = tidy.await;
+        let _ = tokio::join!(tidy, postdeploys);
     }
 }

@@ -169,10 +169,7 @@ impl Controller {
                 tracing::info!(reason = change.reason, "plan");
                 match change.kind {
                     ChangeKind::ReleaseSucceeded { app, version } => {
-                        if self.succeed_release(app, version).await? {
-                            let this = self.clone();
-                            tokio::spawn(async move { this.postdeploy(app, version).await });
-                        }
+                        self.succeed_release(app, version).await?;
                         // The app's record changed under the fence of what else was planned for it.
                         tx = Tx::new();
                         break;
