@@ -95,7 +95,10 @@ indexes() {
 
 install_dependencies() {
   local key cached started local_source=0 files=() list
-  if [[ $manager == pip ]]; then
+  if [[ $manager == pip ]] && ! grep -Eq '^[[:space:]]*[-.]|[/@:\\]' requirements.txt; then
+    # Names and versions alone: nothing is included.
+    files=(requirements.txt)
+  elif [[ $manager == pip ]]; then
     list=$("$python" "$here/lib/facts.py" included requirements.txt) || local_source=1
     mapfile -t files <<<"$list"
   else

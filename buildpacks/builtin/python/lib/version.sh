@@ -27,7 +27,8 @@ asked_version() {
 
 choose_python() {
   local stack_version asked status=0
-  stack_version=$(python3 -c 'import platform; print(platform.python_version())')
+  # Isolated and without site: a tenth of the time that a Python takes to start with all it has.
+  stack_version=$(python3 -I -S -c 'import sys; print(sys.version.split()[0])')
   python=$(command -v python3) python_version=$stack_version python_home=
   asked_version
   [[ -n $asked ]] || return 0
