@@ -17,6 +17,7 @@ use flex_model::{
     procfile,
 };
 use flex_runtime::Runtime;
+use futures_util::future::BoxFuture;
 use std::{
     collections::BTreeMap,
     sync::Arc,
@@ -139,13 +140,13 @@ impl Builder {
     }
 
     /// Builds. Lines for people go to `log` as they come (without line ends); a closed `log` stops nothing. Ends soon
-    /// after `cancel`. `prepared` is a container made ahead of time; one that does not fit is not used.
+    /// after `cancel`. `prepared` is a container made ahead of time, or still being made; one that does not fit is not used.
     ///
     /// # Errors
     /// See [`BuildError`]; the container is gone then, the cache stays.
     pub async fn build_in(
         &self,
-        prepared: Option<Prepared>,
+        prepared: Option<BoxFuture<'static, Option<Prepared>>>,
         input: BuildInput,
         log: mpsc::Sender<String>,
         cancel: CancellationToken,

@@ -14,7 +14,7 @@ use crate::{
 };
 use flex_model::{BuildPhase, ImageRef, PhaseTime};
 use flex_runtime::{ImageFiles, Sandbox};
-use futures_util::StreamExt;
+use futures_util::{StreamExt, future::BoxFuture};
 use tokio::time::Instant;
 use tokio_util::io::{StreamReader, SyncIoBridge};
 
@@ -40,11 +40,15 @@ struct Built {
 
 impl Run<'_> {
     /// Builds.
-    pub(crate) async fn go(&self, prepared: Option<Prepared>) -> Result<BuildOutput, BuildError> {
+    pub(crate) async fn go(&self, prepared: Option<BoxFuture<'static, Option<Prepared>>>) -> Result<BuildOutput, BuildError> {
         let (watch, name) = (self.watch, self.input.stack.as_str());
         let stack = StackRecord::load(&self.builder.settings, name).map_err(|e| BuildError::Platform(e.to_string()))?;
         self.announce(&stack).await;
         let fits = |p: &Prepared| p.recipe == stack.recipe && p.app == self.input.app;
+        let prepared = match prepared {
+            Some(coming) => watch.bound(async { Ok(coming.await) }).await?,
+            None => None,
+        };
         let container = match prepared.filter(fits) {
             Some(ready) => ready,
             None => watch.bound(self.builder.container(self.input.build, self.input.app, &stack)).await?,

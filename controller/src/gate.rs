@@ -54,6 +54,15 @@ impl Controller {
         }
     }
 
+    /// A push that moves this ref first has begun to come in. None: it will not be built soon.
+    pub async fn receiving(&self, app: AppId, reference: &str) -> Option<Box<dyn Send>> {
+        let app = self.find_app(&app.to_string()).await.ok()?;
+        let branch = reference.strip_prefix("refs/heads/")?;
+        let builds = crate::core::lock(&self.build_locks).get(&app.id).is_some_and(|turn| turn.try_lock().is_err());
+        let soon = app.deploy_branches.iter().any(|b| b == branch) && !builds;
+        soon.then(|| self.deps.builders.prepare(app.id, app.stack.clone()))
+    }
+
     /// Takes a push whose objects are in quarantine. Events end with a verdict.
     pub async fn push(
         &self,

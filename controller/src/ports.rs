@@ -62,6 +62,12 @@ pub struct BuildFailure {
 /// Builds.
 #[async_trait]
 pub trait Builders: Send + Sync + 'static {
+    /// A build of this app is about to come: makes ready for it, meanwhile. Dropping what comes back gives up what no build
+    /// has taken.
+    fn prepare(&self, app: AppId, stack: StackName) -> Box<dyn Send> {
+        let _ = (app, stack);
+        Box::new(())
+    }
     /// Builds, sending each line of output as it comes.
     async fn build(
         &self,

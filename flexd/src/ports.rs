@@ -2,18 +2,19 @@
 //! asks for, answered by the controller. Only names and shapes change here; nothing is decided.
 
 use async_trait::async_trait;
-use flex_builder::{BuildError, BuildInput, Builder};
+use flex_builder::{BuildError, BuildInput, Builder, Prepared};
 use flex_controller::ports::{
     BuildFailure, BuildJob, BuildProduct, Builders, Machine, RunInput, RunJob, RunOutput, RunSession, Runs, Source,
 };
 use flex_controller::{Controller, DeployEvent, GitCaller, GitUpdate};
 use flex_gitreceive::{Access, Caller, Gate, Push, PushEvent, Refusal};
-use flex_model::{AppId, AppName};
+use flex_model::{AppId, AppName, BuildId, StackName};
 use flex_runtime::{Input, JobSpec, Output, Runtime, TtySize};
-use futures_util::StreamExt;
-use std::collections::BTreeSet;
+use futures_util::{FutureExt, StreamExt};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
 use tokio::sync::mpsc;
 use tokio_util::sync::CancellationToken;
 
@@ -37,10 +38,77 @@ fn coded(message: &str, code: &str) -> String {
     }
 }
 
-pub struct BuilderPort(pub Builder);
+/// The builder, and the build containers that are made ahead for pushes still on their way.
+pub struct BuilderPort {
+    builder: Builder,
+    ahead: Arc<Ahead>,
+}
+
+type Making = tokio::task::JoinHandle<Option<Prepared>>;
+
+#[derive(Default)]
+struct Ahead {
+    /// Each under its number, which its [`Held`] knows.
+    made: Mutex<HashMap<AppId, BTreeMap<u64, Making>>>,
+    numbers: AtomicU64,
+}
+
+/// Gives a container up that no build has taken.
+struct Held {
+    ahead: Arc<Ahead>,
+    app: AppId,
+    number: u64,
+}
+
+impl Ahead {
+    fn put(self: &Arc<Self>, app: AppId, making: Making) -> Held {
+        let number = self.numbers.fetch_add(1, Ordering::Relaxed);
+        let mut made = self.made.lock().unwrap_or_else(PoisonError::into_inner);
+        made.entry(app).or_default().insert(number, making);
+        Held { ahead: self.clone(), app, number }
+    }
+
+    /// One of the app's, or this one.
+    fn take(&self, app: AppId, number: Option<u64>) -> Option<Making> {
+        let mut made = self.made.lock().unwrap_or_else(PoisonError::into_inner);
+        let mine = made.get_mut(&app)?;
+        let making = match number {
+            Some(number) => mine.remove(&number),
+            None => mine.pop_first().map(|(_, making)| making),
+        };
+        if mine.is_empty() {
+            made.remove(&app);
+        }
+        making
+    }
+}
+
+impl Drop for Held {
+    fn drop(&mut self) {
+        // The container goes with the task's result, now or when it is made.
+        drop(self.ahead.take(self.app, Some(self.number)));
+    }
+}
+
+impl BuilderPort {
+    pub fn new(builder: Builder) -> Self {
+        Self { builder, ahead: Arc::default() }
+    }
+}
 
 #[async_trait]
 impl Builders for BuilderPort {
+    fn prepare(&self, app: AppId, stack: StackName) -> Box<dyn Send> {
+        let builder = self.builder.clone();
+        let making = tokio::spawn(async move {
+            let id = BuildId(flex_model::Uuid::from_u128(rand::random()));
+            // The build itself will make one, or say why it cannot.
+            let log = |e: BuildError| tracing::debug!(%app, error = %e, "no build container was made ahead");
+            builder.prepare(id, app, &stack).await.map_err(log).ok()
+        });
+        Box::new(self.ahead.put(app, making))
+    }
+
     async fn build(
         &self,
         job: BuildJob,
@@ -48,7 +116,7 @@ impl Builders for BuilderPort {
         cancel: CancellationToken,
     ) -> Result<BuildProduct, BuildFailure> {
         let failed = |message: String| BuildFailure { message, phases: Vec::new() };
-        if let Some(what) = no_room(&self.0.settings().data_dir) {
+        if let Some(what) = no_room(&self.builder.settings().data_dir) {
             return Err(failed(coded(&format!("{what}: make room on the server, then push again"), "disk_full")));
         }
         let source = match job.source {
@@ -70,7 +138,8 @@ impl Builders for BuilderPort {
             buildpacks: job.buildpacks,
             config: job.config.into_iter().filter_map(|(k, v)| Some((k.parse().ok()?, v))).collect(),
         };
-        let out = self.0.build(input, log, cancel).await.map_err(|e| {
+        let ahead = self.ahead.take(job.app, None).map(|making| async { making.await.ok().flatten() }.boxed());
+        let out = self.builder.build_in(ahead, input, log, cancel).await.map_err(|e| {
             if let BuildError::Platform(_) = &e {
                 tracing::error!(build = %job.build, error = %e, "a build failed for a reason of the platform's");
             }
@@ -90,15 +159,15 @@ impl Builders for BuilderPort {
     }
 
     async fn purge_cache(&self, app: AppId) -> Result<(), String> {
-        self.0.purge_cache(app).await.map_err(|e| e.to_string())
+        self.builder.purge_cache(app).await.map_err(|e| e.to_string())
     }
 
     async fn collect_garbage(&self, app: AppId, keep: BTreeSet<String>) -> Result<usize, String> {
-        self.0.collect_garbage(app, &keep).await.map_err(|e| e.to_string())
+        self.builder.collect_garbage(app, &keep).await.map_err(|e| e.to_string())
     }
 
     async fn remove_app(&self, app: AppId) -> Result<(), String> {
-        self.0.remove_app(app).await.map_err(|e| e.to_string())
+        self.builder.remove_app(app).await.map_err(|e| e.to_string())
     }
 }
 
@@ -258,6 +327,10 @@ impl Gate for GatePort {
             Ok(Err(e)) => Err(Refusal { lines: vec![format!("The app's repository cannot be used: {e}")] }),
             Err(e) => Err(Refusal { lines: vec![format!("The app's repository cannot be used: {e}")] }),
         }
+    }
+
+    async fn receiving(&self, app: AppId, reference: &str) -> Option<Box<dyn Send>> {
+        self.controller.receiving(app, reference).await
     }
 
     async fn push(&self, push: Push) -> mpsc::Receiver<PushEvent> {

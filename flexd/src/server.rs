@@ -24,6 +24,8 @@ use tokio_util::sync::CancellationToken;
 
 /// Access lines on their way to the log; beyond it they are dropped and counted.
 const ACCESS_LINES: usize = 8192;
+/// How soon containers of an earlier life are looked for again while the engine does not answer.
+const REAP_AGAIN: Duration = Duration::from_secs(2);
 /// How often the state is written to a snapshot, if it changed.
 const SNAPSHOT_EVERY: Duration = Duration::from_secs(300);
 /// What an engine that does not answer yet is taken to have.
@@ -110,11 +112,12 @@ pub async fn serve(settings: Settings) -> Result<(), String> {
         .map_err(|e| format!("cannot listen for the API on {}: {e}. Set another address with --api", settings.api))?;
     let api_addr = api.local_addr().map_err(|e| e.to_string())?;
 
+    let builder = Builder::new(build_settings(&settings, &installation.cluster), runtime.clone());
     let controller = Controller::open(Deps {
         store: store.clone(),
         data_dir: settings.data_dir.clone(),
         clock: Arc::new(SystemClock),
-        builders: Arc::new(BuilderPort(Builder::new(build_settings(&settings, &installation.cluster), runtime.clone()))),
+        builders: Arc::new(BuilderPort::new(builder.clone())),
         runs: Arc::new(RunPort(runtime.clone())),
         machine: Arc::new(MachinePort { runtime: runtime.clone(), data_dir: settings.data_dir.clone() }),
         logs: logs.clone(),
@@ -123,7 +126,19 @@ pub async fn serve(settings: Settings) -> Result<(), String> {
     .await?;
     gate.open(GatePort { controller: controller.clone(), data_dir: settings.data_dir.clone() });
     controller.register_host(this_host(&installation, &*runtime).await).await.map_err(|e| e.to_string())?;
-    reap(&*runtime).await;
+    if !reap(&*runtime).await {
+        let runtime = runtime.clone();
+        tokio::spawn(async move {
+            while !reap(&*runtime).await {
+                tokio::time::sleep(REAP_AGAIN).await;
+            }
+        });
+    }
+    tokio::task::spawn_blocking(move || {
+        if let Err(e) = builder.sweep() {
+            tracing::warn!(error = %e, "temporary files of earlier builds could not be removed");
+        }
+    });
 
     let (access, lines) = AccessQueue::new(ACCESS_LINES);
     let router = router_settings(&settings, http)?;
@@ -289,13 +304,18 @@ async fn this_host(installation: &Installation, runtime: &dyn Runtime) -> Host {
     }
 }
 
-/// Containers of builds and runs that an earlier process left behind.
-async fn reap(runtime: &dyn Runtime) {
+/// Removes containers of builds and runs that an earlier process left behind; those of this one are known and stay. Says
+/// whether the engine answered.
+async fn reap(runtime: &dyn Runtime) -> bool {
     match runtime.reap(&[]).await {
         Ok(gone) if !gone.is_empty() => tracing::info!(count = gone.len(), "removed containers of interrupted builds and runs"),
         Ok(_) => {}
-        Err(e) => tracing::warn!(error = %e, "containers of interrupted builds could not be looked for"),
+        Err(e) => {
+            tracing::warn!(error = %e, "containers of interrupted builds could not be looked for");
+            return false;
+        }
     }
+    true
 }
 
 async fn serve_api(listener: tokio::net::TcpListener, controller: Controller, stop: CancellationToken) -> Result<(), String> {
@@ -381,6 +401,9 @@ impl flex_gitreceive::Gate for LateGate {
             Some(gate) => gate.repository(app).await,
             None => Err(starting()),
         }
+    }
+    async fn receiving(&self, app: flex_model::AppId, reference: &str) -> Option<Box<dyn Send>> {
+        self.0.get()?.receiving(app, reference).await
     }
     async fn push(&self, push: flex_gitreceive::Push) -> tokio::sync::mpsc::Receiver<flex_gitreceive::PushEvent> {
         match self.0.get() {

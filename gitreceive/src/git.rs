@@ -35,11 +35,13 @@ pub struct GitLimits {
     pub max_refs: usize,
     /// Git commands at a time, pushes that wait for their build included.
     pub max_commands: usize,
+    /// Pushes of one user at a time, those that wait for their build included.
+    pub max_pushes_per_user: usize,
 }
 
 impl Default for GitLimits {
     fn default() -> Self {
-        Self { max_pack_bytes: 1 << 30, max_object_bytes: 200 << 20, max_refs: 1000, max_commands: 256 }
+        Self { max_pack_bytes: 2 << 30, max_object_bytes: 200 << 20, max_refs: 1000, max_commands: 256, max_pushes_per_user: 20 }
     }
 }
 

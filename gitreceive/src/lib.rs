@@ -94,6 +94,12 @@ pub trait Gate: Send + Sync + 'static {
     async fn authorize(&self, caller: &Caller, app: &str, access: Access) -> Result<(AppId, AppName), Refusal>;
     /// Where the app's bare repository is (made if it is not there yet).
     async fn repository(&self, app: AppId) -> Result<PathBuf, Refusal>;
+    /// A push begins to be received, and the first ref that it moves is this one: time to make ready what it will need.
+    /// What comes back is dropped when the push is over, whatever became of it.
+    async fn receiving(&self, app: AppId, reference: &str) -> Option<Box<dyn Send>> {
+        let _ = (app, reference);
+        None
+    }
     /// Takes a push. Events end with one [`PushEvent::Verdict`]; a channel closed before that is a refusal. The push goes
     /// on when the receiver drops the channel (the pusher's connection was lost).
     async fn push(&self, push: Push) -> mpsc::Receiver<PushEvent>;

@@ -4,9 +4,11 @@
 //! logins down instead of shutting them out. Places of one address: a flood from one address cannot take them all. A
 //! bucket per address: a client that comes again and again is slowed down; a login that succeeds gives its token back.
 
+use flex_model::UserId;
 use std::{
     collections::HashMap,
     net::{IpAddr, Ipv6Addr},
+    sync::{Arc, Mutex, PoisonError},
     time::{Duration, Instant},
 };
 
@@ -124,6 +126,49 @@ impl Doorkeeper {
     }
 }
 
+/// How many pushes each user has under way.
+#[derive(Debug)]
+pub struct Turns {
+    most: usize,
+    taken: Mutex<HashMap<UserId, usize>>,
+}
+
+/// One user's push; gives its turn back when dropped.
+#[derive(Debug)]
+pub struct Turn {
+    turns: Arc<Turns>,
+    user: UserId,
+}
+
+impl Turns {
+    pub fn new(most: usize) -> Self {
+        Self { most, taken: Mutex::default() }
+    }
+
+    /// Takes a turn; the error is how many the user may have.
+    pub fn take(self: &Arc<Self>, user: UserId) -> Result<Turn, usize> {
+        let mut taken = self.taken.lock().unwrap_or_else(PoisonError::into_inner);
+        let count = taken.entry(user).or_default();
+        if *count >= self.most {
+            return Err(self.most);
+        }
+        *count += 1;
+        Ok(Turn { turns: self.clone(), user })
+    }
+}
+
+impl std::ops::Drop for Turn {
+    fn drop(&mut self) {
+        let mut taken = self.turns.taken.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(count) = taken.get_mut(&self.user) {
+            *count -= 1;
+            if *count == 0 {
+                taken.remove(&self.user);
+            }
+        }
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -131,6 +176,19 @@ mod tests {
 
     fn ip(n: u32) -> IpAddr {
         IpAddr::V4(Ipv4Addr::from_bits(n))
+    }
+
+    #[test]
+    fn a_user_has_so_many_pushes_at_a_time() {
+        let (turns, a, b) =
+            (Arc::new(Turns::new(2)), UserId(flex_model::Uuid::from_u128(1)), UserId(flex_model::Uuid::from_u128(2)));
+        let first = turns.take(a).unwrap();
+        let _second = turns.take(a).unwrap();
+        assert_eq!(turns.take(a).unwrap_err(), 2);
+        let other = turns.take(b).unwrap();
+        drop((first, other));
+        assert!(turns.take(a).is_ok());
+        assert_eq!(turns.taken.lock().unwrap().len(), 1, "nobody is remembered for nothing");
     }
 
     #[test]

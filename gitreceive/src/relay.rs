@@ -10,6 +10,7 @@ use std::{io, process::ExitStatus, time::Duration};
 use tokio::{
     io::{AsyncRead, AsyncReadExt, AsyncWriteExt},
     process::ChildStdin,
+    sync::oneshot,
 };
 use tokio_util::sync::CancellationToken;
 
@@ -27,18 +28,20 @@ pub struct Ended {
 }
 
 /// Runs the child to its end. `gone` is cancelled by this function or its caller when the client is no longer there.
-/// `watch` looks for complaints about sizes in the output (for pushes, whose output is small).
+/// A push has a `first`: it is told the first ref that the push moves as soon as the client names it, and the output (which
+/// is small) is watched for complaints about sizes.
 pub async fn relay(
     running: Running,
     input: ChannelReadHalf,
     output: &ChannelWriteHalf<Msg>,
     gone: &CancellationToken,
-    watch: bool,
+    first: Option<oneshot::Sender<String>>,
 ) -> io::Result<Ended> {
+    let watch = first.is_some();
     let Running { mut child, stdin, stdout, stderr } = running;
     let ended = CancellationToken::new();
     let _ended = ended.clone().drop_guard();
-    tokio::spawn(feed(input, stdin, gone.clone(), ended.clone()));
+    tokio::spawn(feed(input, stdin, first, gone.clone(), ended.clone()));
     let mut outputs = std::pin::pin!(async {
         let mut complaint = None;
         let seen = |bytes: &[u8]| {
@@ -62,7 +65,13 @@ pub async fn relay(
 }
 
 /// Client to git. Outlives its input: the channel is read until it closes, because an unread channel stops the connection.
-async fn feed(mut input: ChannelReadHalf, stdin: ChildStdin, gone: CancellationToken, ended: CancellationToken) {
+async fn feed(
+    mut input: ChannelReadHalf,
+    stdin: ChildStdin,
+    mut first: Option<oneshot::Sender<String>>,
+    gone: CancellationToken,
+    ended: CancellationToken,
+) {
     let mut stdin = Some(stdin);
     loop {
         let message = tokio::select! {
@@ -72,6 +81,11 @@ async fn feed(mut input: ChannelReadHalf, stdin: ChildStdin, gone: CancellationT
         match message {
             Some(ChannelMsg::Data { data }) => {
                 let Some(pipe) = &mut stdin else { continue };
+                if let Some(first) = first.take()
+                    && let Some(reference) = first_ref(&data)
+                {
+                    let _ = first.send(reference);
+                }
                 let written = tokio::select! {
                     written = pipe.write_all(&data) => written.is_ok(),
                     () = ended.cancelled() => false,
@@ -87,6 +101,23 @@ async fn feed(mut input: ChannelReadHalf, stdin: ChildStdin, gone: CancellationT
         }
     }
     gone.cancel();
+}
+
+/// The ref that the first command of a push updates: `OLD NEW REF`, a NUL and capabilities, in git's pkt-line format
+/// (gitprotocol-pack, "Reference Update Request"). None: nothing is pushed, the ref is deleted, or the line is not whole.
+fn first_ref(mut data: &[u8]) -> Option<String> {
+    loop {
+        let length = usize::from_str_radix(std::str::from_utf8(data.get(..4)?).ok()?, 16).ok()?;
+        let line = data.get(4..length)?;
+        data = &data[length..];
+        if line.starts_with(b"shallow ") {
+            continue;
+        }
+        let command = line.split(|b| *b == 0 || *b == b'\n').next()?;
+        let mut words = std::str::from_utf8(command).ok()?.splitn(3, ' ').skip(1);
+        let deleted = words.next()?.bytes().all(|b| b == b'0');
+        return words.next().filter(|_| !deleted).map(str::to_owned);
+    }
 }
 
 /// Git to client, on the data stream or as extended data.
@@ -118,6 +149,27 @@ async fn copy(
             sent = send => if sent.is_err() { gone.cancel() },
             // Waiting for the window of a client that has gone would be for ever.
             () = gone.cancelled() => {}
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_first_ref_of_a_push() {
+        let (zero, a) = ("0".repeat(40), "a".repeat(40));
+        let packet = |text: &str| format!("{:04x}{text}", text.len() + 4);
+        let command = |new: &str| packet(&format!("{a} {new} refs/heads/main\0 report-status side-band-64k"));
+        let first = |text: String| first_ref(text.as_bytes());
+        assert_eq!(first(command(&a) + "0000PACK").as_deref(), Some("refs/heads/main"));
+        assert_eq!(first(packet(&format!("shallow {a}")) + &command(&a)).as_deref(), Some("refs/heads/main"));
+        assert_eq!(first(packet(&format!("{zero} {a} refs/tags/v1"))).as_deref(), Some("refs/tags/v1"));
+        for nothing in
+            [command(&zero), "0000".into(), "0001".into(), "00ffshort".into(), "zzzz".into(), String::new(), packet("a b")]
+        {
+            assert_eq!(first(nothing.clone()), None, "{nothing}");
         }
     }
 }

@@ -24,7 +24,8 @@ use russh::{
     server::{Auth, ChannelOpenHandle, Handler, Msg, PublicKeyOffer, Response, Session, VerifiedPublicKey},
 };
 use std::{borrow::Cow, collections::HashMap, sync::Arc, time::Instant};
-use tokio_util::sync::CancellationToken;
+use tokio::sync::oneshot;
+use tokio_util::{sync::CancellationToken, task::AbortOnDropHandle};
 
 /// Keys that one connection may try. OpenSSH tries all that its agent has.
 const MAX_KEYS: usize = 5;
@@ -279,12 +280,13 @@ async fn git(
     let access = if service == Service::ReceivePack { Access::Push } else { Access::Fetch };
     let (id, name) = shared.gate.authorize(&caller, app.as_str(), access).await?;
     let repository = shared.gate.repository(id).await?;
+    let pushing = service == Service::ReceivePack;
+    let _turn = if pushing { Some(shared.pushes.take(caller.user).map_err(text::too_many_pushes)?) } else { None };
     let Ok(_place) = shared.places.try_acquire() else { return Err(text::busy(shared.max_commands)) };
     let fault = |error: std::io::Error| {
         tracing::error!(%error, app = %name, ?service, repository = %repository.display(), "cannot run git");
         text::internal("Flex cannot run git on this app's repository.")
     };
-    let pushing = service == Service::ReceivePack;
     let registration = pushing.then(|| {
         let expected =
             Expected { caller: caller.clone(), app: id, app_name: name.clone(), repository: repository.clone(), started };
@@ -292,7 +294,16 @@ async fn git(
     });
     let pass = registration.as_ref().map(|r| HookPass { socket: &shared.socket, secret: r.secret() });
     let running = shared.git.spawn(service, &repository, protocol, pass).map_err(fault)?;
-    let ended = relay(running, input, output, gone, pushing).await.map_err(fault)?;
+    let (first, named) = oneshot::channel::<String>();
+    let gate = shared.gate.clone();
+    // Holds what the gate made ready until this push is over.
+    let _ready = AbortOnDropHandle::new(tokio::spawn(async move {
+        match named.await {
+            Ok(reference) => gate.receiving(id, &reference).await,
+            Err(_) => None,
+        }
+    }));
+    let ended = relay(running, input, output, gone, pushing.then_some(first)).await.map_err(fault)?;
     tracing::info!(app = %name, user = %caller.email, ?service, status = ?ended.status.code(), "git ended");
     if pushing {
         let path = repository.clone();

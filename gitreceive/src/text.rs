@@ -91,6 +91,16 @@ pub fn busy(running: usize) -> Refusal {
     lines(&[&format!("Flex is at its limit of {running} git commands at a time. Try again in a minute.")])
 }
 
+/// Said when a user has as many pushes under way as one may have.
+pub fn too_many_pushes(most: usize) -> Refusal {
+    let pushes = if most == 1 { "push" } else { "pushes" };
+    lines(&[
+        &format!("You have {most} {pushes} under way, as many as one user may have at a time."),
+        "Push again when one of them has ended.",
+        "See what runs:  flex builds -a APP        End one:  flex builds:cancel -a APP",
+    ])
+}
+
 /// Said to commands that come during a shutdown.
 pub fn restarting() -> Refusal {
     lines(&["Flex is being restarted. Try again in a minute."])

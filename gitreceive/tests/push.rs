@@ -109,6 +109,26 @@ async fn shallow_clones_can_push() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn one_user_cannot_take_all_places() {
+    let world = World::with(|s| s.limits.max_pushes_per_user = 1).await;
+    world.source("one").await;
+    let go = Arc::new(Semaphore::new(0));
+    world.plan(&["-----> Building"], Some(true), Some(go.clone()));
+    let second = async {
+        until("the first push is at the gate", || world.gate.pushes.lock().unwrap().len() == 1).await;
+        let refused = world.git("one", &["push", "flex", "main:other"]).await;
+        // Reading is no push.
+        world.git("one", &["ls-remote", "flex"]).await.ok();
+        go.add_permits(2);
+        refused
+    };
+    let (first, second) = tokio::join!(world.git("one", &["push", "flex", "main"]), second);
+    first.ok();
+    second.fails("You have 1 push under way, as many as one user may have at a time.");
+    world.git("one", &["push", "flex", "main:other"]).await.ok();
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn two_pushes_at_once() {
     let world = World::new().await;
     world.source("one").await;

@@ -158,6 +158,14 @@ impl Server {
         }
     }
 
+    /// The most memory that this run of it has had, in MiB (`VmHWM`).
+    pub fn peak_memory_mib(&self) -> u64 {
+        let id = self.child.as_ref().unwrap().id();
+        let status = std::fs::read_to_string(format!("/proc/{id}/status")).unwrap();
+        let peak = status.lines().find_map(|l| l.strip_prefix("VmHWM:")).unwrap();
+        peak.split_whitespace().next().unwrap().parse::<u64>().unwrap() >> 10
+    }
+
     /// The first user: an administrator, signed in, with an SSH key.
     pub fn admin(&self) -> User {
         User::new(self, "admin@example.com", true)

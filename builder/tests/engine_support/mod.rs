@@ -141,7 +141,7 @@ impl World {
             }
             all
         });
-        let result = self.builder.build_in(ready, input, send, cancel).await;
+        let result = self.builder.build_in(ready.map(|r| Box::pin(async { Some(r) }) as _), input, send, cancel).await;
         Ran { result, log: log.await.unwrap() }
     }
 

@@ -1,0 +1,303 @@
+//! What people do with git, and what happens to it: pushes of every kind, two at a time, clients and servers that vanish.
+
+use flex_tests::{Repo, Server, User, wait_for};
+use nix::sys::signal::{Signal, killpg};
+use nix::unistd::Pid;
+use std::os::unix::process::CommandExt;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Output, Stdio};
+use std::time::Duration;
+
+const SERVER: &str = r#"
+import http.server, os, signal, sys
+signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
+class H(http.server.BaseHTTPRequestHandler):
+    def do_GET(self):
+        body = open("page.txt", "rb").read()
+        self.send_response(200)
+        self.send_header("Content-Length", str(len(body)))
+        self.end_headers()
+        self.wfile.write(body)
+http.server.ThreadingHTTPServer(("0.0.0.0", int(os.environ["PORT"])), H).serve_forever()
+"#;
+/// Builds at once, or, where the app says so, when somebody makes /tmp/go in the container.
+const COMPILE: &str = "#!/bin/sh\nif [ -e \"$1/hold\" ]; then echo holding; until [ -e /tmp/go ]; do sleep 0.05; done; fi\n";
+const APP: &[(&str, &str)] = &[
+    ("bin/detect", "#!/bin/sh\necho Inline\n"),
+    ("bin/compile", COMPILE),
+    ("bin/release", "#!/bin/sh\necho 'default_process_types:'\necho '  web: exec python3 server.py'\n"),
+    ("server.py", SERVER),
+    ("page.txt", "first"),
+];
+const PATIENCE: Duration = Duration::from_secs(90);
+
+/// A push under way, in a process group of its own.
+struct Pushing(Child);
+
+impl Pushing {
+    fn start(repo: &Repo, args: &[&str]) -> Self {
+        let mut command = repo.user.command("git", &repo.dir, args);
+        Self(command.process_group(0).stdout(Stdio::null()).stderr(Stdio::piped()).spawn().unwrap())
+    }
+    /// Ends git and its ssh at once, as a laptop that is shut.
+    fn vanish(mut self) {
+        killpg(Pid::from_raw(i32::try_from(self.0.id()).unwrap()), Signal::SIGKILL).unwrap();
+        self.0.wait().unwrap();
+    }
+    fn ended(self) -> (bool, String) {
+        let Output { status, stderr, .. } = self.0.wait_with_output().unwrap();
+        (status.success(), String::from_utf8_lossy(&stderr).into_owned())
+    }
+}
+
+fn docker(args: &[&str]) -> String {
+    let out = Command::new("docker").args(args).output().unwrap();
+    String::from_utf8_lossy(&out.stdout).into_owned()
+}
+
+/// The containers that builds of this server have.
+fn sandboxes(server: &Server) -> Vec<String> {
+    let cluster = format!("label=flex.cluster={}", server.cluster());
+    let list = docker(&["ps", "-q", "--filter", &cluster, "--filter", "label=flex.kind=sandbox"]);
+    list.lines().map(str::to_owned).collect()
+}
+
+/// Waits for the build that holds; gives its container.
+fn holding(server: &Server, repo: &Repo) -> String {
+    wait_for("the build to hold", PATIENCE, || {
+        let sandbox = sandboxes(server).into_iter().next()?;
+        let build = newest(repo)["id"].as_str()?.to_owned();
+        let log = server.dir.path().join("builds");
+        let log = walk(&log).into_iter().find(|p| p.to_string_lossy().ends_with(&format!("{build}.log")))?;
+        std::fs::read_to_string(log).ok()?.contains("holding").then_some(sandbox)
+    })
+}
+
+fn walk(dir: &Path) -> Vec<PathBuf> {
+    let entries = std::fs::read_dir(dir).into_iter().flatten().flatten();
+    entries.flat_map(|e| if e.path().is_dir() { walk(&e.path()) } else { vec![e.path()] }).collect()
+}
+
+fn newest(repo: &Repo) -> serde_json::Value {
+    serde_json::from_str(&repo.flex(&["builds:info", "--json"]).out).unwrap_or_default()
+}
+
+/// The app's repository on the server.
+fn repository(server: &Server) -> PathBuf {
+    let mut all = std::fs::read_dir(server.dir.path().join("repositories")).unwrap();
+    all.next().unwrap().unwrap().path()
+}
+
+/// Objects of a push that is being received.
+fn quarantines(server: &Server) -> usize {
+    let objects = std::fs::read_dir(repository(server).join("objects")).into_iter().flatten().flatten();
+    objects.filter(|e| e.file_name().to_string_lossy().starts_with("tmp_objdir-")).count()
+}
+
+/// Whole, and without remains of a push.
+fn assert_whole(server: &Server) {
+    wait_for("no quarantine to be left", PATIENCE, || (quarantines(server) == 0).then_some(()));
+    let fsck = Command::new("git").arg("-C").arg(repository(server)).args(["fsck", "--full", "--strict"]).output().unwrap();
+    let said = format!("{}{}", String::from_utf8_lossy(&fsck.stdout), String::from_utf8_lossy(&fsck.stderr));
+    assert!(fsck.status.success() && !said.contains("missing") && !said.contains("corrupt"), "{said}");
+}
+
+fn served(server: &Server, text: &str) {
+    wait_for(text, PATIENCE, || (server.page("demo", "/").body == text).then_some(()));
+}
+
+fn head(repo: &Repo) -> String {
+    repo.git(&["rev-parse", "HEAD"]).ok().out.trim().to_owned()
+}
+
+fn remote_main(repo: &Repo) -> String {
+    repo.git(&["ls-remote", "flex", "refs/heads/main"]).ok().out.split_whitespace().next().unwrap_or_default().to_owned()
+}
+
+#[test]
+fn pushes_of_every_kind() {
+    let server = Server::start();
+    let user = server.admin();
+    let repo = user.repo("demo", APP);
+    let said = repo.push().ok().err;
+    assert!(said.contains("Released v1"), "{said}");
+
+    // The same commit again: git has nothing to send. By another branch that deploys, it is a deploy again.
+    assert!(repo.push().ok().err.contains("Everything up-to-date"));
+    let again = repo.git(&["push", "flex", "main:master"]).ok().err;
+    assert!(again.contains("Released v2"), "{again}");
+
+    repo.git(&["commit", "-q", "--allow-empty", "-m", "Nothing"]).ok();
+    assert!(repo.push().ok().err.contains("Released v3"));
+
+    // A rewritten history: git asks for force, and with it the app is deployed.
+    std::fs::write(repo.dir.join("page.txt"), "rewritten").unwrap();
+    repo.git(&["commit", "-q", "-a", "--amend", "-m", "Rewritten"]).ok();
+    repo.push().fails_with("non-fast-forward");
+    repo.git(&["push", "--force", "flex", "main"]).ok();
+    assert_eq!(server.page("demo", "/").body, "rewritten");
+
+    // Tags and other branches are stored; the branch that deploys cannot be deleted.
+    repo.git(&["tag", "v1.0"]).ok();
+    let tag = repo.git(&["push", "flex", "v1.0"]).ok().err;
+    assert!(tag.contains("v1.0: stored, not deployed"), "{tag}");
+    let topic = repo.git(&["push", "flex", "main:topic"]).ok().err;
+    assert!(topic.contains("topic: stored, not deployed") && topic.contains("main, master"), "{topic}");
+    let deleted = repo.git(&["push", "flex", ":topic"]).ok().err;
+    assert!(deleted.contains("topic: deleted"), "{deleted}");
+    repo.git(&["push", "flex", ":main"]).fails_with("main is deployed from and cannot be deleted");
+    assert_eq!(remote_main(&repo), head(&repo));
+
+    // A submodule is told of and not fetched: its address would take for ever.
+    let modules = "[submodule \"lib\"]\n\tpath = lib\n\turl = http://127.0.0.1:9/lib.git\n";
+    repo.git(&["update-index", "--add", "--cacheinfo", &format!("160000,{},lib", "12".repeat(20))]).ok();
+    std::fs::write(repo.dir.join(".gitmodules"), modules).unwrap();
+    repo.git(&["add", ".gitmodules"]).ok();
+    repo.git(&["commit", "-q", "-m", "Add a submodule"]).ok();
+    let said = repo.push().ok().err;
+    assert!(said.contains("Submodule lib (1212121) is not fetched"), "{said}");
+
+    // From a clone that has one commit only.
+    let shallow = user.home.path().join("shallow");
+    let from = format!("file://{}", repo.dir.display());
+    user.run("git", user.home.path(), &["clone", "-q", "--depth", "1", &from, shallow.to_str().unwrap()]).ok();
+    let clone = Repo { user: &user, dir: shallow, app: "demo".into() };
+    let url = repo.git(&["remote", "get-url", "flex"]).ok().out;
+    clone.git(&["remote", "add", "flex", url.trim()]).ok();
+    std::fs::write(clone.dir.join("page.txt"), "shallow").unwrap();
+    clone.git(&["commit", "-q", "-a", "-m", "From a shallow clone"]).ok();
+    clone.push().ok();
+    assert_eq!(server.page("demo", "/").body, "shallow");
+    assert_whole(&server);
+
+    strangers_learn_what_to_do(&server, &user, &repo, url.trim());
+}
+
+fn strangers_learn_what_to_do(server: &Server, user: &User, repo: &Repo, url: &str) {
+    let stranger = User::new(server, "stranger@example.com", false);
+    let known = ".ssh/known_hosts";
+    std::fs::copy(user.home.path().join(known), stranger.home.path().join(known)).unwrap();
+    let theirs = Repo { user: &stranger, dir: repo.dir.clone(), app: "demo".into() };
+    theirs.git(&["push", url, "main"]).fails_with("There is no app demo that you may use.");
+    // A key that nobody has registered.
+    let key = stranger.home.path().join(".ssh/id_ed25519");
+    std::fs::remove_file(&key).unwrap();
+    let made = Command::new("ssh-keygen").args(["-q", "-t", "ed25519", "-N", "", "-f"]).arg(&key).status().unwrap();
+    assert!(made.success());
+    let shown = Command::new("ssh-keygen").arg("-lf").arg(key.with_extension("pub")).output().unwrap();
+    let shown = String::from_utf8(shown.stdout).unwrap();
+    let refused = theirs.git(&["push", url, "main"]).fails_with("not registered with Flex").err;
+    assert!(refused.contains(shown.split_whitespace().nth(1).unwrap()), "{refused}");
+    assert!(refused.contains("flex keys:add ~/.ssh/id_ed25519.pub"), "{refused}");
+}
+
+#[test]
+fn a_second_push_waits_and_the_first_can_be_cancelled() {
+    let server = Server::start();
+    let user = server.admin();
+    let repo = user.repo("demo", APP);
+    repo.commit(&[("hold", "")]);
+    let first = Pushing::start(&repo, &["push", "flex", "main"]);
+    holding(&server, &repo);
+    let held = newest(&repo)["id"].as_str().unwrap().to_owned();
+    repo.git(&["rm", "-q", "hold"]).ok();
+    repo.commit(&[("page.txt", "second")]);
+    let second = Pushing::start(&repo, &["push", "flex", "main"]);
+    wait_for("the second build to wait", PATIENCE, || (newest(&repo)["id"] != held.as_str()).then_some(()));
+    let listed = repo.flex(&["builds"]).ok().out;
+    assert_eq!(listed.matches("pending").count(), 2, "{listed}");
+    repo.flex(&["builds:cancel", &held]).ok();
+    let (good, said) = first.ended();
+    assert!(!good && said.contains("cancelled") && said.contains("pre-receive hook declined"), "{said}");
+    let (good, said) = second.ended();
+    assert!(good && said.contains("Another build of this app is running; this one waits for it"), "{said}");
+    served(&server, "second");
+    let kept = repo.flex(&["builds:output", &held]).ok().out;
+    assert!(kept.contains("holding") && kept.contains("cancelled"), "{kept}");
+    let listed = repo.flex(&["builds"]).ok().out;
+    assert!(listed.contains("failed") && listed.contains("succeeded"), "{listed}");
+}
+
+#[test]
+fn what_vanishes_in_the_middle_leaves_no_trace() {
+    let mut server = Server::start();
+    let user = server.admin();
+    let repo = user.repo("demo", APP);
+    repo.push().ok();
+
+    // The client, in its build: the build goes on, is deployed, and can be read.
+    repo.commit(&[("hold", ""), ("page.txt", "built alone")]);
+    let push = Pushing::start(&repo, &["push", "flex", "main"]);
+    let sandbox = holding(&server, &repo);
+    push.vanish();
+    docker(&["exec", &sandbox, "touch", "/tmp/go"]);
+    served(&server, "built alone");
+    wait_for("the ref to move", PATIENCE, || (remote_main(&repo) == head(&repo)).then_some(()));
+    let kept = repo.flex(&["builds:output"]).ok().out;
+    assert!(kept.contains("holding") && kept.contains("Verifying deploy... done."), "{kept}");
+    assert_eq!(newest(&repo)["status"], "succeeded");
+    assert_whole(&server);
+
+    // The client, while it sends: nothing changes, and the container that was made ahead goes.
+    let before = remote_main(&repo);
+    noise(&repo.dir.join("noise"), 192);
+    repo.git(&["add", "-A"]).ok();
+    repo.git(&["commit", "-q", "-m", "Noise"]).ok();
+    let push = Pushing::start(&repo, &["push", "flex", "main"]);
+    wait_for("the push to be received", PATIENCE, || (quarantines(&server) > 0).then_some(()));
+    push.vanish();
+    assert_whole(&server);
+    assert_eq!(remote_main(&repo), before);
+    wait_for("the container made ahead to go", PATIENCE, || sandboxes(&server).is_empty().then_some(()));
+    assert_eq!(server.page("demo", "/").body, "built alone");
+    repo.git(&["reset", "-q", "--hard", &before]).ok();
+
+    // The server, in a build: its container goes soon after the start, the build counts as failed, the same push works.
+    repo.git(&["commit", "-q", "--allow-empty", "-m", "Again"]).ok();
+    let push = Pushing::start(&repo, &["push", "flex", "main"]);
+    holding(&server, &repo);
+    server.end(Signal::SIGKILL);
+    let (good, said) = push.ended();
+    assert!(!good, "{said}");
+    server.up();
+    wait_for("the build container to be reaped", Duration::from_secs(10), || sandboxes(&server).is_empty().then_some(()));
+    assert_eq!(newest(&repo)["status"], "failed");
+    assert_eq!(remote_main(&repo), before);
+    assert_whole(&server);
+    repo.git(&["rm", "-q", "hold"]).ok();
+    repo.commit(&[("page.txt", "after all")]);
+    repo.push().ok();
+    served(&server, "after all");
+}
+
+/// A file that does not compress.
+fn noise(path: &Path, mebibytes: u64) {
+    let mut random = std::io::Read::take(std::fs::File::open("/dev/urandom").unwrap(), mebibytes << 20);
+    std::io::copy(&mut random, &mut std::fs::File::create(path).unwrap()).unwrap();
+}
+
+/// `FLEX_TEST_REPOSITORY_MIB=1024` makes it 1 GiB.
+#[test]
+fn a_large_repository_is_received_in_little_memory() {
+    let mebibytes: u64 = std::env::var("FLEX_TEST_REPOSITORY_MIB").map_or(256, |n| n.parse().unwrap());
+    let server = Server::start();
+    let user = server.admin();
+    let repo = user.repo("demo", APP);
+    for setting in ["core.compression", "pack.compression", "pack.window"] {
+        repo.git(&["config", setting, "0"]).ok();
+    }
+    repo.git(&["config", "core.looseCompression", "0"]).ok();
+    // History that is large under a tree that is not.
+    for n in 0..mebibytes / 32 {
+        noise(&repo.dir.join(format!("noise-{n}")), 32);
+    }
+    repo.git(&["add", "-A"]).ok();
+    repo.git(&["commit", "-q", "-m", "Large files"]).ok();
+    repo.git(&["rm", "-q", "noise-*"]).ok();
+    repo.commit(&[("page.txt", "large")]);
+    repo.push().ok();
+    assert_eq!(server.page("demo", "/").body, "large");
+    let peak = server.peak_memory_mib();
+    assert!(peak < 150, "flexd took {peak} MiB for a repository of {mebibytes} MiB");
+    assert_whole(&server);
+}
