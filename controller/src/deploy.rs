@@ -335,6 +335,7 @@ impl Controller {
         let mut phases = build.phases.clone();
         let mut passes = self.passes.subscribe();
         let mut seen = Seen::default();
+        let mut said = None;
         output.line(format!("       Released v{}", release.version)).await;
         loop {
             let now = match self.find_release(release.app, &release.version.to_string()).await {
@@ -345,6 +346,11 @@ impl Controller {
                 }
             };
             seen.look(self, release, &now, started).await;
+            let unplaced = self.pending_of(release.app).into_iter().next();
+            if let Some(p) = unplaced.filter(|p| now.status == ReleaseStatus::Pending && said.as_ref() != Some(p)) {
+                output.line(format!("       Waiting: {}.{} cannot be placed: {}", p.process, p.index, p.why)).await;
+                said = Some(p);
+            }
             if now.status != ReleaseStatus::Succeeded && self.is_superseded(release).await {
                 output.line("       A newer release took over before this one was up.").await;
                 return true;

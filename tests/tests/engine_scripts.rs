@@ -108,6 +108,11 @@ fn up_ends_with_a_served_app_and_purge_with_nothing() {
         assert_eq!(docker(&args), "", "{left}");
     }
     assert_eq!(docker(&["image", "ls", "-q", &format!("flex-{}/*", cluster.trim())]), "");
+    // Only root may ask; where nobody may, there are no rules either.
+    let rules = Command::new("iptables-save").output().map(|o| String::from_utf8_lossy(&o.stdout).into_owned());
+    assert!(!rules.unwrap_or_default().contains(&format!("flex-{}-", cluster.trim())), "packet filter rules are left");
+    let known = std::fs::read_to_string(operator.home.path().join(".ssh/known_hosts")).unwrap_or_default();
+    assert_eq!(known.trim(), "", "its host key is still trusted");
 
     // The wrong use says so.
     let (ok, said) = operator.script("up", &["--frobnicate"]);

@@ -8,9 +8,10 @@ use flex_api::{
 };
 use flex_model::build::BuildSource;
 use flex_model::{
-    App, Build, BuildStatus, BuildpackRef, DomainName, Event, InstanceReport, InstanceState, Placement, ProcessScale,
+    App, Build, BuildStatus, BuildpackRef, DomainName, Event, InstanceId, InstanceReport, InstanceState, Placement, ProcessScale,
     ProcessType, Release, ReleaseStatus, Secret, Slug, SshKey, Timestamp, Token, User, UserId, Uuid,
 };
+use flex_scheduler::Pending;
 use std::collections::BTreeSet;
 
 /// What stands where a token's text is not shown (any more).
@@ -161,6 +162,27 @@ pub fn dyno(app: &App, p: &Placement, report: Option<&InstanceReport>, command: 
         updated_at: report.map_or(p.created_at, |r| r.since).into(),
         restarts: report.map_or(0, |r| r.restarts),
         message: report.and_then(|r| r.message.clone()),
+    }
+}
+
+/// An instance that is wanted and has no place yet: `starting`, as in Heroku's answers, with the reason for the wait.
+pub fn pending_dyno(app: &App, p: &Pending, release: &Release, now: Timestamp) -> Dyno {
+    let name = format!("{}.{}", p.process, p.index);
+    Dyno {
+        // Its own comes with its place; until then this one stays the same.
+        id: InstanceId(Uuid::new_v5(&release.id.0, name.as_bytes())),
+        name,
+        kind: p.process.clone(),
+        app: app_ref(app),
+        command: release.processes.get(&p.process).and_then(|s| s.command.clone()).unwrap_or_else(|| "(image)".into()),
+        size: app.formation.get(&p.process).map(|s| s.memory.to_string()).unwrap_or_default(),
+        state: DynoState::Starting,
+        release: ReleaseRef { id: release.id, version: release.version },
+        attach_url: None,
+        created_at: now.into(),
+        updated_at: now.into(),
+        restarts: 0,
+        message: Some(format!("cannot be placed: {}", p.why)),
     }
 }
 

@@ -32,6 +32,11 @@ async fn render_dynos(c: &Controller, app: &App) -> Result<Vec<Dyno>, ApiError> 
         let report = report_of(c, &p);
         out.push(render::dyno(app, &p, report.as_ref(), command));
     }
+    let pending = c.pending_of(app.id);
+    if let Some(version) = app.target.or(app.good).filter(|_| !pending.is_empty()) {
+        let release = c.find_release(app.id, &version.to_string()).await?;
+        out.extend(pending.iter().map(|p| render::pending_dyno(app, p, &release, c.now())));
+    }
     Ok(out)
 }
 

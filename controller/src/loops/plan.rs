@@ -4,7 +4,7 @@ use crate::core::{Actor, Controller, lock};
 use crate::db::{CommitError, DomainRecord, Stored, Tx, keys};
 use flex_api::{ApiError, ErrorId};
 use flex_model::{App, AppId, Host, HostId, InstanceId, Placement, PlacementPhase, Release, ReleaseStatus, Timestamp};
-use flex_scheduler::{AppView, Change, ChangeKind, IdSource, Settings, World};
+use flex_scheduler::{AppView, Change, ChangeKind, IdSource, Pending, Settings, World};
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::time::Duration;
@@ -261,6 +261,11 @@ impl Controller {
         (exists, in_table && acknowledged)
     }
 
+    /// The app's instances that are wanted and have no place.
+    pub fn pending_of(&self, app: AppId) -> Vec<Pending> {
+        lock(&self.pending).iter().filter(|p| p.app == app).cloned().collect()
+    }
+
     /// Why an instance is where it is, or why it is not running.
     pub async fn why(&self, app: &App, name: &str) -> Result<Vec<String>, ApiError> {
         let mut lines = Vec::new();
@@ -283,7 +288,7 @@ impl Controller {
                 lines.push(format!("It drains until {} at the latest", deadline.rfc3339_seconds()));
             }
         }
-        for p in lock(&self.pending).iter().filter(|p| p.app == app.id && format!("{}.{}", p.process, p.index) == name) {
+        for p in self.pending_of(app.id).iter().filter(|p| format!("{}.{}", p.process, p.index) == name) {
             lines.push(format!("{name} is wanted but cannot be placed: {}", p.why));
         }
         if lines.is_empty() {
