@@ -10,12 +10,13 @@
 readonly APP_DIR=/app
 
 header() { printf -- '-----> %s\n' "$*"; }
-info() { printf '       %s\n' "$*"; }
+# Each argument is a line.
+info() { printf '       %s\n' "$@"; }
 indent() { sed -u 's/^/       /'; }
 
 warn() {
   local line
-  for line in "$@"; do printf ' !     %s\n' "$line"; done
+  while IFS= read -r line; do printf ' !     %s\n' "$line"; done < <(printf '%s\n' "$@")
 }
 
 # Ends the build; each argument is a line: what failed, why, what to do.
