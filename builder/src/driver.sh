@@ -127,7 +127,7 @@ copy_builtins() {
 }
 
 mkdir -p "$work/bp"
-kinds=() values=() dirs=() names=()
+kinds=() values=() dirs=()
 index=0
 while (($# >= 4)); do
   place "$index" "$1" "$2" "$3" "$4"
@@ -137,31 +137,32 @@ while (($# >= 4)); do
 done
 phase fetch_cache
 
-chosen=()
-for index in "${!dirs[@]}"; do
-  detect "${dirs[index]}"
+# Detection and compilation of several buildpacks alternate, so each has a clock of its own.
+declare -A spent=([detect]=0 [compile]=0)
+spend() {
+  local t=${EPOCHREALTIME//[!0-9]/}
+  spent[$1]=$((spent[$1] + t - started))
+  started=$t
+}
+
+# Asks the buildpack; with a yes, the name that it printed is a fact.
+accepts() {
+  local status
+  detect "${dirs[$1]}"
   status=$?
-  if ((status == 0)); then
-    names[index]=$label
-    chosen+=("$index")
-    fact detected "$(printf %s "$label" | base64 -w 0)" "$index"
-    [[ $mode == detect ]] && break
-  elif [[ $mode == listed ]]; then
-    sed 's/^/       /' "$work/detect.out" "$work/detect.err" | head -c 4000
-    fail detect "$status" "$index"
-  fi
-done
-((${#chosen[@]})) || fail nothing 1 0
-phase detect
+  ((status != 0)) || fact detected "$(printf %s "$label" | base64 -w 0)" "$1"
+  return $status
+}
 
 exports=()
-for index in "${chosen[@]}"; do
+compile() {
+  local index=$1 status file
   dir=${dirs[index]}
   if [[ ${kinds[index]} == builtin ]]; then
     copy_builtins || fail copy 1 "$index"
     dir=$work/builtin/${values[index]}
   fi
-  say "-----> ${names[index]:-Unnamed} app detected"
+  say "-----> ${label:-Unnamed} app detected"
   [[ -x $dir/bin/compile ]] || fail no_compile 126 "$index"
   (
     set +u
@@ -172,9 +173,27 @@ for index in "${chosen[@]}"; do
   status=$?
   ((status == 0)) || fail compile "$status" "$index"
   [[ -f $dir/export ]] && exports+=("$dir/export")
+}
+
+dir=
+for index in "${!dirs[@]}"; do
+  # Each is asked when its turn comes: what one makes is what the next one sees, and may be all that it accepts.
+  accepts "$index"
+  status=$?
+  spend detect
+  if ((status == 0)); then
+    compile "$index"
+    spend compile
+    [[ $mode == detect ]] && break
+  elif [[ $mode == listed ]]; then
+    sed 's/^/       /' "$work/detect.out" "$work/detect.err" | head -c 4000
+    fail detect "$status" "$index"
+  fi
 done
+[[ -n $dir ]] || fail nothing 1 0
 sweep
-phase compile
+fact phase detect "${spent[detect]}"
+fact phase compile "${spent[compile]}"
 
 # As on Heroku, the last buildpack alone says what the app's defaults are.
 if [[ -x $dir/bin/release ]]; then

@@ -85,7 +85,7 @@ impl Run<'_> {
     async fn in_sandbox(&self, stack: &StackRecord, sandbox: &dyn Sandbox) -> Result<Built, BuildError> {
         let (watch, settings) = (self.watch, &self.builder.settings);
         let version = self.input.source_version.as_deref().unwrap_or("");
-        let env = sandbox::environment(settings, &stack.name, version, self.tree.epoch);
+        let env = sandbox::environment(settings, &stack.name, version, &self.input.build.to_string(), self.tree.epoch);
         let files = sandbox::files(&self.tree.tar, &self.input.config, unix_now()).await?;
         let ready = millis(self.started);
         let facts = watch.drive(sandbox, self.listed, self.packs, env, files).await?;
@@ -100,6 +100,13 @@ impl Run<'_> {
         let app_json = app_json_of(text("app.json").as_deref())?;
         watch.say("-----> Discovering process types").await;
         watch.say_process_types(&declared, &release.default_process_types, text("Procfile").is_some()).await;
+        if !release.addons.is_empty() {
+            let names = release.addons.join(", ");
+            watch
+                .say(format!(" !     The buildpack asks for the add-ons {names}. Flex has no add-ons yet: nothing was added."))
+                .await;
+            watch.say(" !     Give the app the config vars that they would set: flex config:set NAME=value").await;
+        }
         let mut process_types = release.default_process_types;
         process_types.extend(declared);
         let mut phases: Vec<PhaseTime> = facts.phases.iter().filter_map(|(n, ms)| driver_phase(n, *ms)).collect();

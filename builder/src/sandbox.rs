@@ -305,14 +305,21 @@ pub(crate) fn spec(settings: &BuildSettings, id: String, image: String, cache: S
     }
 }
 
-/// The environment of buildpacks.
-pub(crate) fn environment(settings: &BuildSettings, stack: &str, source_version: &str, epoch: u64) -> BTreeMap<String, Secret> {
+/// The environment of buildpacks. `build` is what they see as `REQUEST_ID`.
+pub(crate) fn environment(
+    settings: &BuildSettings,
+    stack: &str,
+    source_version: &str,
+    build: &str,
+    epoch: u64,
+) -> BTreeMap<String, Secret> {
     let mut vars: BTreeMap<String, String> = [
         ("PATH", "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"),
         ("HOME", "/app"),
         ("LANG", "C.UTF-8"),
         ("STACK", stack),
         ("SOURCE_VERSION", source_version),
+        ("REQUEST_ID", build),
         ("BUILD_DIR", BUILD_DIR),
         ("CACHE_DIR", "/tmp/cache"),
         ("ENV_DIR", "/tmp/env"),

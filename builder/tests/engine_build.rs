@@ -26,6 +26,7 @@ async fn an_inline_app_becomes_an_image_that_runs() {
     .await;
     let compile = r#"#!/bin/bash
 echo "-----> Compiling as $(id -u):$(id -g) for $STACK $SOURCE_VERSION"
+[[ $REQUEST_ID =~ ^[0-9a-f-]{36}$ ]] && echo "a request"
 echo "args $1 $2 $3; secret from file: $(cat "$3/SECRET"); in env: ${SECRET:-none}; mirror $PIP_INDEX_URL"
 echo "cached: $(cat "$2/note" 2>/dev/null)"
 echo "to stderr" >&2
@@ -59,9 +60,11 @@ echo 'worker: sleep 1' >> "$1/Procfile"
         "-----> Inline app detected",
         "-----> Compiling as 10001:10001 for flex-mini v-1",
         "args /tmp/build /tmp/cache /tmp/env; secret from file: hunter2-hunter2; in env: none; mirror https://mirror.example/simple",
+        "a request",
         "to stderr",
         "\u{fffd}\u{fffd}",
         "-----> Discovering process types",
+        " !     The buildpack asks for the add-ons db. Flex has no add-ons yet: nothing was added.",
         "       Procfile declares types -> web, worker",
         "       Default types for buildpack -> console",
         "       Done: ",
@@ -119,7 +122,8 @@ async fn several_buildpacks_run_in_order_and_hand_their_environment_on() {
         let builtin = s.buildpacks_dir.join("builtin");
         let two = builtin.join("two");
         std::fs::write(builtin.join("order"), "two\n").unwrap();
-        script(&two.join("bin/detect"), "echo Two");
+        // Only what the one before it made is accepted.
+        script(&two.join("bin/detect"), "[[ -f $1/made-by-one ]] && echo Two");
         let compile = "echo \"two sees $FROM_ONE\"; cat \"${BASH_SOURCE%/*}/../../lib/shared\"; echo 'export FROM_TWO=2' > \"${BASH_SOURCE%/*}/../export\"";
         script(&two.join("bin/compile"), compile);
         std::fs::create_dir(builtin.join("lib")).unwrap();
@@ -146,7 +150,10 @@ async fn several_buildpacks_run_in_order_and_hand_their_environment_on() {
         "./packs/one\ntwo\nfile:///tmp/build/third.git#main\n",
         &[
             ("packs/one/bin/detect", "#!/bin/sh\necho One"),
-            ("packs/one/bin/compile", "#!/bin/sh\necho one; echo 'export FROM_ONE=1' > /tmp/build/packs/one/export"),
+            (
+                "packs/one/bin/compile",
+                "#!/bin/sh\necho one; touch $1/made-by-one; echo 'export FROM_ONE=1' > /tmp/build/packs/one/export",
+            ),
             ("packs/one/bin/release", "#!/bin/sh\necho 'default_process_types: {one: never}'"),
         ],
     );
@@ -164,6 +171,56 @@ async fn several_buildpacks_run_in_order_and_hand_their_environment_on() {
     let out = ran.ok();
     assert_eq!(out.buildpacks, ["./packs/one", "two", "file:///tmp/build/third.git#main"]);
     assert_eq!(out.process_types.iter().map(|(k, v)| format!("{k}={v}")).collect::<Vec<_>>(), ["web=third"]);
+}
+
+/// Each of these is fetched inside the build container; that they are in the source spares the test a server.
+#[tokio::test]
+async fn custom_buildpacks_come_by_branch_tag_commit_and_archive() {
+    let w = world(|_| {}).await;
+    let path = w.dir.path().join("pack.git");
+    let pack = |text: &'static str| [("x bin/detect", "#!/bin/sh\necho Custom"), ("x bin/compile", text)];
+    let (_, old) = repository(&path, &pack("#!/bin/sh\necho this is the old one"));
+    let repo = git2::Repository::open_bare(&path).unwrap();
+    repo.reference("refs/tags/v1", git2::Oid::from_str(old.as_str()).unwrap(), false, "").unwrap();
+    repo.find_reference("refs/heads/main").unwrap().delete().unwrap();
+    repo.set_head("refs/heads/main").unwrap();
+    repository(&path, &pack("#!/bin/sh\necho this is the new one; pwd; echo \"$BUILDPACK_URL\" | wc -c"));
+    // As the hosts of git repositories make them: everything in one directory, named after the commit.
+    let inner = w.dir.path().join("pack-0123abc");
+    script(&inner.join("bin/detect"), "echo Archived");
+    script(&inner.join("bin/compile"), "echo this is the archived one");
+    let tar =
+        |args: &[&str]| assert!(process::Command::new("tar").current_dir(w.dir.path()).args(args).status().unwrap().success());
+    tar(&["-czf", "pack.tgz", "pack-0123abc"]);
+    tar(&["-czf", "empty.tgz", "pack.git/HEAD"]);
+    tar(&["-cf", "base.tar", "pack.git", "pack.tgz", "empty.tgz"]);
+    let source = Source::Archive(source_with(&w, &w.dir.path().join("base.tar"), "Procfile", "web: true\n", &[]));
+    let commit = format!("pack.git#{old}");
+    for (place, says) in [
+        ("pack.git", "this is the new one"),
+        ("pack.git#main", "this is the new one"),
+        ("pack.git#v1", "this is the old one"),
+        (&commit, "this is the old one"),
+        ("pack.tgz", "this is the archived one"),
+    ] {
+        let url = format!("file:///tmp/build/{place}");
+        let ran = w.build_with(source.clone(), &[("BUILDPACK_URL", &url)], CancellationToken::new()).await;
+        assert!(
+            ran.says(&format!("-----> Fetching buildpack {url}")) && ran.says(says),
+            "{}\n{:?}",
+            ran.log.join("\n"),
+            ran.result
+        );
+        assert_eq!(ran.ok().buildpacks, [url]);
+    }
+    for (place, code) in
+        [("pack.git#nowhere", "buildpack_fetch"), ("absent.tgz", "buildpack_fetch"), ("empty.tgz", "bad_buildpack")]
+    {
+        let url = format!("file:///tmp/build/{place}");
+        let ran = w.build_with(source.clone(), &[("BUILDPACK_URL", &url)], CancellationToken::new()).await;
+        assert_eq!(ran.err().code(), code, "{}\n{}", ran.err(), ran.log.join("\n"));
+        assert!(ran.err().to_string().contains(place), "{}", ran.err());
+    }
 }
 
 /// An archive of another archive's contents with more files, all executable.

@@ -1,8 +1,8 @@
 //! One app for each built-in buildpack, and the other ways to build, each pushed with stock git and fetched. What an app
 //! is expected to say stands in its `fixture.toml`.
 
-use flex_tests::{Server, root};
-use std::path::Path;
+use flex_tests::{Server, root, wait_for};
+use std::{path::Path, time::Duration};
 
 fn copy(from: &Path, to: &Path) {
     std::fs::create_dir_all(to).unwrap();
@@ -16,7 +16,8 @@ fn copy(from: &Path, to: &Path) {
     }
 }
 
-fn walk(name: &str) {
+/// Pushes the app of this folder, with these config vars, and fetches its pages.
+fn walk(name: &str, config: &[&str]) {
     let source = root().join("tests/fixtures/apps").join(name);
     let fixture: toml::Table = std::fs::read_to_string(source.join("fixture.toml")).unwrap().parse().unwrap();
     let text = |key: &str| fixture.get(key).and_then(|v| v.as_str());
@@ -26,6 +27,9 @@ fn walk(name: &str) {
     copy(&source, &repo.dir);
     std::fs::remove_file(repo.dir.join(".keep")).unwrap();
     repo.commit(&[]);
+    if !config.is_empty() {
+        repo.flex(&[&["config:set"], config].concat()).ok();
+    }
     let pushed = repo.push();
     if let Some(refused) = text("refused") {
         pushed.fails_with(refused);
@@ -38,11 +42,17 @@ fn walk(name: &str) {
     let page = server.page("app", "/");
     assert_eq!(page.status, 200, "{page:?}");
     assert!(page.body.contains(text("expect").unwrap()), "{page:?}");
+    // Other pages: what stands in the answer, its head included.
+    for (path, expected) in fixture.get("pages").and_then(|p| p.as_table()).into_iter().flatten() {
+        let page = server.page("app", path);
+        let answer = format!("{}\n{}", page.head, page.body).to_lowercase();
+        assert!(answer.contains(&expected.as_str().unwrap().to_lowercase()), "{path}: {page:?}");
+    }
 }
 
 macro_rules! fixtures {
-    ($($test:ident $folder:literal;)*) => {
-        $(#[test] fn $test() { walk($folder); })*
+    ($($test:ident $folder:literal $($config:literal)*;)*) => {
+        $(#[test] fn $test() { walk($folder, &[$($config),*]); })*
 
         /// A fixture that no test walks proves nothing.
         #[test]
@@ -58,6 +68,10 @@ macro_rules! fixtures {
 fixtures! {
     python "python";
     python_uv "python-uv";
+    python_django "python-django";
+    python_variants "variants" "VARIANTS=python";
+    node_variants "variants" "VARIANTS=node";
+    other_variants "variants" "VARIANTS=other";
     node "node";
     go "go";
     rust "rust";
@@ -71,4 +85,50 @@ fixtures! {
     dockerfile "dockerfile";
     refused "refused";
     broken_procfile "broken-procfile";
+}
+
+/// What app.json asks for, and a release phase that fails.
+#[test]
+fn a_manifest_is_followed() {
+    let server = Server::start();
+    let user = server.admin();
+    let server_py = std::fs::read_to_string(root().join("tests/fixtures/apps/procfile-only/server.py")).unwrap();
+    let manifest = r#"{
+      // as people write them
+      "env": {
+        "SECRET": { "generator": "secret" },
+        "FIXED": "from app.json",
+        "NEEDED": { "description": "an account somewhere", "required": true },
+      },
+      "formation": { "web": { "quantity": 2 } },
+      "healthchecks": { "web": [{ "type": "startup", "path": "/" }] },
+      "scripts": { "postdeploy": "echo seeded with $FIXED" },
+    }"#;
+    let procfile = "# how it runs\r\n\r\nweb: 'python3 server.py'\r\nrelease: echo migrated with ${#SECRET} characters\r\n";
+    let repo = user.repo("shop", &[("server.py", &server_py), ("app.json", manifest), ("Procfile", procfile)]);
+    repo.push().fails_with("NEEDED");
+    repo.flex(&["config:set", "NEEDED=x"]).ok();
+    let pushed = repo.push().ok();
+    assert!(pushed.err.contains("migrated with 64 characters"), "{}", pushed.err);
+    assert_eq!(server.page("shop", "/").status, 200);
+    let secret = repo.flex(&["config:get", "SECRET"]).ok().out;
+    assert_eq!(secret.trim().len(), 64);
+    assert_eq!(repo.flex(&["ps"]).ok().out.matches("web.").count(), 2);
+    let deadline = Duration::from_secs(20);
+    wait_for("postdeploy", deadline, || repo.flex(&["logs"]).ok().out.contains("seeded with from app.json").then_some(()));
+
+    // The release phase fails: the old release serves on, and nothing that app.json made is made anew.
+    repo.commit(&[("Procfile", &procfile.replace("echo migrated", "exit 3; echo"))]);
+    let refused = repo.push().fails_with("pre-receive hook declined");
+    assert!(refused.err.contains("its release phase exited with status 3"), "{}", refused.err);
+    assert_eq!(server.page("shop", "/").status, 200);
+    assert!(repo.flex(&["releases"]).ok().out.contains("(failed)"));
+    assert_eq!(repo.flex(&["config:get", "SECRET"]).ok().out, secret);
+    // A missing built-in, and one by a name of Heroku's, from the command line.
+    repo.commit(&[("Procfile", "web: python3 server.py\n")]);
+    repo.flex(&["buildpacks:set", "cobol"]).ok();
+    repo.push().fails_with("there is no built-in buildpack");
+    repo.flex(&["buildpacks:add", "heroku/procfile", "--index", "1"]).ok();
+    repo.flex(&["buildpacks:remove", "cobol"]).ok();
+    assert!(repo.push().ok().err.contains("-----> Using buildpack: heroku/procfile"));
 }

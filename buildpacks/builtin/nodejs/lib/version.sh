@@ -116,38 +116,46 @@ choose_manager_version() {
   manager_version=$resolved manager_package=$package
 }
 
+# kept PREFIX NAME: whether the tree PREFIX-NAME is in the cache; the others of that prefix go when it is not.
+kept() {
+  [[ ! -d $CACHE_DIR/$1-$2 ]] || return 0
+  find "$CACHE_DIR" -maxdepth 1 -name "$1-*" -exec rm -rf -- {} +
+  return 1
+}
+
 # Puts Node.js and the manager into the cache once, and into the app each time.
 place_node() {
-  toolchain=$CACHE_DIR/toolchain-$(hash_of 3 "$node_version" "$manager_package" "$manager_version")
-  if [[ ! -d $toolchain ]]; then
-    header "Installing Node.js $node_version and $manager $manager_version"
-    find "$CACHE_DIR" -maxdepth 1 -name 'toolchain-*' -exec rm -rf -- {} +
-    local new=$CACHE_DIR/toolchain.new packages=("$manager_package@$manager_version")
+  local new=$CACHE_DIR/new tree tools packages=("$manager_package@$manager_version")
+  # npm is always there: `npm start` is how Node.js apps are started.
+  [[ $manager == npm ]] || packages+=("npm@$(npm_for "${node_version%%.*}")")
+  tree=$(hash_of 4 "$node_version") tools=$(hash_of 4 "${packages[@]}")
+  if ! kept runtime "$tree"; then
+    header "Installing Node.js $node_version"
     rm -rf "$new"
     mkdir -p "$new/node"
     quiet_or_fail "Node.js $node_version could not be fetched." \
       env -C "$new" npm install --prefix "$new/node" --no-save --no-package-lock --ignore-scripts --global=false -- "$node_package@$node_version"
     mv "$new/node/node_modules/$node_package"/{bin,include} "$new/" || fail "The package $node_package $node_version does not hold what it should."
     rm -rf "$new/node"
-    # npm is always there: `npm start` is how Node.js apps are started.
-    if [[ $manager != npm ]]; then
-      packages+=("npm@$(npm_for "${node_version%%.*}")")
-    fi
+    mv -T "$new" "$CACHE_DIR/runtime-$tree"
+  fi
+  if ! kept tools "$tools"; then
+    header "Installing $manager $manager_version"
+    rm -rf "$new"
+    mkdir -p "$new"
     quiet_or_fail "$manager $manager_version could not be fetched." \
       npm install --global --prefix "$new" --ignore-scripts -- "${packages[@]}"
     # The installing npm leaves its own settings in the new one, which does not know all of them.
     rm -f "$new/lib/node_modules/npm/npmrc"
-    mv -T "$new" "$toolchain"
+    mv -T "$new" "$CACHE_DIR/tools-$tools"
   fi
   # Headers stay in the cache; the rest is linked where that can be done, as nothing of it is ever written to in place.
-  mkdir -p "$BUILD_DIR/.flex"
+  toolchain=$CACHE_DIR/runtime-$tree
   rm -rf "$BUILD_DIR/.flex/node"
-  mkdir "$BUILD_DIR/.flex/node"
-  if ! cp -al -- "$toolchain"/{bin,lib} "$BUILD_DIR/.flex/node/" 2>/dev/null; then
-    rm -rf "$BUILD_DIR/.flex/node"
-    mkdir "$BUILD_DIR/.flex/node"
-    cp -a --reflink=auto -- "$toolchain"/{bin,lib} "$BUILD_DIR/.flex/node/"
-  fi
+  mkdir -p "$BUILD_DIR/.flex/node"
+  for tree in "$toolchain/bin" "$CACHE_DIR/tools-$tools"/{bin,lib}; do
+    cp -al -- "$tree" "$BUILD_DIR/.flex/node/" 2>/dev/null || cp -a --reflink=auto -- "$tree" "$BUILD_DIR/.flex/node/"
+  done
   export PATH=$BUILD_DIR/.flex/node/bin:$PATH
   if ! node --version >/dev/null 2>"$CACHE_DIR/node.err"; then
     fail "Node.js $node_version does not run on this machine:" "$(head -n 3 "$CACHE_DIR/node.err")"
