@@ -38,9 +38,10 @@ workspace() { [[ -f pnpm-workspace.yaml ]] || [[ $(jq 'has("workspaces")' packag
 readonly HOOKS=(preinstall install postinstall prepare)
 
 install_dependencies() {
-  # For pruning too, which happens also where nothing was installed. pnpm would fetch another pnpm behind the log's back.
-  export YARN_ENABLE_TELEMETRY=0 YARN_ENABLE_GLOBAL_CACHE=false YARN_NODE_LINKER=${YARN_NODE_LINKER:-node-modules} \
-    npm_config_manage_package_manager_versions=false
+  # For pruning too, which happens also where nothing was installed.
+  export YARN_ENABLE_TELEMETRY=0 YARN_ENABLE_GLOBAL_CACHE=false YARN_NODE_LINKER=${YARN_NODE_LINKER:-node-modules}
+  # pnpm would fetch another pnpm behind the log's back.
+  [[ $manager != pnpm ]] || export npm_config_manage_package_manager_versions=false
   local command=() files=(package.json) file key hook started
   for file in "$lock_file" .npmrc .yarnrc .yarnrc.yml pnpm-workspace.yaml .pnpmfile.cjs; do
     if [[ -n $file && -f $file ]]; then files+=("$file"); fi
