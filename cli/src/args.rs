@@ -51,15 +51,20 @@ pub enum Command {
     /// Destroy an app with everything it has
     Destroy(Confirm),
     /// Rename an app
+    #[command(after_help = "Examples:\n  flex rename better-name\n  flex rename better-name --app old-name")]
     Rename { new_name: String },
     /// Open an app in the browser, or print its URL
     Open,
     /// Config vars: show, set, get, unset
+    #[command(
+        after_help = "Examples:\n  flex config\n  flex config:set A=1 B='two words'\n  flex config:get A\n  flex config:unset A B"
+    )]
     Config {
         #[command(subcommand)]
         verb: Option<Config>,
     },
     /// Instances: list, scale, restart, stop, why
+    #[command(after_help = "Examples:\n  flex ps\n  flex ps:scale web=2 worker+1\n  flex ps:restart web.1\n  flex ps:why web.1")]
     Ps {
         #[command(subcommand)]
         verb: Option<Ps>,
@@ -67,10 +72,15 @@ pub enum Command {
     /// Set how many instances of a process type run; without arguments, show it
     Scale(Scale),
     /// Restart all instances, a process type, or one instance
-    Restart { process: Option<String> },
+    #[command(after_help = "Examples:\n  flex restart\n  flex restart web\n  flex restart web.1")]
+    Restart {
+        #[arg(value_name = "PROCESS")]
+        process: Option<String>,
+    },
     /// Show or follow the log
     Logs(Logs),
     /// Releases: list, info
+    #[command(after_help = "Examples:\n  flex releases -n 50\n  flex releases:info v3")]
     Releases {
         #[command(subcommand)]
         verb: Option<Releases>,
@@ -78,6 +88,7 @@ pub enum Command {
         num: usize,
     },
     /// Go back to an earlier release
+    #[command(after_help = "Examples:\n  flex rollback       the one before\n  flex rollback v3")]
     Rollback {
         #[arg(value_name = "VERSION")]
         to: Option<String>,
@@ -85,21 +96,29 @@ pub enum Command {
     /// Run a one-off command in a new instance
     Run(Run),
     /// Domains: list, add, remove
+    #[command(after_help = "Examples:\n  flex domains\n  flex domains:add www.example.com")]
     Domains {
         #[command(subcommand)]
         verb: Option<Domains>,
     },
     /// SSH keys: list, add, remove
+    #[command(after_help = "Examples:\n  flex keys\n  flex keys:add\n  flex keys:add ~/.ssh/id_ed25519.pub")]
     Keys {
         #[command(subcommand)]
         verb: Option<Keys>,
     },
     /// Buildpacks: list, set, add, remove, clear
+    #[command(
+        after_help = "Examples:\n  flex buildpacks:set python\n  flex buildpacks:add --index 1 nodejs\n  flex buildpacks:add https://example.com/buildpack.git#v2"
+    )]
     Buildpacks {
         #[command(subcommand)]
         verb: Option<Buildpacks>,
     },
     /// Builds: list, info, output, cancel, cache:purge
+    #[command(
+        after_help = "Examples:\n  flex builds\n  flex builds:info       the newest, with the time of each phase\n  flex builds:output\n  flex builds:cancel"
+    )]
     Builds {
         #[command(subcommand)]
         verb: Option<Builds>,
@@ -107,9 +126,18 @@ pub enum Command {
     /// Deploy a directory, a tar archive or an image, without git
     Deploy(Deploy),
     /// Who else may work on the app: list, add, remove
+    #[command(after_help = "Examples:\n  flex access\n  flex access:add you@example.com")]
     Access {
         #[command(subcommand)]
         verb: Option<Access>,
+    },
+    /// Tokens: list, create, revoke
+    #[command(
+        after_help = "Examples:\n  flex authorizations\n  flex authorizations:create -d CI -s write -e 86400\n  flex authorizations:revoke ID"
+    )]
+    Authorizations {
+        #[command(subcommand)]
+        verb: Option<Authorizations>,
     },
     /// Maintenance mode: on, off
     Maintenance {
@@ -140,10 +168,14 @@ pub enum Command {
     /// Versions of the CLI and the server
     Version,
     /// Check this machine's way to the server, and the server
+    #[command(after_help = "Examples:\n  flex doctor\n  flex doctor --json")]
     Doctor,
 }
 
 #[derive(Debug, Args)]
+#[command(
+    after_help = "Examples:\n  flex create\n  flex create my-app\n  flex create my-app --buildpack python --remote staging"
+)]
 pub struct Create {
     /// 2 to 30 lower-case letters, digits and dashes; made up if left out
     pub name: Option<String>,
@@ -156,6 +188,7 @@ pub struct Create {
 }
 
 #[derive(Debug, Args)]
+#[command(after_help = "Examples:\n  flex info\n  flex info my-app --url")]
 pub struct Info {
     /// The app (instead of --app)
     pub name: Option<String>,
@@ -165,6 +198,7 @@ pub struct Info {
 }
 
 #[derive(Debug, Args)]
+#[command(after_help = "Examples:\n  flex destroy my-app\n  flex destroy my-app --confirm my-app")]
 pub struct Confirm {
     /// The app (instead of --app)
     pub name: Option<String>,
@@ -363,6 +397,27 @@ pub enum Access {
 }
 
 #[derive(Debug, Subcommand)]
+pub enum Authorizations {
+    /// Make a token; it is shown once
+    Create(NewAuthorization),
+    /// Make a token useless
+    Revoke { id: String },
+}
+
+#[derive(Debug, Args)]
+pub struct NewAuthorization {
+    /// What it is for
+    #[arg(short, long, value_name = "TEXT")]
+    pub description: Option<String>,
+    /// global, identity, read, write, read-protected or write-protected; several with commas [default: global]
+    #[arg(short, long, value_name = "SCOPE", value_delimiter = ',')]
+    pub scope: Vec<String>,
+    /// Seconds until it ends [default: never]
+    #[arg(short, long, value_name = "SECONDS")]
+    pub expires_in: Option<u64>,
+}
+
+#[derive(Debug, Subcommand)]
 pub enum Maintenance {
     /// Answer every request with a maintenance page
     On,
@@ -433,6 +488,9 @@ fn standing_alone(topic: &str, verb: &str) -> Option<Vec<String>> {
         ("auth", "logout") => &["logout"],
         ("releases", "rollback") => &["rollback"],
         ("apps", "open") => &["open"],
+        ("config", "add") => &["config", "set"],
+        ("config", "remove") => &["config", "unset"],
+        ("authorizations", "rm") => &["authorizations", "revoke"],
         _ => return None,
     };
     Some(words.iter().map(|w| (*w).to_owned()).collect())

@@ -12,7 +12,9 @@ mod settings;
 
 use args::{Cli, Command};
 use clap::Parser;
-use commands::{access, apps, buildpacks, builds, config, deploy, doctor, domains, keys, logs, ps, releases, run, session};
+use commands::{
+    access, apps, authorizations, buildpacks, builds, config, deploy, doctor, domains, keys, logs, ps, releases, run, session,
+};
 use context::Context;
 use error::{EXIT_USAGE, Result};
 use std::process::ExitCode;
@@ -72,6 +74,7 @@ async fn dispatch(cli: Cli) -> Result<ExitCode> {
         Command::Builds { verb } => builds::run(cx, verb).await,
         Command::Deploy(args) => deploy::run(cx, args).await,
         Command::Access { verb } => access::run(cx, verb).await,
+        Command::Authorizations { verb } => authorizations::run(cx, verb).await,
         Command::Maintenance { verb } => apps::maintenance(cx, verb).await,
         Command::Events { num } => access::events(cx, num).await,
         Command::Git { verb: args::Git::Remote } => apps::git_remote(cx).await,

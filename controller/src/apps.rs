@@ -184,7 +184,13 @@ impl Controller {
             let before = app.formation.clone();
             for c in changes {
                 if !known.contains(&c.process) && !app.formation.contains_key(&c.process) {
-                    return Err(not_found(format!("Couldn't find that process type ({}).", c.process)));
+                    let todo = if known.is_empty() {
+                        "There is no code yet. Deploy first: git push flex main".to_owned()
+                    } else {
+                        let known: Vec<_> = known.iter().map(ToString::to_string).collect();
+                        format!("There are: {}", known.join(", "))
+                    };
+                    return Err(not_found(format!("Couldn't find that process type ({}). {todo}", c.process)));
                 }
                 let scale = app.formation.entry(c.process.clone()).or_insert(ProcessScale::default_for(0));
                 if let Some(q) = c.quantity {

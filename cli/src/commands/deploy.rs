@@ -47,7 +47,11 @@ async fn upload(cx: &Context, source: &Path) -> Result<String> {
     let meta = std::fs::metadata(source).map_err(while_doing(format!("read {}", source.display())))?;
     let packing = meta.is_dir();
     let file = if packing {
-        let progress = Progress::start(format!("Packing {}", source.display()));
+        let progress = Progress::start(if source == Path::new(".") {
+            "Packing this directory".to_owned()
+        } else {
+            format!("Packing {}", source.display())
+        });
         let dir = source.to_owned();
         let file = tokio::task::spawn_blocking(move || pack(&dir)).await.map_err(|e| CliError::failed(e.to_string()))??;
         progress.done();

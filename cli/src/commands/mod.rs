@@ -2,6 +2,7 @@
 
 pub mod access;
 pub mod apps;
+pub mod authorizations;
 pub mod buildpacks;
 pub mod builds;
 pub mod config;

@@ -21,7 +21,9 @@ pub async fn run(cx: &Context, verb: Option<Ps>) -> Result<()> {
 async fn list(cx: &Context) -> Result<()> {
     let Some(dynos) = cx.fetch_list::<Vec<Dyno>>(&cx.path("/dynos")?).await? else { return Ok(()) };
     if dynos.is_empty() {
-        output::say(format!("No instances of {} are running. Scale it up: flex ps:scale web=1", cx.app()?));
+        let formation: Vec<Formation> = cx.client.list(&cx.path("/formation")?).await?;
+        let todo = if formation.is_empty() { "Deploy it first: git push flex main" } else { "Scale it up: flex ps:scale web=1" };
+        output::say(format!("No instances of {} are running. {todo}", cx.app()?));
         return Ok(());
     }
     let mut groups = BTreeMap::<(String, String, String), Vec<&Dyno>>::new();

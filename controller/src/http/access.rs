@@ -139,8 +139,7 @@ async fn admit(controller: &Controller, request: &mut Request) -> Result<Option<
     }
     let authorization = request.headers().get(header::AUTHORIZATION).and_then(|v| v.to_str().ok()).map(str::to_owned);
     let found = controller.caller(authorization.as_deref()).await?;
-    let (user, token) =
-        found.ok_or_else(|| ApiError::new(ErrorId::Unauthorized, "Invalid credentials provided. Sign in: flex login"))?;
+    let (user, token) = found.ok_or_else(|| ApiError::new(ErrorId::Unauthorized, "Invalid credentials provided."))?;
     let left = controller.count(&user)?;
     if !token.scope.iter().any(|s| route.is_reached_by(*s)) {
         let has = token.scope.iter().map(|s| s.name()).collect::<Vec<_>>().join(", ");
