@@ -75,8 +75,9 @@ impl Installation {
         // A master key without a store is an installation that lost its memory, not a new one.
         if dir.join("master.key").exists() && !dir.join("state").exists() {
             return Err(format!(
-                "{0} was set up before, but its state is gone. Restore it: flexd restore --data-dir {0} FILE (snapshots are in {0}/snapshots)",
-                dir.display()
+                "{} was set up before, but its state is gone. Running apps are not touched; {}",
+                dir.display(),
+                flex_store::remedy(dir)
             ));
         }
         Ok(Self { cluster, host, _lock: lock })

@@ -28,6 +28,8 @@ const ACCESS_LINES: usize = 8192;
 const REAP_AGAIN: Duration = Duration::from_secs(2);
 /// How often the state is written to a snapshot, if it changed.
 const SNAPSHOT_EVERY: Duration = Duration::from_secs(300);
+/// When the first one is written: soon, since a process that was killed wrote none at its end.
+const FIRST_SNAPSHOT: Duration = Duration::from_secs(15);
 /// What an engine that does not answer yet is taken to have.
 const UNKNOWN_MEMORY: Memory = Memory::from_mib(1024);
 /// CPU may be promised several times over: most instances wait most of the time.
@@ -329,11 +331,13 @@ async fn serve_api(listener: tokio::net::TcpListener, controller: Controller, st
 }
 
 async fn snapshots(store: Arc<EmbeddedStore>, data_dir: PathBuf, stop: CancellationToken) -> Result<(), String> {
+    let mut pause = FIRST_SNAPSHOT;
     loop {
         tokio::select! {
             () = stop.cancelled() => return Ok(()),
-            () = tokio::time::sleep(SNAPSHOT_EVERY) => {}
+            () = tokio::time::sleep(pause) => {}
         }
+        pause = SNAPSHOT_EVERY;
         let (store, dir) = (store.clone(), data_dir.clone());
         let written = tokio::task::spawn_blocking(move || flex_store::snapshot_now(&store, &dir)).await;
         if let Ok(Err(e)) = written {

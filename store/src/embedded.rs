@@ -75,6 +75,11 @@ impl EmbeddedStore {
         Ok(Self { visible, watchers, requests: Mutex::new(Some(requests)), committer: Mutex::new(Some(thread)) })
     }
 
+    /// Nothing was ever committed.
+    pub(crate) fn is_new(&self) -> bool {
+        self.visible.read().unwrap_or_else(PoisonError::into_inner).revision == 0
+    }
+
     /// Every entry at one revision, for exports.
     pub(crate) fn dump(&self) -> (Vec<Entry>, Revision) {
         let v = self.visible.read().unwrap_or_else(PoisonError::into_inner);

@@ -17,7 +17,7 @@ mod redb_backend;
 mod sled_backend;
 
 pub use embedded::EmbeddedStore;
-pub use open::{Engine, memory, open, snapshot_now, snapshots};
+pub use open::{Engine, memory, open, remedy, snapshot_now, snapshots};
 
 use async_trait::async_trait;
 use std::sync::Arc;

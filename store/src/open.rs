@@ -89,7 +89,11 @@ pub fn open(data_dir: &Path, engine: Engine) -> Result<EmbeddedStore, StoreError
         )));
     }
     let backend = Guarded { inner: engine.backend(data_dir).map_err(|e| with_remedy(e, data_dir))?, head_file };
-    EmbeddedStore::start(Box::new(backend)).map_err(|e| with_remedy(e, data_dir))
+    let store = EmbeddedStore::start(Box::new(backend)).map_err(|e| with_remedy(e, data_dir))?;
+    if store.is_new() && !snapshots(data_dir).is_empty() {
+        return Err(with_remedy(StoreError::Damaged("it is empty, but there are snapshots of what it held".into()), data_dir));
+    }
+    Ok(store)
 }
 
 /// Fills an empty data directory with entries at a revision above all that was ever acknowledged there.
@@ -107,12 +111,17 @@ pub(crate) fn last_acknowledged(data_dir: &Path) -> u64 {
 
 fn with_remedy(e: StoreError, data_dir: &Path) -> StoreError {
     let StoreError::Damaged(what) = e else { return e };
+    let (dir, remedy) = (data_dir.display(), remedy(data_dir));
+    StoreError::Damaged(format!("{what}. Running apps are not touched. Keep a copy of {dir}/state, then {remedy}"))
+}
+
+/// How to get the state of a data directory back: words that end with the very command.
+pub fn remedy(data_dir: &Path) -> String {
     let dir = data_dir.display();
-    let remedy = match snapshots(data_dir).pop() {
+    match snapshots(data_dir).pop() {
         Some(file) => format!("restore the newest snapshot with: flexd restore --data-dir {dir} {}", file.display()),
         None => format!("there is no snapshot in {dir}/snapshots; restore a backup with: flexd restore --data-dir {dir} FILE"),
-    };
-    StoreError::Damaged(format!("{what}. Running apps are not touched. Keep a copy of {dir}/state, then {remedy}"))
+    }
 }
 
 /// The snapshots of a data directory, oldest first.

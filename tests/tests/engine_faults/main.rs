@@ -8,10 +8,13 @@
 //! All apps here are of the stack that [`tiny`] makes: a few megabytes, so that what is timed is Flex, a small file
 //! system can hold it, and an engine of a test's own is given it in a second.
 
+mod apps;
+mod builds;
 mod crash;
 mod disk;
 mod engine;
 mod private;
 mod proxy;
+mod store;
 mod tiny;
 mod world;
