@@ -22,5 +22,10 @@ pub fn get(address: SocketAddr, host: &str, path: &str) -> Option<Answer> {
     let text = String::from_utf8_lossy(&bytes).into_owned();
     let (head, body) = text.split_once("\r\n\r\n")?;
     let status = head.split(' ').nth(1)?.parse().ok()?;
+    // An answer that broke off is none.
+    let length = head.lines().filter_map(|l| l.split_once(':')).find(|(name, _)| name.eq_ignore_ascii_case("content-length"));
+    if length.is_some_and(|(_, n)| n.trim().parse() != Ok(bytes.len() - head.len() - 4)) {
+        return None;
+    }
     Some(Answer { status, head: head.to_owned(), body: body.to_owned() })
 }
