@@ -42,7 +42,10 @@ fn engines_die_hang_and_lose_power() {
     // containerd dies.
     engine.kill_containerd();
     engine.start_containerd();
-    wait_for("containers to be seen again", Duration::from_secs(30), || (server.containers() == before).then_some(()));
+    // dockerd looks for it at growing intervals, and refuses what needs it until then.
+    let answers = || server.docker(&["exec", &before[0], "echo", "found"]) == ["found"];
+    wait_for("dockerd to find containerd again", Duration::from_secs(60), || answers().then_some(()));
+    assert_eq!(server.containers(), before, "after containerd died");
     push_page(&server, &app, "four");
     is_sound(&server, &app, &["four"]);
 
