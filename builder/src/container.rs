@@ -25,7 +25,7 @@ impl Builder {
     }
 
     pub(crate) async fn container(&self, build: BuildId, app: AppId, stack: &StackRecord) -> Result<Prepared, BuildError> {
-        let image = stack.build_reference(self.runtime.as_ref()).await?;
+        let image = stack.build_reference(&self.settings, self.runtime.as_ref()).await?;
         let spec = sandbox::spec(&self.settings, self.sandbox_id(build), image, self.cache_volume(app));
         let sandbox = self.runtime.sandbox(spec).await?;
         Ok(Prepared { app, recipe: stack.recipe.clone(), held: Held(Some(Arc::from(sandbox))) })

@@ -54,7 +54,7 @@ async fn a_stack_of_packages_is_complete_and_made_once() {
 async fn a_stack_over_an_image_builds_and_runs() {
     let w = world(|_| {}).await;
     let own = BuildSettings { data_dir: w.dir.path().join("own"), ..w.builder.settings().clone() };
-    let builder = StackBuilder::new(own, w.runtime.clone());
+    let builder = StackBuilder::new(own.clone(), w.runtime.clone());
     let name = format!("over-{:x}", std::process::id());
     let text = format!("name = \"{name}\"\nbase_image = \"docker-daemon:flex/flex-mini:build\"\n");
     let (log, _lines) = mpsc::channel(64);
@@ -65,6 +65,14 @@ async fn a_stack_over_an_image_builds_and_runs() {
     let image = flex_model::ImageRef { reference: record.run.id.clone(), manifest: None };
     assert_eq!(w.run(&image, Command::Launch("id -un; pwd".into())).await, ("app\n/app\n".into(), 0));
     assert!(!builder.build(&dir, false, log.clone()).await.unwrap().1);
+    // An engine that somebody cleaned up has the images again for the next build.
+    w.runtime.remove_image(&record.build.id).await.unwrap();
+    assert!(!w.runtime.has_image(&record.build.id).await.unwrap());
+    let apps = flex_builder::Builder::new(own, w.runtime.clone());
+    let prepared = apps.prepare(w.next_build(), w.app, &name.parse().unwrap()).await.unwrap();
+    assert!(w.runtime.has_image(&record.build.id).await.unwrap());
+    drop(prepared);
+    w.no_sandbox_left().await;
     // Another file of the recipe, another stack.
     fs::write(dir.join("rootfs/note"), "x").unwrap();
     let (again, made) = builder.build(&dir, false, log.clone()).await.unwrap();

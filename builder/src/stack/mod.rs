@@ -85,12 +85,11 @@ impl StackRecord {
         stack_blob(settings, &self.name, digest)
     }
 
-    /// What to build on: the build image's id.
-    pub(crate) async fn build_reference(&self, runtime: &dyn Runtime) -> Result<String, BuildError> {
+    /// What to build on: the build image's id. An engine that lost it (somebody cleaned up) gets it back from the files.
+    pub(crate) async fn build_reference(&self, settings: &BuildSettings, runtime: &dyn Runtime) -> Result<String, BuildError> {
         if !runtime.has_image(&self.build.id).await? {
-            let name = &self.name;
-            let message = format!("the engine has lost the stack {name}: bring it back with `flexd stack build {name}`");
-            return Err(BuildError::Platform(message));
+            tracing::warn!(stack = %self.name, "the engine has lost the stack's images: bringing them back, which takes a while");
+            self.import(settings, runtime).await?;
         }
         Ok(self.build.id.clone())
     }
