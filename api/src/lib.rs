@@ -10,6 +10,7 @@
 pub mod account;
 pub mod app;
 pub mod build;
+pub mod certificate;
 pub mod dyno;
 pub mod error;
 pub mod refs;
@@ -24,6 +25,7 @@ pub use app::{
     DomainKind, SetBuildpack, SetBuildpacks, UpdateApp,
 };
 pub use build::{Build, BuildSource, BuildStatus, CreateBuild, NewSource, PhaseTime, Slug, SlugBlob, Source, SourceUrls};
+pub use certificate::{PutSniEndpoint, SniEndpoint, SslCert};
 pub use dyno::{CreateDyno, Dyno, DynoState, Formation, Scale, UpdateFormation, UpdateFormations, Why};
 pub use error::{ApiError, ErrorBody, ErrorId};
 pub use refs::{AppRef, NameRef, ReleaseRef, SlugRef, UserRef};

@@ -101,6 +101,11 @@ pub enum Command {
         #[command(subcommand)]
         verb: Option<Domains>,
     },
+    /// Certificates: list, add, update, info, remove
+    Certs {
+        #[command(subcommand)]
+        verb: Option<Certs>,
+    },
     /// SSH keys: list, add, remove
     #[command(after_help = "Examples:\n  flex keys\n  flex keys:add\n  flex keys:add ~/.ssh/id_ed25519.pub")]
     Keys {
@@ -319,6 +324,39 @@ pub enum Domains {
     Add { hostname: String },
     /// Remove a domain
     Remove { hostname: String },
+}
+
+#[derive(Debug, Subcommand)]
+pub enum Certs {
+    /// Add a certificate, for those of the app's domains that it covers
+    #[command(after_help = "Example: flex certs:add fullchain.pem privkey.pem")]
+    Add {
+        /// PEM file: the certificate, then its issuers
+        certificate: PathBuf,
+        /// PEM file: its private key, not encrypted
+        key: PathBuf,
+    },
+    /// Put a certificate in another's place
+    Update {
+        certificate: PathBuf,
+        key: PathBuf,
+        /// Which one, where the app has several
+        #[arg(long)]
+        name: Option<String>,
+    },
+    /// Show a certificate
+    Info {
+        #[arg(long)]
+        name: Option<String>,
+    },
+    /// Remove a certificate
+    Remove {
+        #[arg(long)]
+        name: Option<String>,
+        /// The app's name, instead of being asked for it
+        #[arg(short, long, value_name = "APP")]
+        confirm: Option<String>,
+    },
 }
 
 #[derive(Debug, Subcommand)]

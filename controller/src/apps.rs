@@ -160,7 +160,14 @@ impl Controller {
     /// Removes what is left of an app that is gone.
     pub async fn sweep_app(&self, id: AppId) -> Result<(), ApiError> {
         let mut gone = vec![keys::postdeploy(id)];
-        for prefix in [keys::collaborators(id), keys::releases(id), keys::slugs(id), keys::builds(id), keys::configs(id)] {
+        for prefix in [
+            keys::collaborators(id),
+            keys::releases(id),
+            keys::slugs(id),
+            keys::builds(id),
+            keys::configs(id),
+            keys::certificates(id),
+        ] {
             let (entries, _) =
                 self.deps.store.list(&prefix).await.map_err(|e| ApiError::new(flex_api::ErrorId::Unavailable, e.to_string()))?;
             gone.extend(entries.into_iter().map(|e| e.key.to_string()));

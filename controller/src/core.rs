@@ -6,8 +6,8 @@ use crate::ports::{Builders, Clock, Machine, Runs};
 use flex_api::{ApiError, ErrorId};
 use flex_logs::LogStore;
 use flex_model::{
-    App, AppId, AppName, Assignment, BuildId, DomainName, Email, Event, EventId, Host, HostId, LogLine, LogSource, Report,
-    RouteTable, RouterStatus, StackName, Timestamp, UserId, Uuid,
+    App, AppId, AppName, Assignment, BuildId, Certificate, CertificateTable, DomainName, Email, Event, EventId, Host, HostId,
+    LogLine, LogSource, Report, RouteTable, RouterStatus, StackName, Timestamp, UserId, Uuid,
 };
 use flex_scheduler::{Pending, ReportView};
 use flex_store::StateStore;
@@ -32,6 +32,8 @@ pub struct Settings {
     pub api_url: String,
     /// Stack of new apps.
     pub stack: StackName,
+    /// What routers show for names without a certificate.
+    pub fallback_certificate: Option<Arc<Certificate>>,
     /// Version of the server.
     pub version: String,
 }
@@ -80,6 +82,7 @@ pub struct Inner {
     pub reports: Mutex<BTreeMap<HostId, ReportView>>,
     pub routers: Mutex<BTreeMap<String, RouterStatus>>,
     pub table: watch::Sender<Arc<RouteTable>>,
+    pub certificates: watch::Sender<Arc<CertificateTable>>,
     pub assignments: Mutex<HashMap<HostId, watch::Sender<Option<Arc<Assignment>>>>>,
     pub pending: Mutex<Vec<Pending>>,
     /// Raised after each pass of the plan loop, for whoever waits for a release.
@@ -135,6 +138,7 @@ impl Controller {
             reports: Mutex::default(),
             routers: Mutex::default(),
             table: watch::channel(Arc::new(RouteTable::default())).0,
+            certificates: watch::channel(Arc::default()).0,
             assignments: Mutex::default(),
             pending: Mutex::default(),
             passes: watch::channel(0).0,
@@ -166,6 +170,11 @@ impl Controller {
     /// The routing table as it is published.
     pub fn routes(&self) -> watch::Receiver<Arc<RouteTable>> {
         self.table.subscribe()
+    }
+
+    /// The certificates as they are published.
+    pub fn certificate_table(&self) -> watch::Receiver<Arc<CertificateTable>> {
+        self.certificates.subscribe()
     }
 
     /// The assignments of a host.

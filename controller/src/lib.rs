@@ -6,6 +6,7 @@
 //! Must not: know Docker, git's protocol, or a concrete store; keep anything in memory that a crash may not take.
 
 mod apps;
+mod certificates;
 mod core;
 pub mod crypt;
 mod db;

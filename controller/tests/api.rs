@@ -173,6 +173,82 @@ async fn names_of_the_world_belong_to_one_app() {
     assert_eq!(w.get("/apps/other/domains").await.as_array().unwrap().len(), 1);
 }
 
+/// A certificate signed by `issuer`, or by itself; valid from and to these days of 2026.
+fn certificate(
+    names: &[&str],
+    issuer: Option<&rcgen::Issuer<'static, rcgen::KeyPair>>,
+    years: (i32, i32),
+) -> (rcgen::CertificateParams, rcgen::KeyPair, String) {
+    let key = rcgen::KeyPair::generate().unwrap();
+    let mut params = rcgen::CertificateParams::new(names.iter().map(ToString::to_string).collect::<Vec<_>>()).unwrap();
+    params.distinguished_name.push(rcgen::DnType::CommonName, names.first().copied().unwrap_or("authority"));
+    (params.not_before, params.not_after) = (rcgen::date_time_ymd(years.0, 1, 1), rcgen::date_time_ymd(years.1, 1, 1));
+    let made = match issuer {
+        Some(issuer) => params.signed_by(&key, issuer).unwrap(),
+        None => {
+            params.is_ca = rcgen::IsCa::Ca(rcgen::BasicConstraints::Unconstrained);
+            params.self_signed(&key).unwrap()
+        }
+    };
+    (params, key, made.pem())
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn certificates_are_checked_kept_secret_and_shown_for_own_domains_only() {
+    let w = World::new().await;
+    w.create("demo").await;
+    w.create("other").await;
+    w.post("/apps/demo/domains", json!({ "hostname": "www.example.com" })).await;
+    w.post("/apps/other/domains", json!({ "hostname": "api.example.com" })).await;
+    let (params, ca_key, ca) = certificate(&[], None, (2020, 2100));
+    let issuer = rcgen::Issuer::new(params, ca_key);
+    let (_, key, cert) = certificate(&["www.example.com", "api.example.com", "*.localhost"], Some(&issuer), (2020, 2100));
+    let (_, old_key, old) = certificate(&["www.example.com"], Some(&issuer), (2020, 2021));
+    let (_, early_key, early) = certificate(&["www.example.com"], Some(&issuer), (2090, 2100));
+    let (_, else_key, elsewhere) = certificate(&["example.org"], Some(&issuer), (2020, 2100));
+    let put = |chain: String, key: &rcgen::KeyPair| json!({ "certificate_chain": chain, "private_key": key.serialize_pem() });
+    for (body, said) in [
+        (put(cert.clone(), &old_key), "does not belong to the certificate"),
+        (put(old, &old_key), "expired at 2021-01-01"),
+        (put(early, &early_key), "is not valid before 2090-01-01"),
+        (put(elsewhere, &else_key), "flex domains:add"),
+        (put(format!("{ca}{cert}"), &key), "does not belong"),
+        (put(format!("{cert}{cert}"), &key), "was not issued by certificate 2"),
+        (put("hello".into(), &key), "There is no certificate"),
+        (put(key.serialize_pem(), &key), "There is no certificate"),
+        (json!({ "certificate_chain": cert, "private_key": "hello" }), "not an unencrypted private key"),
+        (put("x".repeat(40_000), &key), "32 KiB"),
+    ] {
+        let (status, error) = w.send(Method::POST, "/apps/demo/sni-endpoints", &w.admin, Some(body)).await;
+        assert_eq!(status.as_u16(), 422, "{error}");
+        assert!(error["message"].as_str().unwrap().contains(said), "{said}: {error}");
+    }
+    assert_eq!(w.get("/apps/demo/sni-endpoints").await.as_array().unwrap().len(), 0);
+
+    let made = w.post("/apps/demo/sni-endpoints", put(format!("{cert}{ca}"), &key)).await;
+    assert_eq!(made["domains"], json!(["demo.localhost", "www.example.com"]));
+    assert_eq!(made["ssl_cert"]["ca_signed?"], true);
+    assert!(!made.to_string().contains("PRIVATE KEY"));
+    // In the store the key is not to be read; the routers get it, for this app's names and not for the other's.
+    let (entries, _) = w.store.list("certificates/").await.unwrap();
+    assert!(entries.len() == 1 && !String::from_utf8_lossy(&entries[0].value).contains("PRIVATE KEY"));
+    let table = w.controller.certificate_table();
+    let names = |table: &flex_model::CertificateTable| -> Vec<String> {
+        table.certificates.iter().flat_map(|c| &c.names).map(ToString::to_string).collect()
+    };
+    w.until("routers have it", async || names(&table.borrow()) == ["demo.localhost", "www.example.com"]).await;
+    assert_eq!(table.borrow().certificates[0].key.expose(), key.serialize_pem());
+
+    let name = made["name"].as_str().unwrap();
+    let (_, new_key, new) = certificate(&["www.example.com"], Some(&issuer), (2020, 2100));
+    w.patch(&format!("/apps/demo/sni-endpoints/{name}"), put(new, &new_key)).await;
+    w.until("routers have the new one", async || names(&table.borrow()) == ["www.example.com"]).await;
+    w.ok(Method::DELETE, "/apps/demo/domains/www.example.com", None).await;
+    w.until("a domain that left takes its certificate along", async || names(&table.borrow()).is_empty()).await;
+    w.ok(Method::DELETE, "/apps/demo", None).await;
+    w.until("nothing is left", async || w.store.list("certificates/").await.unwrap().0.is_empty()).await;
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn a_source_is_uploaded_and_built() {
     let w = World::new().await;
@@ -424,6 +500,13 @@ async fn every_route_answers_as_the_document_says() {
     ask(post.clone(), "/apps/demo/collaborators", json!({ "user": "you@example.com" })).await;
     ask(delete.clone(), "/apps/demo/collaborators/you@example.com", none()).await;
     ask(post.clone(), "/apps/demo/domains", json!({ "hostname": "www.example.com" })).await;
+    let made = rcgen::generate_simple_self_signed(vec!["www.example.com".to_owned()]).unwrap();
+    let body = json!({ "certificate_chain": made.cert.pem(), "private_key": made.signing_key.serialize_pem() });
+    let name = text(&ask(post.clone(), "/apps/demo/sni-endpoints", body.clone()).await["name"]);
+    ask(get.clone(), "/apps/demo/sni-endpoints", Value::Null).await;
+    ask(patch.clone(), &format!("/apps/demo/sni-endpoints/{name}"), body).await;
+    ask(get.clone(), &format!("/apps/demo/sni-endpoints/{name}"), Value::Null).await;
+    ask(delete.clone(), &format!("/apps/demo/sni-endpoints/{name}"), none()).await;
     ask(delete.clone(), "/apps/demo/domains/www.example.com", none()).await;
     let session = ask(post.clone(), "/apps/demo/log-sessions", json!({ "lines": 5 })).await;
     ask(get.clone(), &text(&session["logplex_url"]), Value::Null).await;

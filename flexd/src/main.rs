@@ -8,6 +8,7 @@ mod installation;
 mod ports;
 mod server;
 mod settings;
+mod tls;
 
 use clap::Parser;
 use settings::{Flags, Settings};

@@ -77,7 +77,7 @@ fn guard(settings: &Settings, http_port: u16) -> Option<GuardSettings> {
     }
     used.sort();
     used.dedup();
-    let host_ports = network.host_ports.iter().copied().chain([http_port]).collect();
+    let host_ports = network.host_ports.iter().copied().chain([http_port]).chain(settings.https.map(|a| a.port())).collect();
     Some(GuardSettings { deny: network.deny.clone(), allow: network.allow.clone(), used, host_ports, ..GuardSettings::default() })
 }
 
@@ -143,8 +143,10 @@ pub async fn serve(settings: Settings) -> Result<(), String> {
     });
 
     let (access, lines) = AccessQueue::new(ACCESS_LINES);
-    let router = router_settings(&settings, http)?;
+    let mut router = router_settings(&settings, http)?;
+    router.tls.certificates = Some(controller.certificate_table());
     let router = Router::bind(router, controller.routes(), Arc::new(access)).await.map_err(|e| chain(&e))?;
+    let https = router.local_tls_addrs().first().map_or_else(|| "off".to_owned(), ToString::to_string);
     let status = relay_status(router.status(), controller.router_status(), stop.clone());
     let agent = Agent::new(
         AgentSettings { host: installation.host, state_dir: settings.data_dir.join("agent") },
@@ -172,9 +174,9 @@ pub async fn serve(settings: Settings) -> Result<(), String> {
     spawn(&mut tasks, "snapshots", snapshots(store.clone(), settings.data_dir.clone(), token()));
     spawn(&mut tasks, "access lines", access_lines(lines, logs.clone(), token()));
     spawn(&mut tasks, "router status", status);
-    tracing::info!(api = %api_addr, http = %http, ssh = %ssh, data = %settings.data_dir.display(), "flexd serves");
+    tracing::info!(api = %api_addr, http = %http, https, ssh = %ssh, data = %settings.data_dir.display(), "flexd serves");
     println!(
-        "flexd {} serves: API {api_addr}, HTTP {http}, git over SSH {ssh}, data {}",
+        "flexd {} serves: API {api_addr}, HTTP {http}, HTTPS {https}, git over SSH {ssh}, data {}",
         env!("CARGO_PKG_VERSION"),
         settings.data_dir.display()
     );
@@ -203,6 +205,7 @@ fn router_settings(settings: &Settings, http: std::net::SocketAddr) -> Result<Ro
         workers: settings.router_workers.unwrap_or(0),
         state_dir: Some(settings.data_dir.join("router")),
         trusted_proxies: trusted.map_err(|e| format!("router.trusted_proxies: {e}"))?,
+        tls: flex_router::TlsSettings { listen: settings.https.into_iter().collect(), certificates: None, min: settings.tls_min },
         ..RouterSettings::default()
     })
 }
@@ -283,6 +286,7 @@ fn controller_settings(
         ssh_host_key: host_key.split_whitespace().take(2).collect::<Vec<_>>().join(" "),
         api_url: api_url.trim_end_matches('/').to_owned(),
         stack: settings.stack.parse().map_err(|e| format!("stack: {e}"))?,
+        fallback_certificate: Some(Arc::new(crate::tls::self_signed(&settings.data_dir, &settings.domain)?)),
         version: env!("CARGO_PKG_VERSION").into(),
     })
 }

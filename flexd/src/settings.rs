@@ -5,6 +5,7 @@
 
 use clap::Args;
 use flex_model::{DomainName, Memory};
+use flex_router::MinTls;
 use flex_runtime::{Net, Target};
 use flex_store::Engine;
 use serde::Deserialize;
@@ -28,6 +29,12 @@ pub struct Flags {
     /// Where the apps' HTTP router listens [default: 0.0.0.0:8080]
     #[arg(long, env = "FLEXD_HTTP", value_name = "ADDR")]
     pub http: Option<SocketAddr>,
+    /// Where the apps' HTTPS router listens; "off" for nowhere [default: 0.0.0.0:8443]
+    #[arg(long, env = "FLEXD_HTTPS", value_name = "ADDR")]
+    pub https: Option<Listen>,
+    /// Oldest TLS version of clients: 1.2 or 1.3 [default: 1.2]
+    #[arg(long, env = "FLEXD_TLS_MIN", value_name = "VERSION")]
+    pub tls_min: Option<MinTls>,
     /// Where git over SSH listens [default: 0.0.0.0:2222]
     #[arg(long, env = "FLEXD_SSH", value_name = "ADDR")]
     pub ssh: Option<SocketAddr>,
@@ -54,12 +61,32 @@ pub struct Flags {
     pub log_json: bool,
 }
 
+/// An address to listen on, or `off`.
+#[derive(Debug, Clone, Copy)]
+pub struct Listen(Option<SocketAddr>);
+
+impl std::str::FromStr for Listen {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        match text {
+            "off" => Ok(Self(None)),
+            _ => text
+                .parse()
+                .map(|a| Self(Some(a)))
+                .map_err(|_| format!("{text:?} is neither an address such as 0.0.0.0:8443 nor off")),
+        }
+    }
+}
+
 /// `flexd.toml`. Unknown names are errors: a misspelt setting must not be a silent default.
 #[derive(Debug, Clone, Default, Deserialize)]
 #[serde(deny_unknown_fields)]
 struct File {
     api: Option<SocketAddr>,
     http: Option<SocketAddr>,
+    https: Option<String>,
+    tls_min: Option<String>,
     ssh: Option<SocketAddr>,
     domain: Option<String>,
     api_url: Option<String>,
@@ -112,6 +139,9 @@ pub struct Settings {
     pub data_dir: PathBuf,
     pub api: SocketAddr,
     pub http: SocketAddr,
+    /// `None`: no HTTPS.
+    pub https: Option<SocketAddr>,
+    pub tls_min: MinTls,
     pub ssh: SocketAddr,
     pub domain: DomainName,
     pub api_url: String,
@@ -177,7 +207,19 @@ impl Settings {
             Some(t) => t.parse().map_err(|e| format!("build.{name}: {e}")),
             None => Ok(default),
         };
+        let https = match (flags.https, file.https) {
+            (Some(listen), _) => listen,
+            (None, Some(text)) => text.parse().map_err(|e| format!("https: {e}"))?,
+            (None, None) => Listen(Some(SocketAddr::from(([0, 0, 0, 0], 8443)))),
+        };
+        let tls_min = match (flags.tls_min, file.tls_min) {
+            (Some(min), _) => min,
+            (None, Some(text)) => text.parse().map_err(|e| format!("tls_min: {e}"))?,
+            (None, None) => MinTls::default(),
+        };
         Ok(Self {
+            https: https.0,
+            tls_min,
             api,
             http: flags.http.or(file.http).unwrap_or_else(|| SocketAddr::from(([0, 0, 0, 0], 8080))),
             ssh: flags.ssh.or(file.ssh).unwrap_or_else(|| SocketAddr::from(([0, 0, 0, 0], 2222))),

@@ -52,6 +52,8 @@ ids! {
     TokenId;
     /// A custom domain of an app.
     DomainId;
+    /// A certificate that somebody added; Heroku's "SNI endpoint".
+    CertificateId;
     /// A route that somebody made.
     RouteId;
     /// One entry of the event history.

@@ -8,6 +8,7 @@
 pub mod app;
 pub mod app_json;
 pub mod build;
+pub mod certificate;
 pub mod event;
 pub mod host;
 pub mod ids;
@@ -25,6 +26,7 @@ pub mod user;
 
 pub use app::{App, ProcessScale};
 pub use build::{Build, BuildPhase, BuildStatus, BuildpackRef, PhaseTime, Slug};
+pub use certificate::{Certificate, CertificateTable, Challenge};
 pub use event::Event;
 pub use host::{Host, HostState};
 pub use ids::*;

@@ -130,6 +130,8 @@ pub enum Refusal {
     Method,
     Expectation,
     NoSuchApp,
+    /// The name of the request has another certificate than the name that the connection was made for.
+    Misdirected,
     ConnectionLimit,
 }
 
@@ -148,6 +150,12 @@ impl Refusal {
                 "no_such_app",
                 "No such app",
                 "There is no app at this host name. Check the address, or add the domain to your app.",
+            ),
+            Self::Misdirected => p(
+                421,
+                "misdirected_request",
+                "Misdirected request",
+                "This connection was made for another host name. Connect again for this one.",
             ),
             Self::ConnectionLimit => {
                 p(503, "connection_limit", "Too many connections", "The router has no connection left. Try again in a moment.")
@@ -254,6 +262,7 @@ fn reason(status: u16) -> &'static str {
         405 => "Method Not Allowed",
         408 => "Request Timeout",
         417 => "Expectation Failed",
+        421 => "Misdirected Request",
         431 => "Request Header Fields Too Large",
         505 => "HTTP Version Not Supported",
         _ => "Service Unavailable",

@@ -8,9 +8,11 @@ use crate::{
         request::{self, Arrival, Framing},
         scan::{Scan, Scanner},
     },
+    h2,
     io::{Guard, Io},
     metrics::Counters,
-    proxy_protocol::{self, Origin},
+    proxy_protocol::{self, Origin, Tlv},
+    tls,
     worker::Worker,
 };
 use flex_model::ProxyVersion;
@@ -39,9 +41,34 @@ pub(crate) struct Conn<'a, S> {
     /// Read and not used yet.
     pub(crate) buf: Vec<u8>,
     pub(crate) guard: Rc<Guard>,
-    origin: Origin,
-    trusted: bool,
-    scheme: &'static str,
+    meeting: Kept<'a>,
+    /// Nothing was read of it yet, so that it may turn out to be HTTP/2.
+    fresh: bool,
+}
+
+/// All requests of an HTTP/2 connection share one meeting.
+enum Kept<'a> {
+    Own(Meeting),
+    Shared(&'a Meeting),
+}
+
+impl std::ops::Deref for Kept<'_> {
+    type Target = Meeting;
+
+    fn deref(&self) -> &Meeting {
+        match self {
+            Self::Own(meeting) => meeting,
+            Self::Shared(meeting) => meeting,
+        }
+    }
+}
+
+/// How a connection's HTTP/1.1 ended.
+#[derive(Debug, PartialEq, Eq)]
+enum End {
+    Closed,
+    /// It never was: the client speaks HTTP/2.
+    Http2,
 }
 
 /// How the wait for a head ended.
@@ -60,14 +87,92 @@ pub(crate) enum After {
     Linger,
 }
 
+/// What is known of a client before its first request.
+pub(crate) struct Meeting {
+    origin: Origin,
+    trusted: bool,
+    scheme: &'static str,
+    /// The access line's end.
+    protocol: &'static str,
+    /// The name that the TLS connection was made for.
+    sni: Option<Box<str>>,
+}
+
+impl Meeting {
+    fn new(worker: &Worker, origin: Origin, scheme: &'static str, protocol: &'static str) -> Self {
+        let trusted = worker.shared.settings.trusted_proxies.iter().any(|range| range.contains(origin.source.ip()));
+        Self { origin, trusted, scheme, protocol, sni: None }
+    }
+}
+
 /// Serves one plain connection to its end.
-pub(crate) async fn serve(worker: &Worker, mut stream: TcpStream, peer: SocketAddr, local: SocketAddr) {
+pub(crate) async fn serve(worker: &Rc<Worker>, mut stream: TcpStream, peer: SocketAddr, local: SocketAddr) {
     let watched = worker.watch();
     let Some(origin) = worker.origin(&mut stream, peer, local).await else { return };
-    let trusted = worker.shared.settings.trusted_proxies.iter().any(|range| range.contains(origin.source.ip()));
+    let meeting = Meeting::new(worker, origin, "http", "http");
     let guard = watched.guard.clone();
-    let mut conn = Conn { worker, io: Io::new(stream), buf: Vec::new(), guard, origin, trusted, scheme: "http" };
+    let mut conn = Conn { worker, io: Io::new(stream), buf: Vec::new(), guard, meeting: Kept::Own(meeting), fresh: true };
+    if conn.run().await == End::Http2 {
+        let Conn { io, buf, guard, meeting: Kept::Own(mut meeting), .. } = conn else { return };
+        meeting.protocol = "http http_version=2";
+        Box::pin(h2::serve(worker, io.into_inner(), buf, &guard, meeting)).await;
+    }
+}
+
+/// Serves one TLS connection to its end.
+pub(crate) async fn serve_tls(worker: &Rc<Worker>, mut stream: TcpStream, peer: SocketAddr, local: SocketAddr) {
+    let watched = worker.watch();
+    let Some(origin) = worker.origin(&mut stream, peer, local).await else { return };
+    let mut meeting = Meeting::new(worker, origin, "https", "");
+    let guard = watched.guard.clone();
+    guard.arm(worker.shared.settings.timeouts.handshake);
+    // Boxed, so that a connection that is past its handshake does not hold the room for one.
+    let Some(stream) = Box::pin(tls::accept(worker, &guard, stream)).await else {
+        return Counters::add(&worker.counters.tls_failed, 1);
+    };
+    let session = stream.get_ref().1;
+    let newest = session.protocol_version() == Some(rustls::ProtocolVersion::TLSv1_3);
+    let two = match session.alpn_protocol() {
+        Some(tls::ACME_PROTOCOL) => return,
+        alpn => alpn == Some(b"h2"),
+    };
+    meeting.protocol = match (newest, two) {
+        (true, false) => "https tls_version=tls1.3",
+        (true, true) => "https tls_version=tls1.3 http_version=2",
+        (false, false) => "https tls_version=tls1.2",
+        (false, true) => "https tls_version=tls1.2 http_version=2",
+    };
+    meeting.sni = session.server_name().map(Box::from);
+    if let Some(sni) = &meeting.sni {
+        meeting.origin.add(proxy_protocol::AUTHORITY, sni.as_bytes());
+    }
+    if meeting.origin.tlv(proxy_protocol::SSL).is_none() {
+        meeting.origin.tlvs.push(Tlv::ssl(if newest { "TLSv1.3" } else { "TLSv1.2" }));
+    }
+    if two {
+        return Box::pin(h2::serve(worker, stream, Vec::new(), &guard, meeting)).await;
+    }
+    let mut conn = Conn { worker, io: Io::new(stream), buf: Vec::new(), guard, meeting: Kept::Own(meeting), fresh: false };
     conn.run().await;
+}
+
+/// Serves one request of an HTTP/2 connection; `head` was read of it, the rest comes from `stream`.
+pub(crate) async fn serve_one<S>(worker: &Worker, stream: S, head: Vec<u8>, meeting: &Meeting)
+where
+    S: AsyncRead + AsyncWrite + Unpin,
+{
+    let watched = worker.watch();
+    let (guard, io) = (watched.guard.clone(), Io::new(stream));
+    let mut conn = Conn { worker, io, buf: head, guard, meeting: Kept::Shared(meeting), fresh: false };
+    match conn.head().await {
+        Next::Head(n) => {
+            conn.request(n).await;
+        }
+        Next::Refuse(why) => {
+            conn.refuse(why, Prefer::Html, false).await;
+        }
+        Next::End => {}
+    }
 }
 
 /// Tells a client, if it listens, that there is no room. One write that cannot block.
@@ -77,32 +182,37 @@ pub(crate) fn refuse_connection(worker: &Worker, stream: &TcpStream) {
 }
 
 impl<S: AsyncRead + AsyncWrite + Unpin> Conn<'_, S> {
-    async fn run(&mut self) {
+    async fn run(&mut self) -> End {
         loop {
             let after = match self.head().await {
+                Next::Head(n) if self.fresh && self.buf[..n] == *h2::PRIOR_KNOWLEDGE => return End::Http2,
                 // Boxed, so that an idle connection does not hold the room that a request needs.
                 Next::Head(n) => Box::pin(self.request(n)).await,
                 Next::Refuse(why) => self.refuse(why, Prefer::Html, false).await,
-                Next::End => return,
+                Next::End => return End::Closed,
             };
+            self.fresh = false;
             match after {
                 After::Reuse => {}
                 After::Close => {
                     let _ = poll_fn(|cx| self.io.poll_shutdown(cx)).await;
-                    return;
+                    return End::Closed;
                 }
-                After::Linger => return Box::pin(self.linger()).await,
+                After::Linger => {
+                    Box::pin(self.linger()).await;
+                    return End::Closed;
+                }
             }
         }
     }
 
     pub(crate) fn scheme(&self) -> &'static str {
-        self.scheme
+        self.meeting.scheme
     }
 
     /// What tells an instance who the client is.
     pub(crate) fn proxy_header(&self, version: ProxyVersion, request_id: &str) -> Vec<u8> {
-        let mut origin = self.origin.clone();
+        let mut origin = self.meeting.origin.clone();
         origin.add(proxy_protocol::UNIQUE_ID, request_id);
         origin.header(version)
     }
@@ -161,10 +271,10 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Conn<'_, S> {
     async fn request(&mut self, n: usize) -> After {
         let at_ms = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |d| u64::try_from(d.as_millis()).unwrap_or(0));
         let arrival = Arrival {
-            peer: self.origin.source.ip(),
-            trusted: self.trusted,
-            port: self.origin.destination.port(),
-            scheme: self.scheme,
+            peer: self.meeting.origin.source.ip(),
+            trusted: self.meeting.trusted,
+            port: self.meeting.origin.destination.port(),
+            scheme: self.meeting.scheme,
             at_ms,
             random: rand::random(),
         };
@@ -174,9 +284,20 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Conn<'_, S> {
             Ok(request) => request,
             Err(why) => return self.refuse(why, Prefer::Html, false).await,
         };
+        if let Some(sni) = &self.meeting.sni
+            && **sni != *request.host
+            && !self.worker.shared.tls.store.same_certificate(sni, &request.host)
+        {
+            return self.refuse(Refusal::Misdirected, request.prefer, request.head_only).await;
+        }
+        if let Some(token) = request.path().strip_prefix("/.well-known/acme-challenge/")
+            && let Some(proof) = self.worker.shared.tls.store.proof(&request.host, token)
+        {
+            return self.prove(&proof).await;
+        }
         let app = self.worker.find(&request);
         match app {
-            Some(app) => exchange::run(self, request, app, self.scheme).await,
+            Some(app) => exchange::run(self, request, app, self.meeting.protocol).await,
             None => {
                 let keep =
                     request.keep_alive && request.framing == Framing::None && !request.http10 && !self.worker.draining.get();
@@ -186,6 +307,13 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Conn<'_, S> {
                 if !sent || !keep { After::Linger } else { After::Reuse }
             }
         }
+    }
+
+    /// Answers a certificate authority, which asks once.
+    async fn prove(&mut self, proof: &str) -> After {
+        let head = "HTTP/1.1 200 OK\r\nContent-Type: application/octet-stream\r\nConnection: close\r\nContent-Length: ";
+        self.send(format!("{head}{}\r\n\r\n{proof}", proof.len()).as_bytes()).await;
+        After::Linger
     }
 
     async fn refuse(&mut self, why: Refusal, prefer: Prefer, head_only: bool) -> After {
@@ -217,7 +345,10 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Conn<'_, S> {
                     Err(_) => return Poll::Ready(false),
                 }
             }
-            Poll::Ready(true)
+            if self.guard.poll_expired(cx) {
+                return Poll::Ready(false);
+            }
+            Poll::Ready(ready!(self.io.poll_flush(cx)).is_ok())
         })
         .await
     }

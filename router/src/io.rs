@@ -50,8 +50,18 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Io<S> {
         }
     }
 
+    /// Sends what the stream itself holds back: TLS writes records, and a record may be taken in part. Does nothing on a
+    /// plain connection.
+    pub(crate) fn poll_flush(&self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut *self.0.borrow_mut()).poll_flush(cx)
+    }
+
     pub(crate) fn poll_shutdown(&self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         Pin::new(&mut *self.0.borrow_mut()).poll_shutdown(cx)
+    }
+
+    pub(crate) fn into_inner(self) -> S {
+        self.0.into_inner()
     }
 
     /// Looks at the stream itself.

@@ -4,7 +4,7 @@
 //! Must not: call the API, the store or DNS for a request; block on a slow reader of its access lines; believe
 //! forwarding headers of clients.
 //!
-//! The way of a request: [`worker`] accepts, [`conn`] finds the head, [`h1`] reads it strictly and writes it anew,
+//! The way of a request: [`worker`] accepts, [`conn`] finds the head, [`h1`] reads it strictly and writes it anew ([`h2`] turns HTTP/2 into it),
 //! [`table`] finds the app, [`upstream`] a connection to an instance, [`exchange`] moves both contents with [`pump`],
 //! [`access`] tells of it. What is not HTTP goes through [`l4`].
 
@@ -15,6 +15,7 @@ mod codes;
 mod conn;
 mod exchange;
 mod h1;
+mod h2;
 mod io;
 mod l4;
 mod metrics;
@@ -27,6 +28,7 @@ mod settings;
 mod shared;
 mod sticky;
 mod table;
+mod tls;
 mod upstream;
 mod worker;
 
@@ -34,4 +36,4 @@ pub use access::{AccessLines, AccessQueue, AccessSink};
 pub use codes::Code;
 pub use metrics::{Metrics, MetricsSnapshot};
 pub use router::{Router, RouterError};
-pub use settings::{Cidr, Limits, RouterSettings, Timeouts};
+pub use settings::{Cidr, Limits, MinTls, RouterSettings, Timeouts, TlsSettings};

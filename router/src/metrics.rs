@@ -25,6 +25,11 @@ pub(crate) struct Counters {
     pub(crate) retries: AtomicU64,
     pub(crate) ejections: AtomicU64,
     pub(crate) upgrades: AtomicU64,
+    pub(crate) tls_handshakes: AtomicU64,
+    pub(crate) tls_resumed: AtomicU64,
+    pub(crate) tls_failed: AtomicU64,
+    pub(crate) h2_connections: AtomicU64,
+    pub(crate) h2_refused: AtomicU64,
     pub(crate) bytes_in: AtomicU64,
     pub(crate) bytes_out: AtomicU64,
 }
@@ -84,6 +89,16 @@ pub struct MetricsSnapshot {
     pub ejections: u64,
     /// Connections that switched protocols.
     pub upgrades: u64,
+    /// TLS handshakes that succeeded.
+    pub tls_handshakes: u64,
+    /// Of those, sessions resumed.
+    pub tls_resumed: u64,
+    /// TLS handshakes that failed or took too long.
+    pub tls_failed: u64,
+    /// Client connections that spoke HTTP/2.
+    pub h2_connections: u64,
+    /// Of those, connections closed for flooding.
+    pub h2_refused: u64,
     /// Content of requests and what upgraded clients sent, in bytes.
     pub bytes_in: u64,
     /// Content of answers and what upgraded clients got, in bytes.
@@ -117,6 +132,11 @@ impl Metrics {
             retries: sum(|c| &c.retries),
             ejections: sum(|c| &c.ejections),
             upgrades: sum(|c| &c.upgrades),
+            tls_handshakes: sum(|c| &c.tls_handshakes),
+            tls_resumed: sum(|c| &c.tls_resumed),
+            tls_failed: sum(|c| &c.tls_failed),
+            h2_connections: sum(|c| &c.h2_connections),
+            h2_refused: sum(|c| &c.h2_refused),
             bytes_in: sum(|c| &c.bytes_in),
             bytes_out: sum(|c| &c.bytes_out),
         }

@@ -2,9 +2,9 @@
 //!
 //! Invariants: the file is always a whole table: it is written beside, synced, and renamed. It says which form it has;
 //! one of a newer form is refused, because what this program does not know of it may be what protects an app. Only its
-//! owner can read it: it holds the key of the cookies.
+//! owner can read it: it holds the key of the cookies. The certificates with their keys lie beside it, on the same terms.
 
-use flex_model::{RouteTable, TABLE_FORMAT};
+use flex_model::{CertificateTable, RouteTable, TABLE_FORMAT};
 use serde::{Deserialize, Serialize};
 use std::{
     fs, io,
@@ -15,7 +15,7 @@ use std::{
 
 /// What went wrong with the file.
 #[derive(Debug, thiserror::Error)]
-#[error("cannot {doing} the routing table {}", path.display())]
+#[error("cannot {doing} the router's {}", path.display())]
 pub struct PersistError {
     doing: &'static str,
     path: PathBuf,
@@ -64,18 +64,37 @@ pub(crate) fn load(dir: &Path) -> Result<Option<RouteTable>, PersistError> {
 
 /// Puts `table` in place of the one before, durably.
 pub(crate) fn save(dir: &Path, table: &RouteTable) -> Result<(), PersistError> {
-    let path = path(dir);
+    write(dir, &path(dir), &Kept { format: TABLE_FORMAT, table })
+}
+
+/// The certificates of last time, if there are any.
+pub(crate) fn load_certificates(dir: &Path) -> Result<Option<CertificateTable>, PersistError> {
+    let path = dir.join("certificates.json");
+    let failed = |doing, source| PersistError { doing, path: path.clone(), source };
+    match fs::read(&path) {
+        Ok(bytes) => serde_json::from_slice(&bytes).map(Some).map_err(|e| failed("understand", e.into())),
+        Err(e) if e.kind() == io::ErrorKind::NotFound => Ok(None),
+        Err(e) => Err(failed("read", e)),
+    }
+}
+
+/// Puts the certificates in place of those before, durably. Challenges are left out: they are over in minutes.
+pub(crate) fn save_certificates(dir: &Path, table: &CertificateTable) -> Result<(), PersistError> {
+    write(dir, &dir.join("certificates.json"), &CertificateTable { challenges: Vec::new(), ..table.clone() })
+}
+
+fn write(dir: &Path, path: &Path, what: &impl Serialize) -> Result<(), PersistError> {
     let failed = |doing| {
-        let path = path.clone();
+        let path = path.to_owned();
         move |source| PersistError { doing, path, source }
     };
-    let bytes = serde_json::to_vec(&Kept { format: TABLE_FORMAT, table }).map_err(|e| failed("encode")(e.into()))?;
+    let bytes = serde_json::to_vec(what).map_err(|e| failed("encode")(e.into()))?;
     fs::create_dir_all(dir).map_err(failed("make the directory of"))?;
     let beside = path.with_extension("json.new");
     let options = fs::OpenOptions::new().write(true).create(true).truncate(true).mode(0o600).to_owned();
     let mut file = options.open(&beside).map_err(failed("write"))?;
     file.write_all(&bytes).and_then(|()| file.sync_all()).map_err(failed("write"))?;
-    fs::rename(&beside, &path).map_err(failed("replace"))?;
+    fs::rename(&beside, path).map_err(failed("replace"))?;
     fs::File::open(dir).and_then(|d| d.sync_all()).map_err(failed("sync the directory of"))
 }
 

@@ -154,6 +154,14 @@ impl Pump {
                     }
                 }
             }
+            match to.poll_flush(cx) {
+                Poll::Ready(Ok(())) => {}
+                Poll::Ready(Err(_)) => return Poll::Ready(Err(PumpError::Sink)),
+                Poll::Pending => {
+                    (self.stalled, self.waits) = (true, Waits::Sink);
+                    return Poll::Pending;
+                }
+            }
             // Nothing waits: give the memory back, since most streams are quiet most of the time.
             (self.out, self.at) = (Vec::new(), 0);
             if self.ended {

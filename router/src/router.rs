@@ -10,9 +10,10 @@ use crate::{
     registry::Registry,
     shared::{Dirty, Shared},
     table::Routes,
-    worker,
+    tls::{self, Tls},
+    worker::{self, Listeners},
 };
-use flex_model::{RouteTable, RouterStatus};
+use flex_model::{CertificateTable, RouteTable, RouterStatus};
 use std::{
     future::Future,
     io,
@@ -44,6 +45,8 @@ pub enum RouterError {
     },
     #[error("the router has no address to listen on: set at least one")]
     NoListener,
+    #[error("cannot set up TLS")]
+    Tls(#[source] rustls::Error),
     #[error("cannot start a router worker")]
     Worker(#[source] io::Error),
     #[error("a router worker stopped by a fault in the program")]
@@ -55,8 +58,9 @@ pub struct Router {
     shared: Arc<Shared>,
     counters: Vec<Arc<Counters>>,
     /// One set for each worker.
-    listeners: Vec<Vec<StdListener>>,
+    listeners: Vec<Listeners>,
     local: Vec<SocketAddr>,
+    local_tls: Vec<SocketAddr>,
     registry: Arc<Mutex<Registry>>,
     table: watch::Receiver<Arc<RouteTable>>,
     status: watch::Sender<RouterStatus>,
@@ -72,14 +76,18 @@ impl Router {
         mut table: watch::Receiver<Arc<RouteTable>>,
         access: Arc<dyn AccessSink>,
     ) -> Result<Self, RouterError> {
-        if settings.listen.is_empty() {
+        if settings.listen.is_empty() && settings.tls.listen.is_empty() {
             return Err(RouterError::NoListener);
         }
         let workers = match settings.workers {
             0 => std::thread::available_parallelism().map_or(1, usize::from),
             n => n,
         };
-        let (listeners, local) = listen(&settings.listen, workers)?;
+        let (plain, local) = listen(&settings.listen, workers)?;
+        let (secure, local_tls) = listen(&settings.tls.listen, workers)?;
+        let listeners = plain.into_iter().zip(secure).map(|(plain, tls)| Listeners { plain, tls }).collect();
+        let tls = Tls::new(settings.tls.min)?;
+        tls.replace(&*first_certificates(&settings).await);
         let mut first = table.borrow_and_update().clone();
         if let Some(dir) = settings.state_dir.clone() {
             match tokio::task::spawn_blocking(move || persist::load(&dir)).await {
@@ -102,6 +110,7 @@ impl Router {
             clock: Clock::start(),
             own_ports: local.iter().map(SocketAddr::port).collect(),
             port_problems: Mutex::default(),
+            tls,
         });
         let registry = Arc::new(Mutex::new(Registry::default()));
         apply(&shared, &registry, &first);
@@ -112,12 +121,17 @@ impl Router {
         });
         // One more for what is not HTTP.
         let counters = (0..=workers).map(|_| Arc::default()).collect();
-        Ok(Self { shared, counters, listeners, local, registry, table, status })
+        Ok(Self { shared, counters, listeners, local, local_tls, registry, table, status })
     }
 
     /// The first address that it listens on, with the port that was taken.
     pub fn local_addr(&self) -> SocketAddr {
         self.local[0]
+    }
+
+    /// The addresses of its HTTPS listeners, in the order of the settings.
+    pub fn local_tls_addrs(&self) -> &[SocketAddr] {
+        &self.local_tls
     }
 
     /// All addresses that it listens on, in the order of the settings.
@@ -160,6 +174,7 @@ impl Router {
             tokio::spawn(keep_tables(dir, tables, stop.subscribe()))
         });
         let tables = tokio::spawn(follow_tables(shared.clone(), registry.clone(), table));
+        let certificates = shared.settings.tls.certificates.clone().map(|c| tokio::spawn(tls::follow(shared.clone(), c)));
         let statuses = tokio::spawn(publish_status(shared, registry, status));
         tokio::select! {
             () = shutdown => {}
@@ -175,10 +190,32 @@ impl Router {
         let _ = l4.await;
         tables.abort();
         statuses.abort();
+        if let Some(certificates) = certificates {
+            certificates.abort();
+        }
         if let Some(keeper) = keeper {
             let _ = keeper.await;
         }
         result?
+    }
+}
+
+/// What the control plane says, or what it said last.
+async fn first_certificates(settings: &RouterSettings) -> Arc<CertificateTable> {
+    if let Some(certificates) = &settings.tls.certificates {
+        let now = certificates.borrow().clone();
+        if now.revision > 0 {
+            return now;
+        }
+    }
+    let Some(dir) = settings.state_dir.clone() else { return Arc::default() };
+    match tokio::task::spawn_blocking(move || persist::load_certificates(&dir)).await {
+        Ok(Ok(kept)) => Arc::new(kept.unwrap_or_default()),
+        Ok(Err(e)) => {
+            tracing::warn!(error = &e as &dyn std::error::Error, "going on without the certificates kept on disk");
+            Arc::default()
+        }
+        Err(_) => Arc::default(),
     }
 }
 

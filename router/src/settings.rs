@@ -1,11 +1,14 @@
 //! What an operator may set, with the defaults and their reasons. Parsed and checked by the caller; plain values here.
 
+use flex_model::CertificateTable;
 use std::{
     net::{IpAddr, SocketAddr},
     path::PathBuf,
     str::FromStr,
+    sync::Arc,
     time::Duration,
 };
+use tokio::sync::watch;
 
 /// Everything that a router is told at its start. What changes later comes with the routing table.
 #[derive(Debug, Clone)]
@@ -29,6 +32,7 @@ pub struct RouterSettings {
     pub proxy_protocol_http: Vec<Cidr>,
     /// The same for the ports of TCP routes.
     pub proxy_protocol_tcp: Vec<Cidr>,
+    pub tls: TlsSettings,
 }
 
 impl Default for RouterSettings {
@@ -44,6 +48,38 @@ impl Default for RouterSettings {
             l4_address: IpAddr::from([0, 0, 0, 0]),
             proxy_protocol_http: Vec::new(),
             proxy_protocol_tcp: Vec::new(),
+            tls: TlsSettings::default(),
+        }
+    }
+}
+
+/// TLS of clients.
+#[derive(Debug, Clone, Default)]
+pub struct TlsSettings {
+    /// HTTPS listeners. Port 0 takes a free port. None: no HTTPS.
+    pub listen: Vec<SocketAddr>,
+    /// The certificates, as they change. Without it only what is kept on disk is known.
+    pub certificates: Option<watch::Receiver<Arc<CertificateTable>>>,
+    /// The oldest version that is spoken.
+    pub min: MinTls,
+}
+
+/// The oldest version of TLS that is spoken. Older ones than 1.2 are never.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum MinTls {
+    #[default]
+    Tls12,
+    Tls13,
+}
+
+impl FromStr for MinTls {
+    type Err = flex_model::Invalid;
+
+    fn from_str(s: &str) -> Result<Self, Self::Err> {
+        match s {
+            "1.2" => Ok(Self::Tls12),
+            "1.3" => Ok(Self::Tls13),
+            _ => Err(flex_model::Invalid::new("TLS version", s, "use 1.2 or 1.3")),
         }
     }
 }
@@ -51,6 +87,8 @@ impl Default for RouterSettings {
 /// How long each thing may take. Kept to about a quarter of a second, except those about connecting.
 #[derive(Debug, Clone)]
 pub struct Timeouts {
+    /// From a connection to an HTTPS listener to the end of the TLS handshake.
+    pub handshake: Duration,
     /// From a request's first byte to the end of its head (slow-header attacks end here).
     pub head: Duration,
     /// An idle connection between two requests.
@@ -81,6 +119,7 @@ impl Default for Timeouts {
     fn default() -> Self {
         let s = Duration::from_secs;
         Self {
+            handshake: s(10),
             head: s(10),
             keep_alive: s(60),
             first_byte: s(30),

@@ -1,7 +1,7 @@
 //! What the workers share: the current routes, the settings, and a few counts.
 
-use crate::{AccessSink, RouterSettings, io::Clock, table::Routes};
-use flex_model::RouteProblem;
+use crate::{AccessSink, RouterSettings, io::Clock, persist, table::Routes, tls::Tls};
+use flex_model::{CertificateTable, RouteProblem};
 use std::sync::{
     Arc, Mutex, PoisonError,
     atomic::{AtomicBool, AtomicUsize, Ordering::SeqCst},
@@ -18,6 +18,7 @@ pub(crate) struct Shared {
     pub(crate) held: AtomicUsize,
     pub(crate) connections: AtomicUsize,
     pub(crate) clock: Clock,
+    pub(crate) tls: Tls,
     /// Ports that the router itself listens on.
     pub(crate) own_ports: Vec<u16>,
     /// Ports of routes that could not be opened.
@@ -25,6 +26,17 @@ pub(crate) struct Shared {
 }
 
 impl Shared {
+    pub(crate) fn keep_certificates(&self, table: &CertificateTable) {
+        if let Some(dir) = &self.settings.state_dir
+            && let Err(e) = persist::save_certificates(dir, table)
+        {
+            tracing::error!(
+                error = &e as &dyn std::error::Error,
+                "the certificates are not kept: a router restarted alone would not have them"
+            );
+        }
+    }
+
     pub(crate) fn set_port_problems(&self, problems: Vec<RouteProblem>) {
         let mut known = self.port_problems.lock().unwrap_or_else(PoisonError::into_inner);
         if *known != problems {

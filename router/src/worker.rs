@@ -18,7 +18,7 @@ use std::{
 };
 use tokio::{
     net::{TcpListener, TcpStream},
-    sync::watch,
+    sync::{Semaphore, watch},
     task::LocalSet,
 };
 
@@ -35,6 +35,8 @@ pub(crate) struct Worker {
     guards: RefCell<Guards>,
     /// No new requests on open connections.
     pub(crate) draining: Cell<bool>,
+    /// Who may do the costly part of a TLS handshake now.
+    pub(crate) handshakes: Semaphore,
 }
 
 /// The guards of all open connections, by slot.
@@ -88,22 +90,36 @@ impl Worker {
     }
 }
 
+/// One worker's listening sockets.
+#[derive(Debug, Default)]
+pub(crate) struct Listeners {
+    pub(crate) plain: Vec<StdListener>,
+    pub(crate) tls: Vec<StdListener>,
+}
+
 /// Runs a worker on this thread until `stop` turns true and its connections have ended or the time to drain is over.
 pub(crate) fn run(
     shared: Arc<Shared>,
     counters: Arc<Counters>,
-    listeners: Vec<StdListener>,
+    listeners: Listeners,
     stop: watch::Receiver<bool>,
 ) -> io::Result<()> {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_io().enable_time().build()?;
-    let worker =
-        Rc::new(Worker { shared, counters, pool: RefCell::default(), guards: RefCell::default(), draining: Cell::new(false) });
+    let worker = Rc::new(Worker {
+        shared,
+        counters,
+        pool: RefCell::default(),
+        guards: RefCell::default(),
+        draining: Cell::new(false),
+        handshakes: Semaphore::new(1),
+    });
     let local = LocalSet::new();
     local.block_on(&runtime, async {
         let mut accepting = Vec::new();
-        for listener in listeners {
+        let plain = listeners.plain.into_iter().map(|l| (l, false));
+        for (listener, tls) in plain.chain(listeners.tls.into_iter().map(|l| (l, true))) {
             let listener = TcpListener::from_std(listener)?;
-            accepting.push(tokio::task::spawn_local(accept(worker.clone(), listener, stop.clone())));
+            accepting.push(tokio::task::spawn_local(accept(worker.clone(), listener, tls, stop.clone())));
         }
         housekeep(&worker, stop, accepting).await;
         Ok(())
@@ -143,29 +159,32 @@ async fn housekeep(worker: &Rc<Worker>, mut stop: watch::Receiver<bool>, accepti
     }
 }
 
-async fn accept(worker: Rc<Worker>, listener: TcpListener, mut stop: watch::Receiver<bool>) {
+async fn accept(worker: Rc<Worker>, listener: TcpListener, tls: bool, mut stop: watch::Receiver<bool>) {
     let Ok(local) = listener.local_addr() else { return };
     while !*stop.borrow() {
         let accepted = tokio::select! {
             accepted = listener.accept() => accepted,
             changed = stop.changed() => match changed { Ok(()) => continue, Err(_) => break },
         };
-        admit(&worker, accepted, local).await;
+        admit(&worker, accepted, local, tls).await;
     }
     // Who connected before the listener closes must not be lost with its queue.
     while let Ok(accepted) = tokio::time::timeout(Duration::ZERO, listener.accept()).await {
-        admit(&worker, accepted, local).await;
+        admit(&worker, accepted, local, tls).await;
     }
 }
 
-async fn admit(worker: &Rc<Worker>, accepted: io::Result<(TcpStream, SocketAddr)>, local: SocketAddr) {
+async fn admit(worker: &Rc<Worker>, accepted: io::Result<(TcpStream, SocketAddr)>, local: SocketAddr, tls: bool) {
     match accepted {
         Ok((stream, peer)) => {
             let worker = worker.clone();
             tokio::task::spawn_local(async move {
                 Counters::add(&worker.counters.connections, 1);
                 match Place::take(&worker.shared.connections, worker.shared.settings.limits.connections) {
+                    Some(_place) if tls => conn::serve_tls(&worker, stream, peer, local).await,
                     Some(_place) => conn::serve(&worker, stream, peer, local).await,
+                    // Words in the clear are no answer to a TLS client.
+                    None if tls => Counters::add(&worker.counters.connections_refused, 1),
                     None => conn::refuse_connection(&worker, &stream),
                 }
                 Counters::add(&worker.counters.connections_ended, 1);

@@ -45,7 +45,8 @@ fn corpus() -> Vec<Case> {
         case("a folded field", post("Transfer-Encoding:\r\n chunked\r\n", &format!("0\r\n\r\n{HIDDEN}"))),
         case("a NUL", post("X: \0\r\n", HIDDEN)),
         case("CONNECT", format!("CONNECT a.test:80 HTTP/1.1\r\nHost: a.test\r\n\r\n{HIDDEN}")),
-        case("h2 prior knowledge", format!("PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n{HIDDEN}")),
+        case("h2 prior knowledge, changed", format!("PRI / HTTP/2.0\r\n\r\nSM\r\n\r\n{HIDDEN}")),
+        case("h2 prior knowledge with fields", format!("PRI * HTTP/2.0\r\nHost: a.test\r\n\r\nSM\r\n\r\n{HIDDEN}")),
         case("not HTTP", format!("\x16\x03\x01\x02{HIDDEN}")),
     ];
     for te in [

@@ -119,7 +119,16 @@ impl Server {
         let out = std::fs::File::create(self.dir.path().join("flexd.out")).unwrap();
         let child = self
             .flexd()
-            .args(["--api", &self.api.to_string(), "--http", &self.http.to_string(), "--ssh", &self.ssh.to_string()])
+            .args([
+                "--api",
+                &self.api.to_string(),
+                "--http",
+                &self.http.to_string(),
+                "--https",
+                "127.0.0.1:0",
+                "--ssh",
+                &self.ssh.to_string(),
+            ])
             .stdout(out)
             .stderr(log)
             .spawn()

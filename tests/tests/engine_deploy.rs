@@ -183,7 +183,10 @@ fn a_backup_brings_everything_back_and_the_store_changes_its_engine() {
         assert!(ok, "{said}");
         let other = if engine == "redb" { "sled" } else { "redb" };
         std::fs::write(server.dir.path().join("flexd.toml"), format!("store = \"{other}\"\n")).unwrap();
-        let (ok, said) = command(server.dir.path(), &["--api", "127.0.0.1:0", "--http", "127.0.0.1:0", "--ssh", "127.0.0.1:0"]);
+        let (ok, said) = command(
+            server.dir.path(),
+            &["--api", "127.0.0.1:0", "--http", "127.0.0.1:0", "--https", "127.0.0.1:0", "--ssh", "127.0.0.1:0"],
+        );
         assert!(!ok && said.contains(engine), "{said}");
         std::fs::write(server.dir.path().join("flexd.toml"), format!("store = \"{engine}\"\n")).unwrap();
         server.up();

@@ -5,6 +5,7 @@ pub mod apps;
 pub mod authorizations;
 pub mod buildpacks;
 pub mod builds;
+pub mod certs;
 pub mod config;
 pub mod deploy;
 pub mod doctor;

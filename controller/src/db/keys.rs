@@ -11,12 +11,15 @@
 //! | `postdeploys/APP` | a `postdeploy` that is to be run, or runs |
 //! | `config/APP/REV` | encrypted config vars |
 //! | `domains/HOSTNAME` | domain |
+//! | `certificates/APP/ID` | certificate, its key encrypted |
 //! | `placements/ID`, `hosts/ID` | as named |
 //! | `sources/ID` | uploaded source |
 //! | `master-key` | fingerprint of the key that config vars are encrypted with |
 //! | `events/TIME-ID` | event; times padded, so that they sort |
 
-use flex_model::{AppId, AppName, BuildId, DomainName, Email, Event, HostId, InstanceId, KeyId, SlugId, SourceId, UserId};
+use flex_model::{
+    AppId, AppName, BuildId, CertificateId, DomainName, Email, Event, HostId, InstanceId, KeyId, SlugId, SourceId, UserId,
+};
 
 pub const MASTER_KEY: &str = "master-key";
 pub const APPS: &str = "apps/";
@@ -25,6 +28,7 @@ pub const SSH_KEYS: &str = "ssh-keys/";
 pub const TOKENS: &str = "tokens/";
 pub const RELEASES: &str = "releases/";
 pub const DOMAINS: &str = "domains/";
+pub const CERTIFICATES: &str = "certificates/";
 pub const PLACEMENTS: &str = "placements/";
 pub const HOSTS: &str = "hosts/";
 pub const EVENTS: &str = "events/";
@@ -88,6 +92,12 @@ pub fn config(app: AppId, rev: u64) -> String {
 }
 pub fn domain(name: &DomainName) -> String {
     format!("{DOMAINS}{name}")
+}
+pub fn certificates(app: AppId) -> String {
+    format!("{CERTIFICATES}{app}/")
+}
+pub fn certificate(app: AppId, id: CertificateId) -> String {
+    format!("{CERTIFICATES}{app}/{id}")
 }
 pub fn placement(id: InstanceId) -> String {
     format!("{PLACEMENTS}{id}")

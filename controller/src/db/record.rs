@@ -1,6 +1,7 @@
 //! Records that only the control plane knows.
 
-use flex_model::{AppId, DomainId, DomainName, SourceId, Timestamp, UserId};
+use crate::crypt::Sealed;
+use flex_model::{AppId, CertificateId, DomainId, DomainName, SourceId, Timestamp, UserId};
 use serde::{Deserialize, Serialize};
 
 /// A custom domain of an app.
@@ -10,6 +11,21 @@ pub struct DomainRecord {
     pub app: AppId,
     pub hostname: DomainName,
     pub created_at: Timestamp,
+}
+
+/// A certificate of an app.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct CertificateRecord {
+    pub id: CertificateId,
+    pub app: AppId,
+    /// As people call it.
+    pub name: String,
+    /// PEM.
+    pub chain: String,
+    /// The private key, encrypted.
+    pub key: Sealed,
+    pub created_at: Timestamp,
+    pub updated_at: Timestamp,
 }
 
 /// A source archive that was promised a place, and may have been uploaded.

@@ -8,6 +8,7 @@ mod accounts;
 mod answer;
 mod apps;
 mod builds;
+mod certificates;
 mod headers;
 pub mod limit;
 mod list;

@@ -2,7 +2,7 @@
 //! else, and so does the OpenAPI document.
 
 use super::openapi::Operation;
-use super::{access, accounts, apps, builds, headers, logs, openapi, registry, releases, run, server};
+use super::{access, accounts, apps, builds, certificates, headers, logs, openapi, registry, releases, run, server};
 use crate::core::Controller;
 use axum::Router;
 use axum::http::Method;
@@ -149,6 +149,11 @@ routes! {
     POST post "/apps/{app}/domains" App apps::add_domain, "Add a domain";
     GET get "/apps/{app}/domains/{domain}" App apps::domain, "One domain";
     DELETE delete "/apps/{app}/domains/{domain}" App apps::remove_domain, "Remove a domain";
+    GET get "/apps/{app}/sni-endpoints" App certificates::list, "Certificates";
+    POST post "/apps/{app}/sni-endpoints" App certificates::create, "Add a certificate";
+    GET get "/apps/{app}/sni-endpoints/{endpoint}" App certificates::info, "One certificate";
+    PATCH patch "/apps/{app}/sni-endpoints/{endpoint}" App certificates::update, "Replace a certificate";
+    DELETE delete "/apps/{app}/sni-endpoints/{endpoint}" App certificates::remove, "Remove a certificate";
     POST post "/apps/{app}/log-sessions" App logs::create, "A URL to read the log from";
     GET get "/v2/" User registry::version, "OCI distribution: which version";
     GET get "/v2/{app}/tags/list" App registry::tags, "OCI distribution: the tags of an app's images";

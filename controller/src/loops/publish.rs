@@ -15,6 +15,10 @@ impl Controller {
     pub(super) async fn publish(&self, read: &Read) {
         self.publish_assignments(read).await;
         self.publish_routes(read);
+        let hosts = read.world.apps.iter().map(|(id, view)| (*id, view.domains.as_slice())).collect();
+        if let Err(e) = self.publish_certificates(&hosts).await {
+            tracing::error!(error = %e, "the certificates cannot be told to the routers; they go on with those they have");
+        }
     }
 
     async fn publish_assignments(&self, read: &Read) {

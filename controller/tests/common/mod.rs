@@ -85,6 +85,7 @@ impl World {
             ssh_host_key: "ssh-ed25519 AAAA".into(),
             api_url: url.clone(),
             stack: "flex-1".parse().unwrap(),
+            fallback_certificate: None,
             version: "0".into(),
         };
         let deps = Deps {

@@ -3,9 +3,10 @@
 #![allow(dead_code, clippy::missing_panics_doc)]
 
 use flex_model::{
-    AppId, AppRoute, AppState, Backend, InstanceId, Match, Policy, Route, RouteId, RouteTable, RouterStatus, Target, Uuid,
+    AppId, AppRoute, AppState, Backend, Certificate, CertificateTable, InstanceId, Match, Policy, Route, RouteId, RouteTable,
+    RouterStatus, Secret, Target, Uuid,
 };
-use flex_router::{AccessQueue, Limits, Metrics, Router, RouterSettings, Timeouts};
+use flex_router::{AccessQueue, Limits, Metrics, MinTls, Router, RouterSettings, Timeouts, TlsSettings};
 use std::{future::Future, net::SocketAddr, path::PathBuf, sync::Arc, time::Duration};
 use tokio::{
     io::{AsyncReadExt as _, AsyncWriteExt as _},
@@ -46,6 +47,8 @@ pub fn table(revision: u64, apps: Vec<AppRoute>) -> Arc<RouteTable> {
 
 pub struct World {
     pub address: SocketAddr,
+    pub https: Option<SocketAddr>,
+    pub certificates: watch::Sender<Arc<CertificateTable>>,
     pub tables: watch::Sender<Arc<RouteTable>>,
     pub status: watch::Receiver<RouterStatus>,
     pub metrics: Metrics,
@@ -62,6 +65,9 @@ pub struct Setup {
     pub workers: usize,
     /// Whatever else is to be set.
     pub tune: fn(&mut RouterSettings),
+    /// Some: listens for HTTPS too.
+    pub certificates: Option<CertificateTable>,
+    pub min_tls: MinTls,
 }
 
 impl Default for Setup {
@@ -73,6 +79,8 @@ impl Default for Setup {
             trusted: vec![],
             workers: 2,
             tune: |_| (),
+            certificates: None,
+            min_tls: MinTls::default(),
         }
     }
 }
@@ -91,7 +99,14 @@ impl Setup {
                 }
             }
         });
+        let https = self.certificates.is_some();
+        let (certificates, certificates_in) = watch::channel(Arc::new(self.certificates.unwrap_or_default()));
         let mut settings = RouterSettings {
+            tls: TlsSettings {
+                listen: https.then_some(([127, 0, 0, 1], 0).into()).into_iter().collect(),
+                certificates: Some(certificates_in),
+                min: self.min_tls,
+            },
             name: "test".into(),
             listen: vec![([127, 0, 0, 1], 0).into()],
             workers: self.workers,
@@ -104,6 +119,7 @@ impl Setup {
         };
         (self.tune)(&mut settings);
         let router = Router::bind(settings, table, Arc::new(queue)).await.unwrap();
+        let https = router.local_tls_addrs().first().copied();
         let (address, status, metrics) = (router.local_addr(), router.status(), router.metrics());
         let (stop, stopped) = oneshot::channel::<()>();
         let served = tokio::spawn(async move {
@@ -114,7 +130,7 @@ impl Setup {
                 .await
                 .unwrap();
         });
-        World { address, tables, status, metrics, lines, stop: Some(stop), served }
+        World { address, https, certificates, tables, status, metrics, lines, stop: Some(stop), served }
     }
 }
 
@@ -161,6 +177,59 @@ impl World {
         self.begin_stop();
         within(&mut self.served).await.unwrap();
     }
+}
+
+/// A certificate that trusts itself, with its key.
+pub struct Pair {
+    pub certificate: Certificate,
+    pub der: rustls::pki_types::CertificateDer<'static>,
+}
+
+impl Pair {
+    pub fn new(id: &str, names: &[&str]) -> Self {
+        let made = rcgen::generate_simple_self_signed(names.iter().map(|n| n.to_string()).collect::<Vec<_>>()).unwrap();
+        let certificate = Certificate {
+            id: id.into(),
+            names: names.iter().map(|n| n.parse().unwrap()).collect(),
+            chain: made.cert.pem(),
+            key: Secret::new(made.signing_key.serialize_pem()),
+        };
+        Self { certificate, der: made.cert.der().clone() }
+    }
+}
+
+pub fn certificates(revision: u64, pairs: &[&Pair]) -> CertificateTable {
+    let certificates = pairs.iter().map(|p| Arc::new(p.certificate.clone())).collect();
+    CertificateTable { revision, certificates, ..CertificateTable::default() }
+}
+
+/// A client that trusts these and nothing else.
+pub fn client_config(
+    trusted: &[&Pair],
+    alpn: &[&[u8]],
+    versions: &[&'static rustls::SupportedProtocolVersion],
+) -> Arc<rustls::ClientConfig> {
+    let mut roots = rustls::RootCertStore::empty();
+    for pair in trusted {
+        roots.add(pair.der.clone()).unwrap();
+    }
+    let mut config = rustls::ClientConfig::builder_with_provider(Arc::new(rustls::crypto::ring::default_provider()))
+        .with_protocol_versions(versions)
+        .unwrap()
+        .with_root_certificates(roots)
+        .with_no_client_auth();
+    config.alpn_protocols = alpn.iter().map(|p| p.to_vec()).collect();
+    Arc::new(config)
+}
+
+/// Waits until `what` holds.
+pub async fn eventually(what: impl AsyncFn() -> bool) {
+    within(async {
+        while !what().await {
+            tokio::time::sleep(Duration::from_millis(10)).await;
+        }
+    })
+    .await;
 }
 
 pub struct Client {

@@ -89,11 +89,11 @@ class World:
         any_port = "127.0.0.1:0"
         with open(self.dir / "out", "w") as out, open(self.dir / "log", "w") as log:
             self.child = subprocess.Popen(
-                [BIN / "flexd", "--data-dir", self.data, "--buildpacks", BUILDPACKS, "--api", any_port, "--http", any_port, "--ssh", any_port],
+                [BIN / "flexd", "--data-dir", self.data, "--buildpacks", BUILDPACKS, "--api", any_port, "--http", any_port, "--https", any_port, "--ssh", any_port],
                 stdin=subprocess.DEVNULL, stdout=out, stderr=log,
             )
         deadline = time.monotonic() + 60
-        while not (found := re.search(r"serves: API (\S+), HTTP (\S+), git over SSH (\S+),", (self.dir / "out").read_text())):
+        while not (found := re.search(r"serves: API (\S+), HTTP (\S+), HTTPS \S+, git over SSH (\S+),", (self.dir / "out").read_text())):
             if self.child.poll() is not None or time.monotonic() > deadline:
                 raise SystemExit(f" !     flexd does not serve:\n{(self.dir / 'log').read_text()}")
             time.sleep(0.02)
