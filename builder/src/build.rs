@@ -62,6 +62,8 @@ pub struct BuildOutput {
     /// The name that the last of them printed: `Python`.
     pub buildpack_description: Option<String>,
     pub has_launcher: bool,
+    /// The TCP port that an image says it listens on, if it is one that no buildpack made and it says exactly one.
+    pub port: Option<u16>,
     pub phases: Vec<PhaseTime>,
     pub commit: Option<CommitId>,
 }
@@ -84,6 +86,7 @@ impl BuildOutput {
             postdeploy: self.app_json.postdeploy.clone(),
             buildpack_description: self.buildpack_description.clone(),
             has_launcher: self.has_launcher,
+            port: self.port,
             created_at,
         }
     }
@@ -214,6 +217,7 @@ pub(crate) fn plain_output(image: ImageRef, app_json: AppJson, phases: Vec<Phase
         buildpacks: Vec::new(),
         buildpack_description: Some(description.to_owned()),
         has_launcher: false,
+        port: None,
         phases,
         commit: None,
     }

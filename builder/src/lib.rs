@@ -12,6 +12,7 @@ mod buildpack;
 mod clean;
 mod container;
 mod direct;
+mod dockerfile;
 pub mod error;
 pub mod oci;
 pub mod release_yaml;

@@ -418,3 +418,102 @@ async fn a_dockerfile_app_and_an_image_need_no_buildpack() {
     assert_eq!(absent.err().code(), "no_image", "{}", absent.err());
     w.runtime.remove_image(&built.image.reference).await.unwrap();
 }
+
+#[tokio::test]
+async fn dockerfiles_are_built_as_people_write_them() {
+    let w = world(|s| {
+        s.env.insert("MIRROR".into(), "http://mirror.example".into());
+    })
+    .await;
+    let dockerfile = "ARG BASE=flex/flex-mini\n\
+        FROM ${BASE}:build AS made\n\
+        ARG MIRROR\n\
+        WORKDIR /made\n\
+        COPY . .\n\
+        # what is left out is not here\n\
+        RUN ls -A > list && \\\n\
+            echo $MIRROR >> list && echo ran\n\
+        FROM flex/flex-mini:run\n\
+        COPY --from=made /made/list /list\n\
+        EXPOSE 3000\n\
+        ENTRYPOINT [\"cat\"]\n\
+        CMD [\"/list\"]\n";
+    let files = [
+        ("Dockerfile", dockerfile),
+        (".dockerignore", "*.log\nsecret\n!keep.log\n"),
+        ("a.log", "x"),
+        ("keep.log", "x"),
+        ("secret/key", "x"),
+        ("src", "x"),
+    ];
+    let ran = w.build(w.commit(&files)).await;
+    for says in ["ran", "2 files left out (.dockerignore)"] {
+        assert!(ran.says(says), "{says:?} is missing in\n{}\n{:?}", ran.log.join("\n"), ran.result);
+    }
+    let built = ran.ok();
+    assert_eq!(built.port, Some(3000));
+    let (said, status) = w.run(&built.image, Command::Image).await;
+    assert_eq!((said.as_str(), status), (".dockerignore\nDockerfile\nkeep.log\nlist\nsrc\nhttp://mirror.example\n", 0));
+    let again = w.build(w.commit(&files)).await;
+    assert!(again.says("Using cache") && !again.says("ran"), "{}", again.log.join("\n"));
+    again.ok();
+
+    // A Procfile says what to run, whatever the image says.
+    let procfile = [files.as_slice(), &[("Procfile", "web: cat /list\nworker: sleep 1\n")]].concat();
+    let with_procfile = w.build(w.commit(&procfile)).await.ok();
+    assert_eq!(with_procfile.process_types.len(), 2);
+
+    for (dockerfile, code, says) in [
+        ("FROM flex/flex-mini:run\nADD http://169.254.169.254/latest /x\n", "dockerfile_refused", "line 2"),
+        ("FROM flex/flex-mini:run\nONBUILD ADD $X /x\n", "dockerfile_refused", "RUN curl"),
+        ("FROM 127.0.0.1:9/none:1\n", "no_image", "127.0.0.1:9/none:1"),
+        ("FROM scratch\nCOPY src /src\n", "no_command", "CMD"),
+        ("FROM flex/flex-mini:run\nCOPY ../../etc/passwd /x\n", "dockerfile_failed", "passwd"),
+        ("NONSENSE\n", "dockerfile_failed", "NONSENSE"),
+    ] {
+        let ran = w.build(w.commit(&[("Dockerfile", dockerfile), ("src", "x")])).await;
+        assert_eq!(ran.err().code(), code, "{dockerfile}: {}", ran.err());
+        assert!(ran.err().to_string().contains(says), "{dockerfile}: {}", ran.err());
+    }
+
+    // A link out of the source leads nowhere: neither into the image nor into the log.
+    let outside = w.dir.path().join("outside");
+    std::fs::write(&outside, "of the machine").unwrap();
+    let packed = w.dir.path().join("link.tar");
+    let tree = w.dir.path().join("link");
+    std::fs::create_dir(&tree).unwrap();
+    std::os::unix::fs::symlink(&outside, tree.join("out")).unwrap();
+    std::os::unix::fs::symlink("/", tree.join("root")).unwrap();
+    let path = format!("root{}", outside.display());
+    let copies = format!("FROM flex/flex-mini:run\nCOPY {path} /b\nCMD [\"cat\", \"/b\"]\n");
+    for copies in ["FROM flex/flex-mini:run\nCOPY out /a\nCMD [\"cat\", \"/a\"]\n", copies.as_str()] {
+        std::fs::write(tree.join("Dockerfile"), copies).unwrap();
+        let tar = process::Command::new("tar").arg("-cf").arg(&packed).arg("-C").arg(&tree).arg(".").status().unwrap();
+        assert!(tar.success());
+        let ran = w.build(Source::Archive(packed.clone())).await;
+        assert!(!ran.says("of the machine"), "{}", ran.log.join("\n"));
+        if let Ok(out) = ran.result {
+            assert!(!w.run(&out.image, Command::Image).await.0.contains("of the machine"));
+        }
+    }
+    w.builder.remove_app(w.app).await.unwrap();
+}
+
+#[tokio::test]
+async fn a_dockerfile_meets_the_limits_too() {
+    let from = "FROM flex/flex-mini:run\n";
+    let file = |w: &World, run: &str| w.commit(&[("Dockerfile", &format!("{from}{run}\nCMD [\"true\"]\n"))]);
+    let w = world(|s| s.timeout = std::time::Duration::from_secs(10)).await;
+    let started = std::time::Instant::now();
+    assert_eq!(w.build(file(&w, "RUN sleep 1000")).await.err().code(), "time_limit");
+    assert!(started.elapsed() < std::time::Duration::from_secs(60));
+    let w = world(|s| s.output_bytes = 100 << 10).await;
+    assert_eq!(w.build(file(&w, "RUN yes flood | head -c 100000000")).await.err().code(), "output_limit");
+    let w = world(|s| s.disk_bytes = 30 << 20).await;
+    let fill = "RUN head -c 20000000 /dev/zero > /a\nRUN head -c 20000000 /dev/zero > /b\nRUN sleep 1000";
+    assert_eq!(w.build(file(&w, fill)).await.err().code(), "disk_limit");
+    let stop = CancellationToken::new();
+    let ran = w.build_until("begun", file(&w, "RUN echo begun; sleep 1000"), stop).await;
+    assert_eq!(ran.err().code(), "cancelled");
+    w.builder.remove_app(w.app).await.unwrap();
+}

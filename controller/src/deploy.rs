@@ -267,6 +267,7 @@ impl Controller {
             postdeploy: p.app_json.postdeploy,
             buildpack_description: (!p.buildpacks.is_empty()).then(|| p.buildpacks.join(", ")),
             has_launcher: p.has_launcher,
+            port: p.port,
             created_at: self.now(),
         }
     }

@@ -48,6 +48,8 @@ pub struct BuildProduct {
     pub app_json: AppJson,
     pub buildpacks: Vec<String>,
     pub has_launcher: bool,
+    /// The port that the image says it listens on.
+    pub port: Option<u16>,
     pub phases: Vec<PhaseTime>,
 }
 

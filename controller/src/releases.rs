@@ -171,6 +171,7 @@ impl Controller {
             slug: base.and_then(|b| b.slug),
             image: base.and_then(|b| b.image.clone()),
             has_launcher: base.is_some_and(|b| b.has_launcher),
+            port: base.and_then(|b| b.port),
             commit: base.and_then(|b| b.commit.clone()),
             config_rev: app.config_rev,
             processes: base.map(|b| b.processes.clone()).unwrap_or_default(),
@@ -384,6 +385,7 @@ fn take_code(app: &mut App, release: &mut Release, build: &Build, slug: &Slug) {
     release.slug = Some(slug.id);
     release.image = Some(slug.image.clone());
     release.has_launcher = slug.has_launcher;
+    release.port = slug.port;
     release.commit.clone_from(&slug.commit);
     release.release_command = slug.process_types.iter().find(|(p, _)| p.is_release_phase()).map(|(_, c)| c.clone());
     release.released = release.release_command.is_none();

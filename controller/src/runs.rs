@@ -14,7 +14,7 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
 
-/// Where `web` is told to listen, in its own network namespace.
+/// Where `web` is told to listen, in its own network namespace, if its image does not say where it does.
 pub const PORT: u16 = 5000;
 /// Processes and threads of an instance: far beyond an ordinary app, far below what harms a host.
 const PIDS: u32 = 1024;
@@ -69,7 +69,7 @@ impl Controller {
         };
         let scale = app.formation.get(process).copied().unwrap_or(ProcessScale::default_for(1));
         let check = process_spec.map_or_else(|| HealthCheck::default_for(process), |p| p.check.clone());
-        self.spec(app, release, command, scale, name, check, process.is_web().then_some(PORT)).await
+        self.spec(app, release, command, scale, name, check, process.is_web().then_some(release.port.unwrap_or(PORT))).await
     }
 
     #[allow(clippy::too_many_arguments, reason = "each is one field of the result")]

@@ -154,6 +154,7 @@ impl Builders for BuilderPort {
             app_json: out.app_json,
             buildpacks: out.buildpacks,
             has_launcher: out.has_launcher,
+            port: out.port,
             phases: out.phases,
         })
     }

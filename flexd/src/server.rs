@@ -58,7 +58,6 @@ pub fn runtime(settings: &Settings, cluster: &str) -> Result<Arc<dyn Runtime>, S
 fn connect(settings: &Settings, cluster: &str, guard: Option<GuardSettings>) -> Result<Arc<dyn Runtime>, String> {
     let mut docker = DockerSettings::local(cluster);
     docker.socket.clone_from(&settings.docker);
-    docker.build_args.clone_from(&settings.build.env);
     docker.guard = guard;
     DockerRuntime::connect(docker).map(|r| Arc::new(r) as Arc<dyn Runtime>).map_err(|e| e.to_string())
 }

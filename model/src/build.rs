@@ -125,6 +125,9 @@ pub struct Slug {
     pub buildpack_description: Option<String>,
     /// Whether the image has the stack's launcher (`/opt/flex/launch`), which sources `.profile.d`.
     pub has_launcher: bool,
+    /// The port that the image says it listens on, where it says one.
+    #[serde(default)]
+    pub port: Option<u16>,
     pub created_at: Timestamp,
 }
 

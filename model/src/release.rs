@@ -87,6 +87,9 @@ pub struct Release {
     pub image: Option<ImageRef>,
     /// Whether commands go through the stack's launcher.
     pub has_launcher: bool,
+    /// Where `web` listens, if the image says it.
+    #[serde(default)]
+    pub port: Option<u16>,
     pub commit: Option<String>,
     pub config_rev: u64,
     pub processes: BTreeMap<ProcessType, ProcessSpec>,

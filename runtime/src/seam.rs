@@ -1,6 +1,8 @@
 //! The two traits: an engine, and a container to build in.
 
-use crate::{Desired, EngineFacts, ExecSpec, ImageFiles, JobSpec, Observed, RuntimeError, SandboxSpec, Session};
+use crate::{
+    Desired, DockerfileSpec, EngineFacts, ExecSpec, ImageFacts, ImageFiles, JobSpec, Observed, RuntimeError, SandboxSpec, Session,
+};
 use async_trait::async_trait;
 use bytes::Bytes;
 use flex_model::{ImageRef, InstanceId};
@@ -49,11 +51,13 @@ pub trait Runtime: Send + Sync + 'static {
     async fn import(&self, image: ImageFiles) -> Result<ImageRef, RuntimeError>;
     /// Asks the engine to pull from a registry, unless it has the image; the answer is content-addressed.
     async fn pull(&self, reference: &str) -> Result<ImageRef, RuntimeError>;
-    /// Builds a Dockerfile from a tar of its context; output lines go to `log`.
+    /// What an image says of itself.
+    async fn image_facts(&self, reference: &str) -> Result<ImageFacts, RuntimeError>;
+    /// Builds a Dockerfile from a tar of its context; output lines go to `log`. Ends when dropped, or when nobody reads
+    /// `log` any more.
     async fn build_dockerfile(
         &self,
-        tag: &str,
-        dockerfile: &str,
+        spec: DockerfileSpec,
         context: BoxStream<'static, std::io::Result<Bytes>>,
         log: tokio::sync::mpsc::Sender<String>,
     ) -> Result<ImageRef, RuntimeError>;

@@ -3,7 +3,12 @@
 use bytes::Bytes;
 use flex_model::{AppId, ExitInfo, InstanceId, InstanceSpec, Memory, Secret, Timestamp};
 use futures_util::stream::BoxStream;
-use std::{collections::BTreeMap, net::IpAddr, path::PathBuf};
+use std::{
+    collections::BTreeMap,
+    net::IpAddr,
+    path::PathBuf,
+    sync::{Arc, Mutex},
+};
 
 /// Why an engine call failed.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -17,6 +22,9 @@ pub enum RuntimeError {
     /// The engine refused the request; the same request will be refused again.
     #[error("the container engine refused: {0}")]
     Refused(String),
+    /// It was ended because it reached a limit.
+    #[error("{0}")]
+    Exceeded(String),
 }
 
 /// What is known of the machine.
@@ -171,4 +179,36 @@ pub struct ImageFiles {
     pub config: Bytes,
     /// From the bottom up: diff id `sha256:…` of each layer, and the file with its (maybe compressed) tar.
     pub layers: Vec<(String, PathBuf)>,
+}
+
+/// A Dockerfile to build.
+#[derive(Debug, Clone)]
+pub struct DockerfileSpec {
+    /// `name:tag` of the image.
+    pub tag: String,
+    /// Path of the Dockerfile in the context.
+    pub dockerfile: String,
+    /// Build arguments; none of them is a secret, since images show them.
+    pub args: BTreeMap<String, String>,
+    /// Hard limit of each step. The engine's interface ends just below 2 GiB.
+    pub memory: Memory,
+    /// Most processes and threads of a step.
+    pub pids: u32,
+    /// Hard limit in thousandths of a core; none: no limit.
+    pub cpu_millis: Option<u32>,
+    /// Most bytes that all steps together may write.
+    pub disk_bytes: u64,
+    /// The last layer that was made: what the engine keeps of a build that fails, to begin with the next time.
+    pub left: Arc<Mutex<Option<String>>>,
+}
+
+/// What an image says of itself.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct ImageFacts {
+    /// Entry point and arguments.
+    pub command: Vec<String>,
+    /// TCP ports that it says it listens on.
+    pub ports: Vec<u16>,
+    /// Instructions for Dockerfiles that begin with it.
+    pub on_build: Vec<String>,
 }

@@ -202,6 +202,7 @@ fn release(app: AppId) -> Release {
         slug: None,
         image: Some(ImageRef { reference: "sha256:0".into(), manifest: None }),
         has_launcher: false,
+        port: None,
         commit: None,
         config_rev: 0,
         processes: BTreeMap::from([(web, spec)]),

@@ -69,6 +69,11 @@ fn parse_line(line: &[u8]) -> Option<Pattern> {
     (!body.is_empty() && segments.len() <= 64 && segments.iter().all(usable)).then_some(Pattern { segments, anchored, directory })
 }
 
+/// Whether a path's segments match a pattern's.
+pub(crate) fn segments_match(pattern: &[Vec<u8>], path: &[&[u8]]) -> bool {
+    match_segments(pattern, path)
+}
+
 fn match_segments(pattern: &[Vec<u8>], path: &[&[u8]]) -> bool {
     // Row by row over the pattern, so that many `**` cost products and never powers.
     let mut reach = vec![false; path.len() + 1];

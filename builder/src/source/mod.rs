@@ -5,6 +5,7 @@
 //! `.git` and what `.slugignore` names are left out. Must not: fetch anything (submodules are named in the log only).
 
 pub mod archive;
+pub(crate) mod docker_ignore;
 pub mod git;
 pub mod ignore;
 mod spool;
@@ -34,8 +35,8 @@ pub enum Source {
 }
 
 /// Files of a source whose contents decide how it is built.
-pub(crate) const KEY_FILES: [&str; 7] =
-    ["app.json", ".buildpacks", "Dockerfile", "Procfile", "bin/detect", "bin/compile", "bin/release"];
+pub(crate) const KEY_FILES: [&str; 8] =
+    ["app.json", ".buildpacks", ".dockerignore", "Dockerfile", "Procfile", "bin/detect", "bin/compile", "bin/release"];
 /// Most bytes kept of a key file: each has a smaller limit of its own, or only its presence counts.
 const KEY_FILE_BYTES: u64 = 512 << 10;
 

@@ -47,6 +47,7 @@ pub fn product(image: &str, processes: &[(&str, &str)]) -> BuildProduct {
         app_json: AppJson::default(),
         buildpacks: vec!["inline".into()],
         has_launcher: true,
+        port: None,
         phases: vec![PhaseTime { phase: BuildPhase::Compile, millis: 12 }],
     }
 }

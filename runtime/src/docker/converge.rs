@@ -182,7 +182,7 @@ impl Inner {
                         self.forget_network(&self.names.network).await;
                         Err(RuntimeError::NotFound(why))
                     }
-                    Err((id, RuntimeError::NotFound(why) | RuntimeError::Refused(why))) => {
+                    Err((id, RuntimeError::NotFound(why) | RuntimeError::Refused(why) | RuntimeError::Exceeded(why))) => {
                         tracing::warn!(instance = %want.instance, app = %want.app_name, name = %want.name, why, "an instance cannot be made");
                         self.state().failed.insert(want.instance, (want.attempt, why));
                         if let Some(id) = id {

@@ -52,6 +52,9 @@ async fn follow(inner: &Arc<Inner>) -> RuntimeError {
     }
     // An engine that starts writes the packet filter anew.
     inner.guard_wake.notify_one();
+    if let Err(e) = inner.sweep_steps().await {
+        return e;
+    }
     inner.wake();
     let mut drift = tokio::time::interval_at(tokio::time::Instant::now() + DRIFT, DRIFT);
     drift.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);

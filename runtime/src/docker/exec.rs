@@ -84,6 +84,7 @@ impl Inner {
 
     /// Removes jobs and sandboxes that no living caller of this process has and that are not to be kept.
     pub(super) async fn reap(&self, keep: &[String]) -> Result<Vec<String>, RuntimeError> {
+        self.sweep_steps().await?;
         let mut reaped = Vec::new();
         for kind in [Kind::Job, Kind::Sandbox] {
             let filter: HashMap<_, _> = labels::filter(&self.names.cluster, kind);

@@ -1,16 +1,12 @@
-//! Images: asking for them, pulling, building from a Dockerfile, removing.
+//! Images: asking for them, pulling, removing.
 
 use super::{
     Inner,
     engine::{Engine, QUICK, SLOW},
 };
-use crate::RuntimeError;
-use bollard::query_parameters::{BuildImageOptionsBuilder, CreateImageOptionsBuilder, RemoveImageOptionsBuilder};
-use bytes::Bytes;
+use crate::{ImageFacts, RuntimeError};
+use bollard::query_parameters::{CreateImageOptionsBuilder, RemoveImageOptionsBuilder};
 use flex_model::ImageRef;
-use futures_util::stream::BoxStream;
-use std::collections::HashMap;
-use tokio::sync::mpsc;
 
 impl Inner {
     pub(super) async fn has_image(&self, reference: &str) -> Result<bool, RuntimeError> {
@@ -51,57 +47,17 @@ impl Inner {
         Ok(ImageRef { reference, manifest: None })
     }
 
-    pub(super) async fn build_dockerfile(
-        &self,
-        tag: &str,
-        dockerfile: &str,
-        context: BoxStream<'static, std::io::Result<Bytes>>,
-        log: mpsc::Sender<String>,
-    ) -> Result<ImageRef, RuntimeError> {
-        check_reference(tag)?;
-        self.ensure_network(&self.names.build_network).await?;
-        let args: HashMap<String, String> = self.settings.build_args.clone().into_iter().collect();
-        let memory = i32::try_from(self.settings.build_memory.bytes()).unwrap_or(i32::MAX);
-        let options = BuildImageOptionsBuilder::default()
-            .t(tag)
-            .dockerfile(dockerfile)
-            .rm(true)
-            .forcerm(true)
-            .buildargs(&args)
-            .memory(memory)
-            .memswap(memory)
-            .networkmode(&self.names.build_network)
-            .build();
-        let doing = "building the Dockerfile";
-        let docker = self.engine.docker()?.clone();
-        let mut output = std::pin::pin!(docker.build_image(options, None, Some(bollard::body_try_stream(context))));
-        let (mut id, mut last) = (None, String::new());
-        loop {
-            // Nobody reads any more: leaving drops the request, at which the engine ends the build.
-            let line = tokio::select! {
-                line = Engine::next(doing, &mut output) => line,
-                () = log.closed() => return Err(RuntimeError::Refused(format!("{doing}: cancelled"))),
-            };
-            let line = match line {
-                Ok(Some(line)) => line,
-                Ok(None) => break,
-                Err(RuntimeError::Refused(why)) => return Err(refused(doing, &last, &why)),
-                Err(e) => return Err(e),
-            };
-            if let Some(error) = line.error_detail {
-                return Err(refused(doing, &last, &error.message.unwrap_or_default()));
-            }
-            for text in line.stream.iter().chain(line.status.iter()).flat_map(|t| t.lines()).filter(|t| !t.is_empty()) {
-                text.clone_into(&mut last);
-                let _ = log.send(text.to_owned()).await;
-            }
-            id = line.aux.and_then(|a| a.id).or(id);
-        }
-        let id = match id {
-            Some(id) => id,
-            None => self.image_id(tag).await?.ok_or_else(|| refused(doing, &last, "the engine made no image"))?,
-        };
-        Ok(ImageRef { reference: id, manifest: None })
+    /// What an image says of itself.
+    pub(super) async fn image_facts(&self, reference: &str) -> Result<ImageFacts, RuntimeError> {
+        check_reference(reference)?;
+        let doing = format!("looking at image {reference}");
+        let image = self.engine.call(&doing, QUICK, async |d| d.inspect_image(reference).await).await?;
+        let config = image.config.unwrap_or_default();
+        let tcp = |p: &String| p.strip_suffix("/tcp").unwrap_or(p).parse().ok();
+        let mut ports: Vec<u16> = config.exposed_ports.iter().flatten().filter_map(tcp).collect();
+        ports.sort_unstable();
+        let command = [config.entrypoint.unwrap_or_default(), config.cmd.unwrap_or_default()].concat();
+        Ok(ImageFacts { command, ports, on_build: config.on_build.unwrap_or_default() })
     }
 
     /// Removes an image if nothing uses it; absent is fine.
@@ -139,17 +95,8 @@ fn of_another(name: &str, cluster: &str) -> bool {
     name.strip_prefix("flex-").and_then(|n| n.split_once('/')).is_some_and(|(owner, _)| owner != cluster && owner != "app")
 }
 
-fn refused(doing: &str, last: &str, why: &str) -> RuntimeError {
-    let why = why.trim().trim_start_matches(&format!("{doing}: ")).to_owned();
-    if last.is_empty() || why.contains(last) {
-        RuntimeError::Refused(format!("{doing}: {why}"))
-    } else {
-        RuntimeError::Refused(format!("{doing}: {why} (after: {last})"))
-    }
-}
-
 /// A reference goes into a request's path: only what the grammar of references has.
-fn check_reference(reference: &str) -> Result<(), RuntimeError> {
+pub(super) fn check_reference(reference: &str) -> Result<(), RuntimeError> {
     let good = |c: char| c.is_ascii_alphanumeric() || matches!(c, '-' | '_' | '.' | '/' | ':' | '@' | '+');
     let parts = reference.split('/').all(|p| !p.is_empty() && p != "." && p != "..");
     if reference.len() <= 512 && parts && reference.chars().all(good) {

@@ -8,6 +8,7 @@
 //! score below the engine's own.
 
 mod converge;
+mod dockerfile;
 mod engine;
 mod events;
 mod exec;
@@ -22,8 +23,8 @@ mod session;
 mod spec;
 
 use crate::{
-    Desired, EngineFacts, ExecSpec, GuardSettings, ImageFiles, Isolation, JobSpec, Observed, Runtime, RuntimeError, Sandbox,
-    SandboxSpec, Session,
+    Desired, DockerfileSpec, EngineFacts, ExecSpec, GuardSettings, ImageFacts, ImageFiles, Isolation, JobSpec, Observed, Runtime,
+    RuntimeError, Sandbox, SandboxSpec, Session,
 };
 use async_trait::async_trait;
 use bollard::models::{NetworkCreateRequest, SystemInfoCgroupVersionEnum};
@@ -32,7 +33,7 @@ use engine::{Engine, QUICK};
 use flex_model::{ImageRef, InstanceId, Memory};
 use futures_util::stream::BoxStream;
 use std::{
-    collections::{BTreeMap, HashMap, HashSet},
+    collections::{HashMap, HashSet},
     path::PathBuf,
     sync::{Arc, Mutex, MutexGuard},
 };
@@ -54,10 +55,6 @@ pub struct DockerSettings {
     pub network: Option<String>,
     /// Containers made and started at the same time. Two to a core: more only makes each of them slower.
     pub parallel_starts: usize,
-    /// Build arguments of every Dockerfile build: the machine's proxies and mirrors.
-    pub build_args: BTreeMap<String, String>,
-    /// Hard limit on the memory of each step of a Dockerfile build. The engine's interface ends just below 2 GiB.
-    pub build_memory: Memory,
     /// What containers may reach, kept by rules of the packet filter; none: no rules are touched.
     pub guard: Option<GuardSettings>,
 }
@@ -70,8 +67,6 @@ impl DockerSettings {
             cluster: cluster.into(),
             network: None,
             parallel_starts: 4,
-            build_args: BTreeMap::new(),
-            build_memory: Memory::from_mib(2047),
             guard: None,
         }
     }
@@ -94,6 +89,8 @@ pub(crate) struct Inner {
     /// Networks known to exist; the lock is held while one is made.
     networks: tokio::sync::Mutex<HashSet<String>>,
     guard: tokio::sync::Mutex<guard::Guard>,
+    /// Dockerfile builds under way.
+    building: std::sync::atomic::AtomicUsize,
     /// The rules may be gone: look now.
     guard_wake: tokio::sync::Notify,
     end: CancellationToken,
@@ -135,6 +132,7 @@ impl DockerRuntime {
             changes: watch::channel(0).0,
             state: Mutex::new(State::default()),
             networks: tokio::sync::Mutex::new(HashSet::new()),
+            building: std::sync::atomic::AtomicUsize::new(0),
             guard: tokio::sync::Mutex::default(),
             guard_wake: tokio::sync::Notify::new(),
             end: end.clone(),
@@ -295,14 +293,17 @@ impl Runtime for DockerRuntime {
         self.inner.pull(reference).await
     }
 
+    async fn image_facts(&self, reference: &str) -> Result<ImageFacts, RuntimeError> {
+        self.inner.image_facts(reference).await
+    }
+
     async fn build_dockerfile(
         &self,
-        tag: &str,
-        dockerfile: &str,
+        spec: DockerfileSpec,
         context: BoxStream<'static, std::io::Result<Bytes>>,
         log: mpsc::Sender<String>,
     ) -> Result<ImageRef, RuntimeError> {
-        self.inner.build_dockerfile(tag, dockerfile, context, log).await
+        self.inner.build_dockerfile(spec, context, log).await
     }
 
     async fn remove_image(&self, reference: &str) -> Result<(), RuntimeError> {

@@ -47,11 +47,16 @@ fn hardened(memory: Memory, pids: u32, open_files: i64, network: &str) -> HostCo
         // Memory and swap together, so: no swap beyond the memory limit.
         memory_swap: Some(bytes),
         pids_limit: Some(i64::from(pids)),
-        ulimits: Some(vec![ResourcesUlimits { name: Some("nofile".into()), soft: Some(open_files), hard: Some(open_files) }]),
+        // No core files: they would fill the disk with what was in memory.
+        ulimits: Some(vec![limit("nofile", open_files), limit("core", 0)]),
         network_mode: Some(network.to_owned()),
         ipc_mode: Some("private".into()),
         ..HostConfig::default()
     }
+}
+
+fn limit(name: &str, most: i64) -> ResourcesUlimits {
+    ResourcesUlimits { name: Some(name.into()), soft: Some(most), hard: Some(most) }
 }
 
 fn log_files() -> HostConfigLogConfig {

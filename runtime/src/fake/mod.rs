@@ -11,8 +11,8 @@ mod sandbox;
 mod tests;
 
 use crate::{
-    Desired, EngineFacts, ExecSpec, ImageFiles, JobSpec, Observed, ObservedPhase, Output, Runtime, RuntimeError, Sandbox,
-    SandboxSpec, Session,
+    Desired, DockerfileSpec, EngineFacts, ExecSpec, ImageFacts, ImageFiles, JobSpec, Observed, ObservedPhase, Output, Runtime,
+    RuntimeError, Sandbox, SandboxSpec, Session,
 };
 use async_trait::async_trait;
 use bytes::Bytes;
@@ -469,10 +469,17 @@ impl Runtime for FakeRuntime {
         Ok(ImageRef { reference: reference.to_owned(), manifest: None })
     }
 
+    async fn image_facts(&self, reference: &str) -> Result<ImageFacts, RuntimeError> {
+        if self.has_image(reference).await? {
+            Ok(ImageFacts { command: vec!["/bin/sh".into()], ..ImageFacts::default() })
+        } else {
+            Err(RuntimeError::NotFound(format!("looking at image {reference}: no such image")))
+        }
+    }
+
     async fn build_dockerfile(
         &self,
-        tag: &str,
-        dockerfile: &str,
+        spec: DockerfileSpec,
         mut context: BoxStream<'static, std::io::Result<Bytes>>,
         log: mpsc::Sender<String>,
     ) -> Result<ImageRef, RuntimeError> {
@@ -484,13 +491,13 @@ impl Runtime for FakeRuntime {
         let mut archive = tar::Archive::new(&bytes[..]);
         let entries = archive.entries().into_iter().flatten().flatten();
         let names: Vec<_> = entries.filter_map(|e| Some(e.path().ok()?.display().to_string())).collect();
-        if !names.iter().any(|n| n.trim_start_matches("./") == dockerfile) {
-            return Err(RuntimeError::Refused(format!("building the Dockerfile: the context has no {dockerfile}")));
+        if !names.iter().any(|n| n.trim_start_matches("./") == spec.dockerfile) {
+            return Err(RuntimeError::Refused(format!("building the Dockerfile: the context has no {}", spec.dockerfile)));
         }
-        let _ = log.send(format!("built {tag}")).await;
+        let _ = log.send(format!("built {}", spec.tag)).await;
         let id = format!("sha256:{}", hex::encode(Sha256::digest(&bytes)));
         let mut state = self.engine.state();
-        state.images.extend([tag.to_owned(), id.clone()]);
+        state.images.extend([spec.tag, id.clone()]);
         Ok(ImageRef { reference: id, manifest: None })
     }
 

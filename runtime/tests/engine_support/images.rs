@@ -1,16 +1,17 @@
 //! Images come in by the shortest way, in every form that layers have, and are what they say.
 
 use super::{Docker, file, image_files, with_docker};
-use flex_runtime::{ImageFiles, Runtime, RuntimeError, contract::World};
+use flex_model::Memory;
+use flex_runtime::{DockerfileSpec, ImageFiles, Runtime, RuntimeError, contract::World};
 use futures_util::{StreamExt, stream};
-use std::{io::Write, path::Path};
+use std::{collections::BTreeMap, io::Write, path::Path, sync::Arc};
 
 async fn remove(docker: &Docker, files: &ImageFiles) {
     docker.docker().remove_image(&files.tag).await.unwrap();
 }
 
 fn unique(name: &str) -> String {
-    format!("flex-test/runtime-{name}:{}", std::process::id())
+    format!("flextest/runtime-{name}:{}", std::process::id())
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -106,10 +107,20 @@ async fn dockerfiles_build_and_say_why_not() {
             file(&mut tar, "Dockerfile", 0o644, dockerfile.as_bytes());
             stream::iter([Ok(bytes::Bytes::from(tar.into_inner().unwrap()))]).boxed()
         };
+        let spec = |tag: &str| DockerfileSpec {
+            tag: tag.into(),
+            dockerfile: "Dockerfile".into(),
+            args: BTreeMap::from([("MIRROR".to_owned(), "http://mirror".to_owned())]),
+            memory: Memory::from_mib(256),
+            pids: 60,
+            cpu_millis: Some(1500),
+            disk_bytes: 32 << 20,
+            left: Arc::default(),
+        };
         let tag = unique("built");
         let (log, mut lines) = tokio::sync::mpsc::channel(1000);
         let good = context("RUN echo building && echo x > /made\nCMD [\"/bin/sleep\",\"9\"]\n");
-        let image = docker.docker().build_dockerfile(&tag, "Dockerfile", good, log).await.unwrap();
+        let image = docker.docker().build_dockerfile(spec(&tag), good, log).await.unwrap();
         let mut all = Vec::new();
         while let Some(line) = lines.recv().await {
             all.push(line);
@@ -121,16 +132,50 @@ async fn dockerfiles_build_and_say_why_not() {
         let (log, mut lines) = tokio::sync::mpsc::channel(1000);
         tokio::spawn(async move { while lines.recv().await.is_some() {} });
         let bad = context("RUN echo the last words; exit 3\n");
-        let error = docker.docker().build_dockerfile(&tag, "Dockerfile", bad, log).await.unwrap_err();
+        let error = docker.docker().build_dockerfile(spec(&tag), bad, log).await.unwrap_err();
         assert!(matches!(&error, RuntimeError::Refused(why) if why.contains("returned a non-zero code: 3") && why.contains("last words")), "{error}");
+        // What it writes is limited, in one step and in several; so is how many processes a step has.
+        let fork = "RUN sleep 1; i=0; while [ $i -lt 100 ]; do sleep 9 & i=$((i+1)); done\n";
+        let fill = "RUN dd if=/dev/zero of=/big bs=1M count=48 && sleep 20\n";
+        let twice = "RUN dd if=/dev/zero of=/a bs=1M count=20\nRUN dd if=/dev/zero of=/b bs=1M count=20\nRUN sleep 20\n";
+        for (text, says) in [(fork, "fork"), (fill, "32 MiB"), (twice, "32 MiB")] {
+            let (log, mut lines) = tokio::sync::mpsc::channel::<String>(1000);
+            let all = tokio::spawn(async move {
+                let mut all = String::new();
+                while let Some(line) = lines.recv().await {
+                    all.push_str(&line);
+                }
+                all
+            });
+            let failed = docker.docker().build_dockerfile(spec(&tag), context(text), log).await;
+            let said = format!("{} {failed:?}", all.await.unwrap());
+            assert!(failed.is_err() && said.contains(says), "{text}: {said}");
+        }
+        // What an engine that was killed leaves behind is swept, and nothing else is.
+        let network = format!("flex-{}-build", docker.settings.cluster);
+        let left = format!("{network}-left");
+        let run = std::process::Command::new("docker").args(["run", "-d", "--name", &left, "--network", &network, &base, "sleep", "99"]).status();
+        assert!(run.unwrap().success());
+        let held = docker.docker().sandbox(super::hardening::sandbox_spec(docker, "held")).await.unwrap();
+        docker.docker().reap(&[]).await.unwrap();
+        let there = std::process::Command::new("docker").args(["inspect", &left]).output().unwrap();
+        assert!(!there.status.success(), "it is gone");
+        held.exec(super::hardening::shell("true")).await.expect("the sandbox is there");
+        held.destroy().await.unwrap();
         // A client that goes takes its build with it.
         let (log, mut lines) = tokio::sync::mpsc::channel(1);
         let slow = context("RUN echo begun; sleep 1000\n");
         let runtime = docker.docker();
-        let build = tokio::spawn(async move { runtime.build_dockerfile("flex-test/never:1", "Dockerfile", slow, log).await });
+        let build = tokio::spawn(async move { runtime.build_dockerfile(spec("flex-test/never:1"), slow, log).await });
         while lines.recv().await.is_some_and(|l| l != "begun") {}
         drop(lines);
         assert!(build.await.unwrap().is_err());
+        let deadline = tokio::time::Instant::now() + std::time::Duration::from_secs(30);
+        let steps = || std::process::Command::new("docker").args(["ps", "-q", "--filter", &format!("network={network}")]).output().unwrap();
+        while !steps().stdout.is_empty() {
+            assert!(tokio::time::Instant::now() < deadline, "its container runs on");
+            tokio::time::sleep(std::time::Duration::from_millis(50)).await;
+        }
     })
     .await;
 }

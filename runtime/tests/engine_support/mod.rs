@@ -5,6 +5,7 @@ mod hardening;
 mod images;
 pub mod measure;
 mod network;
+mod probes;
 
 use async_trait::async_trait;
 use flex_model::ImageRef;
@@ -18,7 +19,7 @@ use std::{
 /// The tools of the image; each is a link to one static busybox.
 const TOOLS: &[&str] = &[
     "sh", "sleep", "cat", "echo", "stty", "env", "true", "mkdir", "id", "dd", "yes", "head", "wc", "touch", "ls", "wget", "nc",
-    "mount", "ps", "kill", "tail", "httpd", "seq", "pwd", "printf", "chown", "ping",
+    "mount", "ps", "kill", "tail", "httpd", "seq", "pwd", "printf", "chown", "ping", "rm",
 ];
 
 /// Debian's static busybox.

@@ -527,6 +527,7 @@ fn new_release(app: AppId, version: u64, released: bool, with_worker: bool, now:
         slug: None,
         image: Some(ImageRef { reference: "sha256:0".into(), manifest: None }),
         has_launcher: false,
+        port: None,
         commit: None,
         config_rev: 0,
         processes: [ProcessType::web()].into_iter().chain(with_worker.then(worker)).map(spec).collect(),
