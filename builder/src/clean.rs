@@ -36,8 +36,22 @@ impl Builder {
     pub async fn remove_app(&self, app: AppId) -> Result<(), BuildError> {
         self.purge_cache(app).await?;
         let layout = self.layout(app)?;
+        let deadline = tokio::time::Instant::now() + RELEASE;
         for id in layout.image_ids()? {
-            self.runtime.remove_image(&id).await?;
+            loop {
+                match self.runtime.remove_image(&id).await {
+                    // A step of a build that was cancelled is being removed.
+                    Err(RuntimeError::Refused(_)) if tokio::time::Instant::now() < deadline => {
+                        tokio::time::sleep(Duration::from_millis(250)).await;
+                    }
+                    // Another app's image was made from it, and takes it along when it goes.
+                    Err(RuntimeError::Refused(why)) => {
+                        tracing::info!(image = %id, why, "an image stays in the engine for now");
+                        break;
+                    }
+                    done => break done?,
+                }
+            }
         }
         std::fs::remove_dir_all(layout.dir()).map_err(|e| BuildError::platform("removing an app's images", e))
     }

@@ -162,6 +162,64 @@ fn a_size_stated_twice_differently_is_refused() {
 }
 
 #[test]
+fn extended_headers_hide_nothing() {
+    // What stands before an entry, and the entry itself.
+    let pax = |records: &[(&str, &[u8])], path: &str, kind: EntryType, text: &str| {
+        let mut tar = tar::Builder::new(Vec::new());
+        tar.append(&header("x", F, 0o644, ""), &b""[..]).unwrap();
+        tar.append_pax_extensions(records.iter().copied()).unwrap();
+        tar.append(&header(path, kind, 0o644, text), if is_link(kind) { &b""[..] } else { text.as_bytes() }).unwrap();
+        tar.into_inner().unwrap()
+    };
+    let long = |kind: EntryType, name: &str, entry: tar::Header| {
+        let mut tar = tar::Builder::new(Vec::new());
+        tar.append(&header("x", F, 0o644, ""), &b""[..]).unwrap();
+        tar.append(&header("././@LongLink", kind, 0o644, name), name.as_bytes()).unwrap();
+        tar.append(&entry, &b""[..]).unwrap();
+        tar.into_inner().unwrap()
+    };
+    let global = |records: &[u8]| {
+        let mut tar = tar::Builder::new(Vec::new());
+        let mut h = header("g", EntryType::XGlobalHeader, 0o644, "");
+        h.set_size(records.len() as u64);
+        h.set_cksum();
+        tar.append(&h, records).unwrap();
+        tar.append(&header("x", F, 0o644, ""), &b""[..]).unwrap();
+        tar.into_inner().unwrap()
+    };
+    let huge = {
+        let mut h = header("x", F, 0o644, "");
+        h.set_size(1 << 62);
+        h.set_cksum();
+        [h.as_bytes().as_slice(), &[0; 1024]].concat()
+    };
+    let link = EntryType::Link;
+    let cases: Vec<(Vec<u8>, &str)> = vec![
+        (pax(&[("linkpath", b"/etc/shadow")], "h", link, "x"), "hard link"),
+        (pax(&[("linkpath", b"../../etc/shadow")], "h", link, "x"), "hard link"),
+        (pax(&[("path", b"/etc/cron.d/x")], "y", F, "z"), "absolute"),
+        (pax(&[("path", b"a\0b")], "y", F, "z"), "NUL"),
+        (pax(&[("path", b"x/y")], "y", F, "z"), "not a directory"),
+        (pax(&[("GNU.sparse.major", b"1"), ("GNU.sparse.minor", b"0")], "y", F, "z"), "sparse"),
+        (pax(&[("size", b"18446744073709551616")], "y", F, "z"), "no number"),
+        (pax(&[("size", b"9000000000")], "y", F, "z"), "two different sizes"),
+        (long(EntryType::GNULongName, "../../x", header("y", F, 0o644, "")), "leaves the source"),
+        (long(EntryType::GNULongLink, "/etc/shadow", header("h", link, 0o644, "x")), "hard link"),
+        (global(b"11 path=../x\n"), ""),
+        (global(b"14 path=../xy\n"), "every entry"),
+        (huge, ""),
+    ];
+    for (bytes, says) in cases {
+        let e = read_bytes(&bytes).err().unwrap_or_else(|| panic!("taken, though it {says}"));
+        assert!(!matches!(e, BuildError::Platform(_)) && e.to_string().contains(says), "{says}: {e}");
+    }
+    // A directory that is a link, by way of another link.
+    let s = EntryType::Symlink;
+    let through = tar_of(&[("d", s, 0o777, "/"), ("a", s, 0o777, "d"), ("a/etc/x", F, 0o644, "x"), ("y", F, 0o644, "")]);
+    assert!(read_bytes(&through).err().unwrap().to_string().contains("not a directory"));
+}
+
+#[test]
 fn bombs_meet_limits() {
     let gz = |write: &dyn Fn(&mut dyn Write)| {
         let mut out = flate2::write::GzEncoder::new(Vec::new(), flate2::Compression::best());

@@ -133,10 +133,13 @@ impl Inner {
             }
         } else if is_short_id(rest) && progress.seen.insert(rest.to_owned()) {
             progress.step = None;
-            progress.layers = progress.layers.saturating_add(self.growth(rest).await);
-            let whole = self.image_id(rest).await.ok().flatten();
-            if let (Some(id), Ok(mut left)) = (whole, spec.left.lock()) {
-                *left = Some(id);
+            // One with a name is an image to begin with, neither made by this build nor this build's to remove.
+            if let Some(bytes) = self.growth(rest).await {
+                progress.layers = progress.layers.saturating_add(bytes);
+                let whole = self.image_id(rest).await.ok().flatten();
+                if let (Some(id), Ok(mut left)) = (whole, spec.left.lock()) {
+                    *left = Some(id);
+                }
             }
             self.check_disk(spec, progress).await?;
         }
@@ -151,11 +154,14 @@ impl Inner {
         !ours && found.host_config.and_then(|h| h.network_mode).as_deref() == Some(&self.names.build_network)
     }
 
-    /// Bytes of an image's last layer; none are counted for an image that has a name, which is one to begin with.
-    async fn growth(&self, id: &str) -> u64 {
-        let history = self.engine.call("measuring a layer", QUICK, async |d| d.image_history(id).await).await;
-        let top = history.ok().and_then(|h| h.into_iter().next());
-        top.filter(|l| l.tags.is_empty()).and_then(|l| u64::try_from(l.size).ok()).unwrap_or(0)
+    /// Bytes of an image's last layer; none for an image that has a name.
+    async fn growth(&self, id: &str) -> Option<u64> {
+        let image = self.engine.call("looking at a layer", QUICK, async |d| d.inspect_image(id).await).await.ok()?;
+        if !image.repo_tags.unwrap_or_default().is_empty() || !image.repo_digests.unwrap_or_default().is_empty() {
+            return None;
+        }
+        let history = self.engine.call("measuring a layer", QUICK, async |d| d.image_history(id).await).await.ok()?;
+        u64::try_from(history.first()?.size).ok()
     }
 
     async fn check_disk(&self, spec: &DockerfileSpec, progress: &Progress) -> Result<(), RuntimeError> {
