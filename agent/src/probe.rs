@@ -1,6 +1,6 @@
 //! Sends one health probe and says how it went.
 
-use flex_model::{HealthCheck, HealthProbe, InstanceId};
+use flex_model::{HealthCheck, HealthProbe, InstanceId, ProxyVersion};
 use flex_runtime::{ExecSpec, Runtime};
 use futures_util::StreamExt;
 use std::{net::SocketAddr, sync::Arc, time::Duration};
@@ -19,27 +19,41 @@ pub async fn send(
     instance: InstanceId,
     check: &HealthCheck,
     address: Option<SocketAddr>,
+    proxy_protocol: Option<ProxyVersion>,
 ) -> Result<(), String> {
     let limit = Duration::from_secs(u64::from(check.timeout_seconds.max(1)));
     let address = address.ok_or_else(|| "it has no network address and port to be reached at".to_owned());
     let probe = async {
         match &check.probe {
             HealthProbe::Running { .. } => Ok(()),
-            HealthProbe::Tcp => tcp(address?).await.map(drop),
-            HealthProbe::Http { path } => http(address?, path).await,
+            HealthProbe::Tcp => tcp(address?, proxy_protocol).await.map(drop),
+            HealthProbe::Http { path } => http(address?, path, proxy_protocol).await,
             HealthProbe::Command { argv } => command(runtime, instance, argv).await,
         }
     };
     timeout(limit, probe).await.unwrap_or_else(|_| Err(format!("no answer within {} s", limit.as_secs())))
 }
 
-async fn tcp(address: SocketAddr) -> Result<TcpStream, String> {
-    TcpStream::connect(address).await.map_err(|e| format!("cannot connect to port {}: {e}", address.port()))
+/// A PROXY header that names nobody: the connection is the sender's own. haproxy's `proxy-protocol.txt`, section 2.
+fn local_header(version: ProxyVersion) -> &'static [u8] {
+    match version {
+        ProxyVersion::V1 => b"PROXY UNKNOWN\r\n",
+        ProxyVersion::V2 => b"\r\n\r\n\0\r\nQUIT\n\x20\0\0\0",
+    }
 }
 
-async fn http(address: SocketAddr, path: &str) -> Result<(), String> {
+async fn tcp(address: SocketAddr, proxy_protocol: Option<ProxyVersion>) -> Result<TcpStream, String> {
+    let failed = |e| format!("cannot connect to port {}: {e}", address.port());
+    let mut stream = TcpStream::connect(address).await.map_err(failed)?;
+    if let Some(version) = proxy_protocol {
+        stream.write_all(local_header(version)).await.map_err(failed)?;
+    }
+    Ok(stream)
+}
+
+async fn http(address: SocketAddr, path: &str, proxy_protocol: Option<ProxyVersion>) -> Result<(), String> {
     let failed = |e: std::io::Error| format!("GET {path} on port {}: {e}", address.port());
-    let mut stream = tcp(address).await?;
+    let mut stream = tcp(address, proxy_protocol).await?;
     // A path with white space in it could smuggle a second header line in.
     let path: String = path.chars().filter(|c| !c.is_whitespace() && !c.is_control()).collect();
     let request = format!(
@@ -103,7 +117,7 @@ mod tests {
             assert!(request[..n].starts_with(b"GET /health?a=b HTTP/1.1\r\nHost: 127.0.0.1:"));
             stream.write_all(with.as_bytes()).await.unwrap();
         };
-        tokio::join!(server, http(address, "/health?a=b")).1
+        tokio::join!(server, http(address, "/health?a=b", None)).1
     }
 
     #[tokio::test]
@@ -115,11 +129,29 @@ mod tests {
     }
 
     #[tokio::test]
+    async fn instances_behind_the_proxy_protocol_are_probed_with_local() {
+        for (version, begin) in
+            [(ProxyVersion::V1, b"PROXY UNKNOWN\r\n".as_slice()), (ProxyVersion::V2, b"\r\n\r\n\0\r\nQUIT\n\x20\0\0\0")]
+        {
+            let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+            let address = listener.local_addr().unwrap();
+            let server = async move {
+                let (mut stream, _) = listener.accept().await.unwrap();
+                let mut got = vec![0; begin.len() + 3];
+                stream.read_exact(&mut got).await.unwrap();
+                assert_eq!(got, [begin, b"GET"].concat());
+                stream.write_all(b"HTTP/1.1 200 OK\r\n\r\n").await.unwrap();
+            };
+            tokio::join!(server, http(address, "/", Some(version))).1.unwrap();
+        }
+    }
+
+    #[tokio::test]
     async fn tcp_names_the_port() {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let address = listener.local_addr().unwrap();
-        tcp(address).await.unwrap();
+        tcp(address, None).await.unwrap();
         drop(listener);
-        assert!(tcp(address).await.unwrap_err().contains(&address.port().to_string()));
+        assert!(tcp(address, None).await.unwrap_err().contains(&address.port().to_string()));
     }
 }

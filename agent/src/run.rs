@@ -204,10 +204,10 @@ impl Loop {
             Action::Log { app, process, text } => {
                 self.logs.append(app, LogLine { at: now.wall, source: LogSource::Flex, process, text });
             }
-            Action::Probe { instance, attempt, check, address } => {
+            Action::Probe { instance, attempt, check, address, proxy_protocol } => {
                 let (runtime, events) = (self.runtime.clone(), self.events.clone());
                 self.probes.spawn(async move {
-                    let result = probe::send(runtime, instance, &check, address).await;
+                    let result = probe::send(runtime, instance, &check, address, proxy_protocol).await;
                     let _ = events.send(Event::Probed { instance, attempt, result }).await;
                 });
             }

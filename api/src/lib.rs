@@ -15,6 +15,7 @@ pub mod dyno;
 pub mod error;
 pub mod refs;
 pub mod release;
+pub mod route;
 pub mod run;
 pub mod schema;
 pub mod server;
@@ -30,6 +31,7 @@ pub use dyno::{CreateDyno, Dyno, DynoState, Formation, Scale, UpdateFormation, U
 pub use error::{ApiError, ErrorBody, ErrorId};
 pub use refs::{AppRef, NameRef, ReleaseRef, SlugRef, UserRef};
 pub use release::{ConfigChanges, ConfigVars, Release, ReleaseStatus, Rollback};
+pub use route::{AddRoute, Route, RouteKind, UpdateRoute};
 pub use schema::{Quantity, Time};
 pub use server::{
     Check, CreateLogSession, Event, Health, Host, ImageTags, LogSession, Nothing, Provider, Region, Server, SshServer, Stack,

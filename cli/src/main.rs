@@ -13,8 +13,8 @@ mod settings;
 use args::{Cli, Command};
 use clap::Parser;
 use commands::{
-    access, apps, authorizations, buildpacks, builds, certs, config, deploy, doctor, domains, keys, logs, ps, releases, run,
-    session,
+    access, apps, authorizations, buildpacks, builds, certs, config, deploy, doctor, domains, keys, logs, ps, releases, routes,
+    run, session,
 };
 use context::Context;
 use error::{EXIT_USAGE, Result};
@@ -71,6 +71,7 @@ async fn dispatch(cli: Cli) -> Result<ExitCode> {
         Command::Run(args) => return run::run(cx, args).await,
         Command::Certs { verb } => certs::run(cx, verb).await,
         Command::Domains { verb } => domains::run(cx, verb).await,
+        Command::Routes { verb } => routes::run(cx, verb).await,
         Command::Keys { verb } => keys::run(cx, verb).await,
         Command::Buildpacks { verb } => buildpacks::run(cx, verb).await,
         Command::Builds { verb } => builds::run(cx, verb).await,

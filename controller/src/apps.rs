@@ -175,6 +175,10 @@ impl Controller {
         for d in self.domains_of(id).await? {
             gone.push(keys::domain(&d.hostname));
         }
+        for r in self.routes_of(id).await? {
+            gone.push(keys::route_match(&r.value.route.matches));
+            gone.push(r.key);
+        }
         for chunk in gone.chunks(50) {
             let tx = chunk.iter().fold(Tx::new(), |tx, key| tx.delete(key.clone()));
             self.db.commit(tx).await.map_err(crate::core_error)?;

@@ -36,6 +36,8 @@ pub struct Settings {
     pub fallback_certificate: Option<Arc<Certificate>>,
     /// Version of the server.
     pub version: String,
+    /// Ports that apps may have for TCP and UDP routes.
+    pub route_ports: std::ops::RangeInclusive<u16>,
 }
 
 /// What the executable hands in.
@@ -80,7 +82,11 @@ pub struct Inner {
     pub epoch: u64,
     pub wake: Notify,
     pub reports: Mutex<BTreeMap<HostId, ReportView>>,
-    pub routers: Mutex<BTreeMap<String, RouterStatus>>,
+    pub routers: Mutex<BTreeMap<String, (RouterStatus, std::time::Instant)>>,
+    /// Routers elsewhere that listen to the table now, with how many connections.
+    pub connected: Mutex<BTreeMap<String, u32>>,
+    /// The last tables, oldest first, so that a router that comes back is sent only what changed.
+    pub tables: Mutex<std::collections::VecDeque<Arc<RouteTable>>>,
     pub table: watch::Sender<Arc<RouteTable>>,
     pub certificates: watch::Sender<Arc<CertificateTable>>,
     pub assignments: Mutex<HashMap<HostId, watch::Sender<Option<Arc<Assignment>>>>>,
@@ -102,6 +108,13 @@ pub struct Inner {
     /// Turns at hashing passwords.
     pub hashing: tokio::sync::Semaphore,
     pub started: std::time::Instant,
+}
+
+/// Longer than the longest drain.
+const ROUTER_SILENCE: std::time::Duration = std::time::Duration::from_secs(60);
+
+fn is_here(connected: &BTreeMap<String, u32>, router: &str) -> bool {
+    router == flex_model::route::LOCAL_ROUTER || connected.contains_key(router)
 }
 
 /// The control plane. Cheap to clone.
@@ -137,6 +150,8 @@ impl Controller {
             wake: Notify::new(),
             reports: Mutex::default(),
             routers: Mutex::default(),
+            connected: Mutex::default(),
+            tables: Mutex::default(),
             table: watch::channel(Arc::new(RouteTable::default())).0,
             certificates: watch::channel(Arc::default()).0,
             assignments: Mutex::default(),
@@ -216,11 +231,31 @@ impl Controller {
         let this = self.clone();
         tokio::spawn(async move {
             while let Some(status) = inbox.recv().await {
-                lock(&this.routers).insert(status.router.clone(), status);
-                this.wake.notify_one();
+                this.take_status(status);
             }
         });
         sender
+    }
+
+    /// Keeps what a router says.
+    pub fn take_status(&self, status: RouterStatus) {
+        lock(&self.routers).insert(status.router.clone(), (status, std::time::Instant::now()));
+        self.wake.notify_one();
+    }
+
+    /// What routers say. One that is not connected any more may still be serving by an older table, so its word counts
+    /// for as long as draining may take; then it is forgotten.
+    pub fn router_statuses(&self) -> Vec<RouterStatus> {
+        let connected = lock(&self.connected).clone();
+        let mut routers = lock(&self.routers);
+        routers.retain(|name, (_, at)| is_here(&connected, name) || at.elapsed() < ROUTER_SILENCE);
+        routers.values().map(|(status, _)| status.clone()).collect()
+    }
+
+    /// Whether every router that can be reached routes by this revision.
+    pub fn routers_have(&self, revision: u64) -> bool {
+        let connected = lock(&self.connected).clone();
+        lock(&self.routers).iter().filter(|(name, _)| is_here(&connected, name)).all(|(_, (s, _))| s.revision >= revision)
     }
 
     /// Makes a host known, or brings what is known of it up to date.

@@ -16,6 +16,7 @@ pub mod http;
 mod loops;
 pub mod ports;
 mod releases;
+mod routes;
 mod runs;
 mod users;
 

@@ -53,6 +53,30 @@ impl Started {
     }
 }
 
+/// What the routes that lead to a process type ask of its instances.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct Routed {
+    /// They must listen for connections on `PORT`.
+    pub connections: bool,
+    /// They are sent datagrams there.
+    pub datagrams: bool,
+    /// Connections begin with this header, those of health checks too.
+    pub proxy_protocol: Option<flex_model::ProxyVersion>,
+}
+
+impl Routed {
+    pub fn by<'a>(routes: impl Iterator<Item = &'a Arc<flex_model::Route>>) -> Self {
+        routes.fold(Self::default(), |sum, r| {
+            let udp = matches!(r.matches, flex_model::Match::Udp { .. });
+            Self {
+                connections: sum.connections || !udp,
+                datagrams: sum.datagrams || udp,
+                proxy_protocol: sum.proxy_protocol.or(r.policy.as_ref().and_then(|p| p.proxy_protocol)),
+            }
+        })
+    }
+}
+
 impl Controller {
     /// What an instance of a process runs.
     pub async fn instance_spec(
@@ -61,6 +85,7 @@ impl Controller {
         release: &Release,
         process: &ProcessType,
         name: &str,
+        routed: Routed,
     ) -> Result<InstanceSpec, ApiError> {
         let process_spec = release.processes.get(process);
         let command = match process_spec.and_then(|p| p.command.clone()) {
@@ -68,8 +93,14 @@ impl Controller {
             Some(line) => command(release, line),
         };
         let scale = app.formation.get(process).copied().unwrap_or(ProcessScale::default_for(1));
-        let check = process_spec.map_or_else(|| HealthCheck::default_for(process), |p| p.check.clone());
-        self.spec(app, release, command, scale, name, check, process.is_web().then_some(release.port.unwrap_or(PORT))).await
+        let mut check = process_spec.map_or_else(|| HealthCheck::default_for(process), |p| p.check.clone());
+        if routed.connections && check == HealthCheck::default_for(process) && !process.is_web() {
+            check = HealthCheck::default_for(&ProcessType::web());
+        }
+        let port = (process.is_web() || routed.connections || routed.datagrams).then_some(release.port.unwrap_or(PORT));
+        let mut spec = self.spec(app, release, command, scale, name, check, port).await?;
+        spec.proxy_protocol = routed.proxy_protocol;
+        Ok(spec)
     }
 
     #[allow(clippy::too_many_arguments, reason = "each is one field of the result")]
@@ -108,6 +139,7 @@ impl Controller {
             stop_grace_seconds: app.stop_grace_seconds,
             read_only_root: app.read_only_root,
             check,
+            proxy_protocol: None,
         })
     }
 

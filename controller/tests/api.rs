@@ -508,6 +508,12 @@ async fn every_route_answers_as_the_document_says() {
     ask(get.clone(), &format!("/apps/demo/sni-endpoints/{name}"), Value::Null).await;
     ask(delete.clone(), &format!("/apps/demo/sni-endpoints/{name}"), none()).await;
     ask(delete.clone(), "/apps/demo/domains/www.example.com", none()).await;
+    let route = json!({ "kind": "http", "host": "demo.localhost", "path": "/api", "policy": { "sticky": true } });
+    let route = text(&ask(post.clone(), "/apps/demo/routes", route).await["id"]);
+    ask(get.clone(), "/apps/demo/routes", Value::Null).await;
+    ask(get.clone(), &format!("/apps/demo/routes/{route}"), Value::Null).await;
+    ask(patch.clone(), &format!("/apps/demo/routes/{route}"), json!({ "policy": { "sticky": null, "queue": 9 } })).await;
+    ask(delete.clone(), &format!("/apps/demo/routes/{route}"), none()).await;
     let session = ask(post.clone(), "/apps/demo/log-sessions", json!({ "lines": 5 })).await;
     ask(get.clone(), &text(&session["logplex_url"]), Value::Null).await;
     for method in [&delete, &patch] {
@@ -519,10 +525,75 @@ async fn every_route_answers_as_the_document_says() {
         w.until("it is over", async || w.get(&format!("/apps/demo/builds/{held}")).await["status"] == "failed").await;
     }
     // Attaching and the images of a registry have tests of their own.
-    let elsewhere = ["GET /runs/{secret}", "GET /v2/{app}/manifests/{reference}", "GET /v2/{app}/blobs/{digest}"];
+    let elsewhere = [
+        "GET /runs/{secret}",
+        "GET /v2/{app}/manifests/{reference}",
+        "GET /v2/{app}/blobs/{digest}",
+        "GET /router/table",
+        "POST /router/status",
+        "POST /router/lines",
+    ];
     let every = flex_controller::http::table::all().iter().map(|r| format!("{} {}", r.method, r.path));
     let missed: Vec<_> = every.filter(|r| !seen.contains(r) && !elsewhere.contains(&r.as_str())).collect();
     assert!(missed.is_empty(), "never asked: {missed:?}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn routes_reach_the_table_and_belong_to_somebody() {
+    let w = World::new().await;
+    let app = w.create("demo").await;
+    let product = common::parts::product("up-x", &[("web", "serve"), ("db", "db")]);
+    w.builders.then(common::parts::Outcome::Good(product));
+    assert!(w.push(app).await.0);
+    w.patch("/apps/demo/formation", json!({ "updates": [{ "type": "db", "quantity": 1 }] })).await;
+    let table = || w.controller.routes().borrow().app(app).cloned().unwrap();
+    // A port of the range, for a process type that gets PORT and an address by it.
+    let made = w.post("/apps/demo/routes", json!({ "kind": "tcp", "targets": [{ "process": "db" }] })).await;
+    let port = made["port"].as_u64().unwrap();
+    assert!((20_000..=20_009).contains(&port), "{made}");
+    w.until("db is routed", async || table().pools.iter().any(|p| p.process.as_str() == "db" && p.backends.len() == 1)).await;
+    assert_eq!(table().routes[0].matches.to_string(), format!("tcp:{port}"));
+    // Shares, and settings that come and go.
+    let api = json!({ "kind": "http", "host": "demo.localhost", "path": "/api/", "targets": [{ "process": "web", "weight": 9 }, { "process": "db" }] });
+    assert_eq!(w.post("/apps/demo/routes", api.clone()).await["name"], "demo.localhost/api");
+    let id = w.get("/apps/demo/routes").await.as_array().unwrap().iter().find(|r| r["path"] == "/api").unwrap()["id"].clone();
+    let path = format!("/apps/demo/routes/{}", id.as_str().unwrap());
+    let set = w.patch(&path, json!({ "policy": { "balancing": "round_robin", "queue": 5 } })).await;
+    assert_eq!(set["policy"], json!({ "balancing": "round_robin", "queue": 5 }));
+    let set = w.patch(&path, json!({ "policy": { "queue": null }, "targets": [{ "process": "web" }] })).await;
+    assert_eq!((&set["policy"], set["targets"].as_array().unwrap().len()), (&json!({ "balancing": "round_robin" }), 1));
+    // What is wrong is refused, with the reason.
+    for (body, why) in [
+        (api.clone(), "is taken"),
+        (json!({ "kind": "http", "host": "elsewhere.example.com" }), "domains:add"),
+        (json!({ "kind": "tcp", "targets": [{ "process": "nope" }] }), "has no process type nope; it has db, web"),
+        (json!({ "kind": "tcp", "targets": [{ "process": "web", "weight": 0 }] }), "Weights"),
+        (json!({ "kind": "tcp", "host": "a.b" }), "neither host nor path"),
+        (json!({ "kind": "sni", "host": "a.b" }), "--port"),
+        (json!({ "kind": "udp", "policy": { "proxy_protocol": "v1" } }), "UDP"),
+        (json!({ "kind": "tcp", "policy": { "sticky": true } }), "for HTTP"),
+        (json!({ "kind": "http", "host": "demo.localhost", "path": "x" }), "path"),
+        (json!({ "kind": "tcp", "policy": { "stiky": true } }), "stiky"),
+    ] {
+        let (status, answer) = w.send(Method::POST, "/apps/demo/routes", &w.admin, Some(body.clone())).await;
+        assert!(status.as_u16() == 422 && answer["message"].as_str().unwrap().contains(why), "{body}: {status} {answer}");
+    }
+    // Another user's app gets neither this host nor a port of the machine.
+    let other = w.user("other@example.com").await;
+    let ask = async |body: Value| w.send(Method::POST, "/apps/other/routes", &other, Some(body)).await.0.as_u16();
+    assert_eq!(w.send(Method::POST, "/apps", &other, Some(json!({ "name": "other" }))).await.0.as_u16(), 201);
+    assert_eq!(ask(json!({ "kind": "http", "host": "demo.localhost", "path": "/mine" })).await, 422);
+    assert_eq!(ask(json!({ "kind": "tcp", "port": 22 })).await, 403);
+    assert_eq!(ask(json!({ "kind": "tcp" })).await, 201);
+    // A domain that leaves takes its routes out of force.
+    w.post("/apps/demo/domains", json!({ "hostname": "www.example.com" })).await;
+    w.post("/apps/demo/routes", json!({ "kind": "http", "host": "www.example.com", "path": "/x" })).await;
+    let is_routed = || table().routes.iter().any(|r| r.matches.to_string() == "www.example.com/x");
+    w.until("it is routed", async || is_routed()).await;
+    w.ok(Method::DELETE, "/apps/demo/domains/www.example.com", None).await;
+    w.until("it is not", async || !is_routed()).await;
+    w.ok(Method::DELETE, &format!("/apps/demo/routes/tcp:{port}"), None).await;
+    w.until("the port is free", async || !table().routes.iter().any(|r| r.matches.kind() == "tcp")).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]

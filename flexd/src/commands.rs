@@ -15,6 +15,16 @@ use tokio::sync::mpsc;
 /// Beside serving.
 #[derive(Debug, Subcommand)]
 pub enum Command {
+    /// Serve with every role but the router (the agent stays: hosts cannot join yet)
+    Server,
+    /// Serve as a router alone, fed by a server elsewhere
+    Router(crate::router_role::RouterArgs),
+    /// Print a new token for a router elsewhere (flexd must be running)
+    #[command(name = "router:token", alias = "router-token")]
+    RouterToken {
+        /// The router's name, such as its host's
+        name: String,
+    },
     /// Stack images: what apps are built and run on
     Stack {
         #[command(subcommand)]
@@ -82,6 +92,15 @@ pub async fn run(command: Command, settings: Settings) -> Result<(), String> {
             );
             Ok(())
         }
+        Command::RouterToken { name } => {
+            let answer = ask(&settings.data_dir, &Order::RouterToken { name }).await?;
+            println!(
+                "{}",
+                answer.ok_or_else(|| format!("no flexd is running on {}; start it first", settings.data_dir.display()))?
+            );
+            Ok(())
+        }
+        Command::Server | Command::Router(_) => Err("this role is served, not run".into()),
         Command::Backup { file } => backup::write(&settings, &file).await,
         Command::Restore { file } => {
             make_data_dir(&settings.data_dir)?;

@@ -20,6 +20,8 @@ use tokio_util::sync::CancellationToken;
 pub enum Order {
     /// A token for a user, who is made if need be.
     Token { email: Email, admin: bool },
+    /// A token for a router elsewhere.
+    RouterToken { name: String },
     /// Write the state to this file.
     Export { file: PathBuf },
 }
@@ -74,6 +76,10 @@ async fn answer(mut stream: UnixStream, controller: Controller, store: Arc<Embed
     let reply = match serde_json::from_str::<Order>(&line) {
         Err(e) => Reply::Failed(format!("the order cannot be read: {e}")),
         Ok(Order::Token { email, admin }) => match controller.bootstrap(&email, admin).await {
+            Ok(secret) => Reply::Done(secret.expose().to_owned()),
+            Err(e) => Reply::Failed(e.to_string()),
+        },
+        Ok(Order::RouterToken { name }) => match controller.router_token(&name).await {
             Ok(secret) => Reply::Done(secret.expose().to_owned()),
             Err(e) => Reply::Failed(e.to_string()),
         },

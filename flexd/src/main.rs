@@ -6,6 +6,7 @@ mod commands;
 mod control;
 mod installation;
 mod ports;
+mod router_role;
 mod server;
 mod settings;
 mod tls;
@@ -17,10 +18,14 @@ use std::process::ExitCode;
 const SETTINGS: &str =
     "Settings come from flags, then FLEXD_* variables, then flexd.toml in the data directory. Also in flexd.toml:
   [build] env = { NAME = \"value\" }, timeout_seconds = 900, memory = \"2G\", disk = \"4G\", slug_limit = \"500M\"
-  [router] workers = 0, trusted_proxies = [\"10.0.0.0/8\"]
+  [router] workers = 0, trusted_proxies = [\"10.0.0.0/8\"], route_ports = \"20000-29999\"
+  [router.proxy_protocol] http = [\"10.0.0.5\"], tcp = [\"10.0.0.5\"]
 
 Examples:
   flexd                                     serve, with every role on this machine
+  flexd server                              everything but the router
+  flexd router --server https://flex.example.com --token-file router.token
+                                            a router alone, here or on another machine
   flexd stack build                         make the stack images
   flexd user:token me@example.com --admin   the first user's token
   flexd backup flex.tar.zst                 back everything up";
@@ -59,12 +64,19 @@ fn main() -> ExitCode {
     }
     // One crypto backend for the process; an error means that it is set already.
     let _ = rustls::crypto::ring::default_provider().install_default();
-    let result = Settings::load(cli.flags).and_then(|settings| {
+    let mut flags = cli.flags;
+    if matches!(cli.command, Some(commands::Command::Router(_))) && flags.buildpacks.is_none() {
+        // A router builds nothing: that there are none is no reason not to start.
+        flags.buildpacks = Some(std::path::PathBuf::new());
+    }
+    let result = Settings::load(flags).and_then(|settings| {
         let runtime =
             tokio::runtime::Builder::new_multi_thread().enable_all().build().map_err(|e| format!("cannot start: {e}"))?;
         let result = runtime.block_on(async {
             match cli.command {
-                None => server::serve(settings).await,
+                None => server::serve(settings, server::Roles::All).await,
+                Some(commands::Command::Server) => server::serve(settings, server::Roles::ServerAlone).await,
+                Some(commands::Command::Router(args)) => router_role::serve(settings, args).await,
                 Some(command) => commands::run(command, settings).await,
             }
         });

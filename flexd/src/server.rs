@@ -91,11 +91,19 @@ fn package_sources() -> Vec<PathBuf> {
     files
 }
 
+/// What this process does.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Roles {
+    All,
+    /// No router: `flexd router` runs beside it, or elsewhere.
+    ServerAlone,
+}
+
 /// Serves until SIGTERM or SIGINT.
 ///
 /// # Errors
 /// A sentence for the operator: why it could not start, or had to stop.
-pub async fn serve(settings: Settings) -> Result<(), String> {
+pub async fn serve(settings: Settings, roles: Roles) -> Result<(), String> {
     let installation = Installation::open(&settings.data_dir)?;
     let stop = CancellationToken::new();
     let store = open_store(&settings).await?;
@@ -141,12 +149,11 @@ pub async fn serve(settings: Settings) -> Result<(), String> {
         }
     });
 
-    let (access, lines) = AccessQueue::new(ACCESS_LINES);
-    let mut router = router_settings(&settings, http)?;
-    router.tls.certificates = Some(controller.certificate_table());
-    let router = Router::bind(router, controller.routes(), Arc::new(access)).await.map_err(|e| chain(&e))?;
-    let https = router.local_tls_addrs().first().map_or_else(|| "off".to_owned(), ToString::to_string);
-    let status = relay_status(router.status(), controller.router_status(), stop.clone());
+    let mut tasks = JoinSet::new();
+    let https = match roles {
+        Roles::All => start_router(&mut tasks, &settings, http, &controller, &logs, &stop).await?,
+        Roles::ServerAlone => "off".to_owned(),
+    };
     let agent = Agent::new(
         AgentSettings { host: installation.host, state_dir: settings.data_dir.join("agent") },
         runtime.clone(),
@@ -155,11 +162,9 @@ pub async fn serve(settings: Settings) -> Result<(), String> {
         Arc::new(|| SystemClock.now()),
     );
 
-    let mut tasks = JoinSet::new();
     let token = || stop.clone();
-    let (for_agent, for_router, for_git, for_loops, loops) = (token(), token(), token(), token(), controller.clone());
+    let (for_agent, for_git, for_loops, loops) = (token(), token(), token(), controller.clone());
     spawn(&mut tasks, "agent", async move { agent.run(for_agent).await.map_err(|e| chain(&e)) });
-    spawn(&mut tasks, "router", async move { router.serve(for_router.cancelled_owned()).await.map_err(|e| chain(&e)) });
     spawn(&mut tasks, "git", async move {
         git.serve(for_git).await;
         Ok(())
@@ -171,8 +176,6 @@ pub async fn serve(settings: Settings) -> Result<(), String> {
     spawn(&mut tasks, "api", serve_api(api, controller.clone(), token()));
     spawn(&mut tasks, "control", control::serve(settings.data_dir.clone(), controller.clone(), store.clone(), token()));
     spawn(&mut tasks, "snapshots", snapshots(store.clone(), settings.data_dir.clone(), token()));
-    spawn(&mut tasks, "access lines", access_lines(lines, logs.clone(), token()));
-    spawn(&mut tasks, "router status", status);
     tracing::info!(api = %api_addr, http = %http, https, ssh = %ssh, data = %settings.data_dir.display(), "flexd serves");
     println!(
         "flexd {} serves: API {api_addr}, HTTP {http}, HTTPS {https}, git over SSH {ssh}, data {}",
@@ -190,6 +193,40 @@ pub async fn serve(settings: Settings) -> Result<(), String> {
     result
 }
 
+/// The router of this process, fed by the controller's own table. Gives its HTTPS address.
+async fn start_router(
+    tasks: &mut JoinSet<Task>,
+    settings: &Settings,
+    http: std::net::SocketAddr,
+    controller: &Controller,
+    logs: &Arc<LogStore>,
+    stop: &CancellationToken,
+) -> Result<String, String> {
+    let (access, lines) = AccessQueue::new(ACCESS_LINES);
+    let mut router = router_settings(settings, http)?;
+    router.tls.certificates = Some(controller.certificate_table());
+    let router = Router::bind(router, controller.routes(), Arc::new(access)).await.map_err(|e| chain(&e))?;
+    let https = router.local_tls_addrs().first().map_or_else(|| "off".to_owned(), ToString::to_string);
+    let status = relay_status(router.status(), controller.router_status(), stop.clone());
+    let ended = stop.clone();
+    spawn(tasks, "router", async move { router.serve(ended.cancelled_owned()).await.map_err(|e| chain(&e)) });
+    spawn(tasks, "access lines", access_lines(lines, logs.clone(), stop.clone()));
+    spawn(tasks, "router status", status);
+    Ok(https)
+}
+
+/// Ends with SIGTERM or SIGINT.
+pub async fn signalled() {
+    use tokio::signal::unix::{SignalKind, signal};
+    let (Ok(mut terminate), Ok(mut interrupt)) = (signal(SignalKind::terminate()), signal(SignalKind::interrupt())) else {
+        return std::future::pending().await;
+    };
+    tokio::select! {
+        _ = terminate.recv() => {}
+        _ = interrupt.recv() => {}
+    }
+}
+
 fn git_settings(settings: &Settings) -> Result<GitSettings, String> {
     let dir = &settings.data_dir;
     let mut git = GitSettings::new(settings.ssh, dir.join("ssh_host_ed25519_key"), own_path()?, dir.join("git/hook.sock"));
@@ -197,7 +234,7 @@ fn git_settings(settings: &Settings) -> Result<GitSettings, String> {
     Ok(git)
 }
 
-fn router_settings(settings: &Settings, http: std::net::SocketAddr) -> Result<RouterSettings, String> {
+pub fn router_settings(settings: &Settings, http: std::net::SocketAddr) -> Result<RouterSettings, String> {
     let trusted = settings.trusted_proxies.iter().map(|c| c.parse()).collect::<Result<_, _>>();
     Ok(RouterSettings {
         listen: vec![http],
@@ -205,8 +242,15 @@ fn router_settings(settings: &Settings, http: std::net::SocketAddr) -> Result<Ro
         state_dir: Some(settings.data_dir.join("router")),
         trusted_proxies: trusted.map_err(|e| format!("router.trusted_proxies: {e}"))?,
         tls: flex_router::TlsSettings { listen: settings.https.into_iter().collect(), certificates: None, min: settings.tls_min },
+        l4_address: http.ip(),
+        proxy_protocol_http: ranges("router.proxy_protocol.http", &settings.proxy_protocol_http)?,
+        proxy_protocol_tcp: ranges("router.proxy_protocol.tcp", &settings.proxy_protocol_tcp)?,
         ..RouterSettings::default()
     })
+}
+
+fn ranges(name: &str, texts: &[String]) -> Result<Vec<flex_router::Cidr>, String> {
+    texts.iter().map(|c| c.parse().map_err(|e| format!("{name}: {e}"))).collect()
 }
 
 /// Tells the controller what the router says.
@@ -262,7 +306,7 @@ fn own_path() -> Result<PathBuf, String> {
 }
 
 /// Port 0 takes a free port: which one has to be known before URLs are made.
-fn probe_port(addr: std::net::SocketAddr) -> Result<std::net::SocketAddr, String> {
+pub fn probe_port(addr: std::net::SocketAddr) -> Result<std::net::SocketAddr, String> {
     if addr.port() != 0 {
         return Ok(addr);
     }
@@ -287,6 +331,7 @@ fn controller_settings(
         stack: settings.stack.parse().map_err(|e| format!("stack: {e}"))?,
         fallback_certificate: Some(Arc::new(crate::tls::self_signed(&settings.data_dir, &settings.domain)?)),
         version: env!("CARGO_PKG_VERSION").into(),
+        route_ports: settings.route_ports.clone(),
     })
 }
 

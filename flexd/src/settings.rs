@@ -24,10 +24,10 @@ pub struct Flags {
     #[arg(long, env = "FLEXD_CONFIG", global = true, value_name = "FILE")]
     pub config: Option<PathBuf>,
     /// Where the HTTP API listens [default: 127.0.0.1:7070]
-    #[arg(long, env = "FLEXD_API", value_name = "ADDR")]
+    #[arg(long, env = "FLEXD_API", global = true, value_name = "ADDR")]
     pub api: Option<SocketAddr>,
     /// Where the apps' HTTP router listens [default: 0.0.0.0:8080]
-    #[arg(long, env = "FLEXD_HTTP", value_name = "ADDR")]
+    #[arg(long, env = "FLEXD_HTTP", global = true, value_name = "ADDR")]
     pub http: Option<SocketAddr>,
     /// Where the apps' HTTPS router listens; "off" for nowhere [default: 0.0.0.0:8443]
     #[arg(long, env = "FLEXD_HTTPS", value_name = "ADDR")]
@@ -36,13 +36,13 @@ pub struct Flags {
     #[arg(long, env = "FLEXD_TLS_MIN", value_name = "VERSION")]
     pub tls_min: Option<MinTls>,
     /// Where git over SSH listens [default: 0.0.0.0:2222]
-    #[arg(long, env = "FLEXD_SSH", value_name = "ADDR")]
+    #[arg(long, env = "FLEXD_SSH", global = true, value_name = "ADDR")]
     pub ssh: Option<SocketAddr>,
     /// Domain of the apps: an app is http://APP.DOMAIN [default: localhost]
-    #[arg(long, env = "FLEXD_DOMAIN", value_name = "NAME")]
+    #[arg(long, env = "FLEXD_DOMAIN", global = true, value_name = "NAME")]
     pub domain: Option<String>,
     /// URL that users reach the API at, where it is not the listening address (a proxy in front)
-    #[arg(long, env = "FLEXD_API_URL", value_name = "URL")]
+    #[arg(long, env = "FLEXD_API_URL", global = true, value_name = "URL")]
     pub api_url: Option<String>,
     /// Disk format of the state store: sled or redb [default: sled]
     #[arg(long, env = "FLEXD_STORE", global = true, value_name = "ENGINE")]
@@ -120,6 +120,18 @@ struct RouterFile {
     workers: Option<usize>,
     #[serde(default)]
     trusted_proxies: Vec<String>,
+    /// Load balancers whose connections begin with a PROXY header, by listener.
+    #[serde(default)]
+    proxy_protocol: ProxyFile,
+    /// Ports of TCP and UDP routes: `20000-29999`.
+    route_ports: Option<String>,
+}
+
+#[derive(Debug, Clone, Default, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+struct ProxyFile {
+    http: Vec<String>,
+    tcp: Vec<String>,
 }
 
 #[derive(Debug, Clone, Default, Deserialize)]
@@ -152,6 +164,11 @@ pub struct Settings {
     pub build: Build,
     pub router_workers: Option<usize>,
     pub trusted_proxies: Vec<String>,
+    /// Load balancers in front of the HTTP listener, and of the ports of TCP routes.
+    pub proxy_protocol_http: Vec<String>,
+    pub proxy_protocol_tcp: Vec<String>,
+    /// Ports that apps may have for TCP and UDP routes.
+    pub route_ports: std::ops::RangeInclusive<u16>,
     pub network: Network,
 }
 
@@ -238,6 +255,9 @@ impl Settings {
             },
             router_workers: file.router.workers,
             trusted_proxies: file.router.trusted_proxies,
+            proxy_protocol_http: file.router.proxy_protocol.http,
+            proxy_protocol_tcp: file.router.proxy_protocol.tcp,
+            route_ports: port_range(file.router.route_ports.as_deref().unwrap_or("20000-29999"))?,
             network: network(file.network)?,
             data_dir,
         })
@@ -253,6 +273,14 @@ fn network(file: NetworkFile) -> Result<Network, String> {
         allow: allow.map_err(|e| format!("network.allow: {e}"))?,
         host_ports: file.host_ports,
     })
+}
+
+fn port_range(text: &str) -> Result<std::ops::RangeInclusive<u16>, String> {
+    let parsed = text.split_once('-').and_then(|(a, b)| Some((a.trim().parse().ok()?, b.trim().parse().ok()?)));
+    match parsed {
+        Some((first, last)) if 0 < first && first <= last => Ok(first..=last),
+        _ => Err(format!("router.route_ports: {text} is no range of ports: use 20000-29999")),
+    }
 }
 
 fn read_file(given: Option<&Path>, data_dir: &Path) -> Result<File, String> {
@@ -314,6 +342,7 @@ mod tests {
             ("htpp = 1", "htpp"),
             ("domain = \"a b\"", "domain"),
             ("store = \"x\"", "sled or redb"),
+            ("[router]\nroute_ports = \"9-2\"", "router.route_ports"),
             ("[build]\nmemory = \"1\"", "build.memory"),
             ("[network]\ndeny = [\"10.0.0.0/40\"]", "network.deny"),
             ("[network]\nallow = [\"a b\"]", "network.allow"),

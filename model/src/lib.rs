@@ -21,6 +21,7 @@ pub mod release;
 pub mod route;
 pub mod secret;
 pub mod size;
+pub mod table_update;
 pub mod time;
 pub mod user;
 

@@ -73,6 +73,9 @@ pub struct InstanceSpec {
     pub stop_grace_seconds: u32,
     pub read_only_root: bool,
     pub check: HealthCheck,
+    /// It expects this header before everything on its port, from health checks too.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub proxy_protocol: Option<crate::ProxyVersion>,
 }
 
 /// One line of an assignment.

@@ -10,6 +10,9 @@ use std::{collections::BTreeMap, fmt, net::SocketAddr, num::NonZeroU16, str::Fro
 /// The newest form of [`RouteTable`] that this program reads and writes. A router refuses a newer one and keeps what it has.
 pub const TABLE_FORMAT: u32 = 2;
 
+/// The name of the router that runs inside the control plane's own process.
+pub const LOCAL_ROUTER: &str = "router";
+
 /// Where a request of an app may go.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Backend {

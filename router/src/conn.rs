@@ -252,16 +252,17 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Conn<'_, S> {
                         }
                     }
                 }
-                if guard.poll_expired(cx) || !begun && worker.draining.get() {
-                    return Poll::Ready(if begun { Next::Refuse(Refusal::HeadTimeout) } else { Next::End });
-                }
+                let expired = guard.poll_expired(cx);
+                // Read before giving up on an idle connection: a request may have come in this very moment.
                 let read = io.poll_read(cx, usize::MAX, |_, bytes| {
                     buf.extend_from_slice(bytes);
                     bytes.len()
                 });
-                match ready!(read) {
-                    Ok(0) | Err(_) => return Poll::Ready(Next::End),
-                    Ok(_) => {}
+                match read {
+                    Poll::Ready(Ok(0) | Err(_)) => return Poll::Ready(Next::End),
+                    Poll::Ready(Ok(_)) if !begun || !expired => {}
+                    _ if expired => return Poll::Ready(if begun { Next::Refuse(Refusal::HeadTimeout) } else { Next::End }),
+                    _ => return Poll::Pending,
                 }
             }
         })

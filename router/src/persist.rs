@@ -90,7 +90,8 @@ fn write(dir: &Path, path: &Path, what: &impl Serialize) -> Result<(), PersistEr
     };
     let bytes = serde_json::to_vec(what).map_err(|e| failed("encode")(e.into()))?;
     fs::create_dir_all(dir).map_err(failed("make the directory of"))?;
-    let beside = path.with_extension("json.new");
+    // A router that takes over from one that still drains writes beside it.
+    let beside = path.with_extension(format!("json.{}", std::process::id()));
     let options = fs::OpenOptions::new().write(true).create(true).truncate(true).mode(0o600).to_owned();
     let mut file = options.open(&beside).map_err(failed("write"))?;
     file.write_all(&bytes).and_then(|()| file.sync_all()).map_err(failed("write"))?;

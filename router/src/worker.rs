@@ -25,6 +25,10 @@ use tokio::{
 /// How often idle connections to instances are looked at.
 const POOL_SWEEP: Duration = Duration::from_secs(1);
 
+/// How long a draining worker leaves idle connections open: a request that comes meanwhile is answered with
+/// `Connection: close`, where closing at once would have met it on its way.
+const IDLE_PATIENCE: Duration = Duration::from_secs(2);
+
 /// How often a draining worker looks whether its last connection has ended.
 const DRAIN_LOOK: Duration = Duration::from_millis(10);
 
@@ -82,8 +86,9 @@ impl Worker {
         guards.slots.len() - guards.free.len()
     }
 
-    fn sweep(&self) {
-        let (now, stop) = (self.now_ms(), self.draining.get());
+    /// `close_idle`: connections between two requests are closed.
+    fn sweep(&self, close_idle: bool) {
+        let (now, stop) = (self.now_ms(), close_idle);
         for guard in self.guards.borrow().slots.iter().flatten() {
             guard.sweep(now, stop);
         }
@@ -138,7 +143,7 @@ async fn housekeep(worker: &Rc<Worker>, mut stop: watch::Receiver<bool>, accepti
             _ = tick.tick() => {}
             changed = stop.changed() => if changed.is_err() { break },
         }
-        worker.sweep();
+        worker.sweep(false);
         if worker.now_ms().saturating_sub(pool_swept) >= POOL_SWEEP.as_millis() as u64 {
             pool_swept = worker.now_ms();
             worker.pool.borrow_mut().sweep(pool_swept, timeouts.upstream_idle);
@@ -148,9 +153,11 @@ async fn housekeep(worker: &Rc<Worker>, mut stop: watch::Receiver<bool>, accepti
         let _ = task.await;
     }
     worker.draining.set(true);
+    let begun = worker.now_ms();
+    let patience = u64::try_from(IDLE_PATIENCE.min(timeouts.drain / 4).as_millis()).unwrap_or(0);
     let drained = async {
         while worker.open() > 0 {
-            worker.sweep();
+            worker.sweep(worker.now_ms() - begun >= patience);
             tokio::time::sleep(DRAIN_LOOK).await;
         }
     };

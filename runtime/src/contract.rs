@@ -32,6 +32,7 @@ fn id() -> Uuid {
 /// A spec whose command line runs in a shell; the fake understands the lines that are used here.
 pub fn spec(image: &ImageRef, line: &str) -> InstanceSpec {
     InstanceSpec {
+        proxy_protocol: None,
         image: image.clone(),
         command: Command::Shell(line.to_owned()),
         env: BTreeMap::from([("GREETING".to_owned(), Secret::new("hello"))]),

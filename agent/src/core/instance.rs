@@ -370,7 +370,13 @@ impl Tracked {
         let (Phase::Running(running), Some(spec)) = (&mut self.phase, &self.spec) else { return };
         if running.health.start_probe(&spec.check, now.mono) {
             let (instance, attempt, address) = (self.id, self.attempt, self.address);
-            out.push(Action::Probe { instance, attempt, check: spec.check.clone(), address });
+            out.push(Action::Probe {
+                instance,
+                attempt,
+                check: spec.check.clone(),
+                address,
+                proxy_protocol: spec.proxy_protocol,
+            });
         }
         if let Some(deadline) = running.health.boot_deadline(&spec.check)
             && now.mono >= deadline

@@ -50,7 +50,13 @@ pub enum Event {
 #[derive(Debug, Clone, PartialEq)]
 pub enum Action {
     /// Send a probe; its answer is [`Event::Probed`].
-    Probe { instance: InstanceId, attempt: u32, check: HealthCheck, address: Option<SocketAddr> },
+    Probe {
+        instance: InstanceId,
+        attempt: u32,
+        check: HealthCheck,
+        address: Option<SocketAddr>,
+        proxy_protocol: Option<flex_model::ProxyVersion>,
+    },
     /// Look what it listens on; the answer is [`Event::Listens`].
     FindListeners { instance: InstanceId, attempt: u32, pid: Option<u32> },
     /// A line of the platform in the app's log.

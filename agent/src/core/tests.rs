@@ -18,6 +18,7 @@ pub fn item(n: u128) -> WorkItem {
         name: format!("web.{n}"),
         version: 1,
         spec: InstanceSpec {
+            proxy_protocol: None,
             image: ImageRef { reference: "sha256:0".into(), manifest: None },
             command: Command::Launch("server".into()),
             env: std::collections::BTreeMap::new(),
@@ -137,7 +138,10 @@ fn from_placed_to_up() {
     assert!(b.actions.is_empty());
     b.engine(1.0, 0, ObservedPhase::Running);
     let address = Some("10.0.0.7:5000".parse().unwrap());
-    assert_eq!(b.actions, [Action::Probe { instance: id(1), attempt: 0, check: item(1).spec.check, address }]);
+    assert_eq!(
+        b.actions,
+        [Action::Probe { instance: id(1), attempt: 0, check: item(1).spec.check, address, proxy_protocol: None }]
+    );
     b.probe(1.1, 0, Err("refused".into()));
     b.step(1.2, Event::Tick);
     assert!(matches!(b.actions[..], [Action::Probe { .. }]), "asked again soon");

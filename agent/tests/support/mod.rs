@@ -49,6 +49,7 @@ pub fn item(n: u128, image: &ImageRef, line: &str, port: Option<u16>) -> WorkIte
         name: format!("web.{n}"),
         version: 1,
         spec: InstanceSpec {
+            proxy_protocol: None,
             image: image.clone(),
             command: Command::Shell(line.to_owned()),
             env: BTreeMap::new(),

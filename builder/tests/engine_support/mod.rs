@@ -148,6 +148,7 @@ impl World {
     /// Runs a command line in an image as an instance would be, and returns its output and exit status.
     pub async fn run(&self, image: &ImageRef, command: Command) -> (String, i64) {
         let spec = InstanceSpec {
+            proxy_protocol: None,
             image: image.clone(),
             command,
             env: BTreeMap::new(),

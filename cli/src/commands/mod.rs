@@ -14,5 +14,6 @@ pub mod keys;
 pub mod logs;
 pub mod ps;
 pub mod releases;
+pub mod routes;
 pub mod run;
 pub mod session;

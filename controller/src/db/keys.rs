@@ -12,13 +12,16 @@
 //! | `config/APP/REV` | encrypted config vars |
 //! | `domains/HOSTNAME` | domain |
 //! | `certificates/APP/ID` | certificate, its key encrypted |
+//! | `routes/ID`, `route-matches/MATCH` | route, and its id by what it is chosen by |
+//! | `router-tokens/SHA256` | token of a router elsewhere |
 //! | `placements/ID`, `hosts/ID` | as named |
 //! | `sources/ID` | uploaded source |
 //! | `master-key` | fingerprint of the key that config vars are encrypted with |
 //! | `events/TIME-ID` | event; times padded, so that they sort |
 
 use flex_model::{
-    AppId, AppName, BuildId, CertificateId, DomainName, Email, Event, HostId, InstanceId, KeyId, SlugId, SourceId, UserId,
+    AppId, AppName, BuildId, CertificateId, DomainName, Email, Event, HostId, InstanceId, KeyId, Match, RouteId, SlugId,
+    SourceId, UserId,
 };
 
 pub const MASTER_KEY: &str = "master-key";
@@ -29,6 +32,7 @@ pub const TOKENS: &str = "tokens/";
 pub const RELEASES: &str = "releases/";
 pub const DOMAINS: &str = "domains/";
 pub const CERTIFICATES: &str = "certificates/";
+pub const ROUTES: &str = "routes/";
 pub const PLACEMENTS: &str = "placements/";
 pub const HOSTS: &str = "hosts/";
 pub const EVENTS: &str = "events/";
@@ -98,6 +102,16 @@ pub fn certificates(app: AppId) -> String {
 }
 pub fn certificate(app: AppId, id: CertificateId) -> String {
     format!("{CERTIFICATES}{app}/{id}")
+}
+pub fn route(id: RouteId) -> String {
+    format!("{ROUTES}{id}")
+}
+pub fn router_token(sha256: &str) -> String {
+    format!("router-tokens/{sha256}")
+}
+/// Two routes of different kinds never meet; a TCP port may be shared by one route without a name and many with one.
+pub fn route_match(matches: &Match) -> String {
+    format!("route-matches/{}:{matches}", matches.kind())
 }
 pub fn placement(id: InstanceId) -> String {
     format!("{PLACEMENTS}{id}")

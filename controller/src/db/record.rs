@@ -1,8 +1,9 @@
 //! Records that only the control plane knows.
 
 use crate::crypt::Sealed;
-use flex_model::{AppId, CertificateId, DomainId, DomainName, SourceId, Timestamp, UserId};
+use flex_model::{AppId, CertificateId, DomainId, DomainName, Route, SourceId, Timestamp, UserId};
 use serde::{Deserialize, Serialize};
+use std::sync::Arc;
 
 /// A custom domain of an app.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -26,6 +27,25 @@ pub struct CertificateRecord {
     pub key: Sealed,
     pub created_at: Timestamp,
     pub updated_at: Timestamp,
+}
+
+/// A route that somebody made.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct RouteRecord {
+    pub app: AppId,
+    pub route: Arc<Route>,
+    /// Whose the host was when the route was made; it is in force only while that is so. None: it names no app's host.
+    pub host_owner: Option<AppId>,
+    pub created_at: Timestamp,
+    pub updated_at: Timestamp,
+}
+
+/// What a router elsewhere shows; found by the hash of its secret.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct RouterToken {
+    /// The router's name.
+    pub name: String,
+    pub created_at: Timestamp,
 }
 
 /// A source archive that was promised a place, and may have been uploaded.

@@ -113,7 +113,7 @@ pub async fn document() -> Answer<Json> {
 /// The errors that a route may answer with.
 fn errors(route: &Route, operation: &Operation) -> Vec<ErrorId> {
     let writes = route.method != axum::http::Method::GET;
-    let signed_in = route.needs != Needs::Nothing || route.path == "/oauth/authorizations";
+    let signed_in = route.needs != Needs::Nothing || route.path == "/oauth/authorizations" || route.path.starts_with("/router/");
     let mut out = vec![ErrorId::BadRequest, ErrorId::Internal, ErrorId::Unavailable];
     if signed_in {
         out.extend([ErrorId::Unauthorized, ErrorId::Forbidden, ErrorId::RateLimit]);

@@ -2,7 +2,9 @@
 //! else, and so does the OpenAPI document.
 
 use super::openapi::Operation;
-use super::{access, accounts, apps, builds, certificates, headers, logs, openapi, registry, releases, run, server};
+use super::{
+    access, accounts, apps, builds, certificates, feed, headers, logs, openapi, registry, releases, routes, run, server,
+};
 use crate::core::Controller;
 use axum::Router;
 use axum::http::Method;
@@ -154,6 +156,14 @@ routes! {
     GET get "/apps/{app}/sni-endpoints/{endpoint}" App certificates::info, "One certificate";
     PATCH patch "/apps/{app}/sni-endpoints/{endpoint}" App certificates::update, "Replace a certificate";
     DELETE delete "/apps/{app}/sni-endpoints/{endpoint}" App certificates::remove, "Remove a certificate";
+    GET get "/router/table" Nothing feed::table, "For routers elsewhere: the routing table, line by line as it changes";
+    POST post "/router/status" Nothing feed::status, "For routers elsewhere: what they route by, and requests under way";
+    POST post "/router/lines" Nothing feed::lines, "For routers elsewhere: access lines";
+    GET get "/apps/{app}/routes" App routes::list, "Routes: those of the app's domains and those that were made";
+    POST post "/apps/{app}/routes" App routes::add, "Route a host and path, a port or a name to a process type";
+    GET get "/apps/{app}/routes/{route}" App routes::info, "One route";
+    PATCH patch "/apps/{app}/routes/{route}" App routes::set, "Change where a route leads and how";
+    DELETE delete "/apps/{app}/routes/{route}" App routes::remove, "Remove a route";
     POST post "/apps/{app}/log-sessions" App logs::create, "A URL to read the log from";
     GET get "/v2/" User registry::version, "OCI distribution: which version";
     GET get "/v2/{app}/tags/list" App registry::tags, "OCI distribution: the tags of an app's images";

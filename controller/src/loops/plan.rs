@@ -1,9 +1,9 @@
 //! One pass: read the world, plan, commit, publish.
 
 use crate::core::{Actor, Controller, lock};
-use crate::db::{CommitError, DomainRecord, Stored, Tx, keys};
+use crate::db::{CommitError, DomainRecord, RouteRecord, Stored, Tx, keys};
 use flex_api::{ApiError, ErrorId};
-use flex_model::{App, AppId, Host, HostId, InstanceId, Placement, PlacementPhase, Release, ReleaseStatus, Timestamp};
+use flex_model::{App, AppId, Host, HostId, InstanceId, Match, Placement, PlacementPhase, Release, ReleaseStatus, Timestamp};
 use flex_scheduler::{AppView, Change, ChangeKind, IdSource, Pending, Settings, World};
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
@@ -88,7 +88,7 @@ impl Controller {
             table_without: draining.filter(|i| !routed.contains(i)).map(|i| (i, table.revision)).collect(),
             placements: desired.placements.iter().map(|(id, p)| (*id, (*p.value).clone())).collect(),
             reports: lock(&self.reports).clone(),
-            routers: lock(&self.routers).values().cloned().collect(),
+            routers: self.router_statuses(),
             settings: Settings::default(),
         };
         Ok(Read { world, desired })
@@ -108,6 +108,24 @@ impl Controller {
             }
         }
         Err(ApiError::new(ErrorId::Conflict, "changes come faster than they can be read"))
+    }
+
+    /// Routes that are in force: those whose host still belongs to whom it belonged to.
+    async fn read_routes(&self, views: &mut BTreeMap<AppId, AppView>) -> Result<(), ApiError> {
+        for r in self.db.list::<RouteRecord>(keys::ROUTES).await? {
+            let record = &r.value;
+            let (Match::Http { host, .. } | Match::Sni { host, .. }) = &record.route.matches else {
+                if let Some(view) = views.get_mut(&record.app) {
+                    view.routes.push(record.route.clone());
+                }
+                continue;
+            };
+            let holds = record.host_owner.is_none_or(|o| views.get(&o).is_some_and(|v| v.domains.contains(host)));
+            if holds && let Some(view) = views.get_mut(&record.app) {
+                view.routes.push(record.route.clone());
+            }
+        }
+        Ok(())
     }
 
     async fn read_once(&self, revision: u64) -> Result<Desired, ApiError> {
@@ -141,6 +159,7 @@ impl Controller {
                 view.domains.push(d.value.hostname.clone());
             }
         }
+        self.read_routes(&mut views).await?;
         Ok(Desired {
             revision,
             views,
@@ -257,8 +276,7 @@ impl Controller {
         };
         let table = self.table.borrow().clone();
         let in_table = table.app(release.app).is_some_and(|a| a.instances().any(|b| mine.contains(&b.instance)));
-        let acknowledged = lock(&self.routers).values().all(|r| r.revision >= table.revision);
-        (exists, in_table && acknowledged)
+        (exists, in_table && self.routers_have(table.revision))
     }
 
     /// The app's instances that are wanted and have no place.

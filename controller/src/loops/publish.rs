@@ -2,6 +2,7 @@
 
 use super::plan::Read;
 use crate::core::{Controller, lock};
+use crate::runs::Routed;
 use flex_model::{Assignment, HostId, Placement, RouteTable, WorkItem};
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
@@ -64,7 +65,8 @@ impl Controller {
         let missing = || crate::core::not_found(format!("{} v{} of {} is not known", p.name(), p.version, p.app));
         let view = read.world.apps.get(&p.app).ok_or_else(missing)?;
         let release = view.releases.get(&p.version).ok_or_else(missing)?;
-        let mut spec = self.instance_spec(&view.app, release, &p.process, &p.name()).await?;
+        let routes = view.routes.iter().filter(|r| r.targets.iter().any(|t| t.process == p.process));
+        let mut spec = self.instance_spec(&view.app, release, &p.process, &p.name(), Routed::by(routes)).await?;
         // A running instance keeps the size it was placed with; another size is another placement.
         spec.memory = p.memory;
         Ok(WorkItem {
@@ -98,6 +100,7 @@ impl Controller {
                 return false;
             }
             *table = Arc::new(next);
+            self.keep_table(table);
             true
         });
     }

@@ -87,6 +87,7 @@ impl World {
             stack: "flex-1".parse().unwrap(),
             fallback_certificate: None,
             version: "0".into(),
+            route_ports: 20_000..=20_009,
         };
         let deps = Deps {
             store: store.clone(),

@@ -232,7 +232,7 @@ pub async fn simulate_router(controller: Controller) {
         let revision = tables.borrow_and_update().revision;
         assert!(revision >= last, "a table's revision went back");
         last = revision;
-        let status = RouterStatus { router: "one".into(), revision, in_flight: BTreeMap::new(), ..RouterStatus::default() };
+        let status = RouterStatus { router: "router".into(), revision, in_flight: BTreeMap::new(), ..RouterStatus::default() };
         if statuses.send(status).await.is_err() || tables.changed().await.is_err() {
             return;
         }

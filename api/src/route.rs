@@ -1,0 +1,78 @@
+//! Routes of an app: ways into it by host and path, by port, or by the name that a TLS client asks for.
+
+use crate::AppRef;
+use crate::schema::{HostNameText, Id, Time};
+use flex_model::{DomainName, PathPrefix, Policy, RouteId, Target};
+use serde::{Deserialize, Serialize};
+use utoipa::ToSchema;
+
+/// What a route is chosen by.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+#[serde(rename_all = "snake_case")]
+pub enum RouteKind {
+    /// Requests by host and path.
+    Http,
+    /// Connections to a port.
+    Tcp,
+    /// TLS connections to a port by the name that they ask for, passed through.
+    Sni,
+    /// Datagrams to a port.
+    Udp,
+}
+
+/// A route.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct Route {
+    /// None: a domain's own, which nobody made.
+    #[schema(value_type = Option<Id>)]
+    pub id: Option<RouteId>,
+    pub app: AppRef,
+    /// As people write it: `www.example.com/api`, `tcp:5432`.
+    pub name: String,
+    pub kind: RouteKind,
+    #[schema(value_type = Option<HostNameText>)]
+    pub host: Option<DomainName>,
+    /// The beginning of the paths that it is for.
+    #[schema(value_type = Option<String>)]
+    pub path: Option<PathPrefix>,
+    pub port: Option<u16>,
+    /// `[{"process": "web", "weight": 1}]`; a request goes to one of them, by weight.
+    #[schema(value_type = Vec<Object>)]
+    pub targets: Vec<Target>,
+    /// What is not as it is by default.
+    #[schema(value_type = Object)]
+    pub policy: Policy,
+    /// What routers could not do of it.
+    pub problems: Vec<String>,
+    pub created_at: Time,
+    pub updated_at: Time,
+}
+
+/// A route to make.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct AddRoute {
+    pub kind: RouteKind,
+    #[schema(value_type = Option<HostNameText>)]
+    pub host: Option<DomainName>,
+    #[schema(value_type = Option<String>)]
+    pub path: Option<PathPrefix>,
+    /// Left out for `tcp` and `udp`: one of the range is allotted.
+    pub port: Option<u16>,
+    /// Left out: `web`.
+    #[serde(default)]
+    #[schema(value_type = Vec<Object>)]
+    pub targets: Vec<Target>,
+    #[serde(default)]
+    #[schema(value_type = Object)]
+    pub policy: Policy,
+}
+
+/// What to change of a route.
+#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize, ToSchema)]
+pub struct UpdateRoute {
+    #[schema(value_type = Option<Vec<Object>>)]
+    pub targets: Option<Vec<Target>>,
+    /// Fields to change; null brings a default back.
+    #[schema(value_type = Option<Object>)]
+    pub policy: Option<serde_json::Map<String, serde_json::Value>>,
+}

@@ -1,0 +1,199 @@
+//! `flexd router`: a router alone, fed by a control plane elsewhere. It dials out and needs no port that the control plane
+//! could reach; while that is away it goes on by the table that it has, after a restart by the one on its disk.
+
+use crate::settings::Settings;
+use clap::Args;
+use flex_model::table_update::TableUpdate;
+use flex_model::{AppId, RouteTable, RouterStatus, Secret};
+use flex_router::{AccessLines, AccessQueue, Router};
+use futures_util::StreamExt;
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::Duration;
+use tokio::sync::watch;
+use tokio_util::sync::CancellationToken;
+
+/// Three times what the control plane lets pass without a word.
+const SILENCE: Duration = Duration::from_secs(6);
+/// Before the next try, doubling up to the longest.
+const FIRST_PAUSE: Duration = Duration::from_millis(200);
+const LONGEST_PAUSE: Duration = Duration::from_secs(5);
+/// A status says all, so those that come closer together are one.
+const STATUS_PAUSE: Duration = Duration::from_millis(50);
+const TIMEOUT: Duration = Duration::from_secs(10);
+/// Access lines on their way; beyond it they are dropped and counted.
+const ACCESS_LINES: usize = 65_536;
+/// Lines sent at once.
+const BATCH: usize = 5_000;
+
+/// A router of its own.
+#[derive(Debug, Args)]
+pub struct RouterArgs {
+    /// URL of the control plane's API
+    #[arg(long, env = "FLEXD_SERVER", value_name = "URL")]
+    server: String,
+    /// File with the router's token, which `flexd router:token NAME` prints; or FLEXD_ROUTER_TOKEN
+    #[arg(long, env = "FLEXD_ROUTER_TOKEN_FILE", value_name = "FILE")]
+    token_file: Option<PathBuf>,
+    /// The token itself. Others on the machine can read command lines: the file or FLEXD_ROUTER_TOKEN is better
+    #[arg(long, env = "FLEXD_ROUTER_TOKEN", value_name = "TOKEN", hide_env_values = true)]
+    token: Option<String>,
+}
+
+impl RouterArgs {
+    fn token(&self) -> Result<Secret, String> {
+        match (&self.token, &self.token_file) {
+            (Some(token), _) => Ok(Secret::new(token.trim())),
+            (None, Some(path)) => {
+                let text = std::fs::read_to_string(path).map_err(|e| format!("cannot read {}: {e}", path.display()))?;
+                Ok(Secret::new(text.trim()))
+            }
+            (None, None) => Err("a router needs its token: give --token-file. On the server: flexd router:token NAME".into()),
+        }
+    }
+}
+
+/// Serves until SIGTERM or SIGINT; then it lets running requests end.
+///
+/// # Errors
+/// A sentence for the operator.
+pub async fn serve(settings: Settings, args: RouterArgs) -> Result<(), String> {
+    let link = Link::new(&args)?;
+    let (tables, table) = watch::channel(Arc::new(RouteTable::default()));
+    let (access, lines) = AccessQueue::new(ACCESS_LINES);
+    let http = crate::server::probe_port(settings.http)?;
+    let router = crate::server::router_settings(&settings, http)?;
+    let router = Router::bind(router, table, Arc::new(access)).await.map_err(|e| crate::server::chain(&e))?;
+    let stop = CancellationToken::new();
+    let feed = tokio::spawn(link.clone().follow(tables));
+    let told = tokio::spawn(link.clone().report(router.status()));
+    let lines = tokio::spawn(link.send_lines(lines));
+    tracing::info!(server = args.server, http = %http, data = %settings.data_dir.display(), "flexd routes");
+    println!(
+        "flexd {} routes: HTTP {http}, fed by {}, data {}",
+        env!("CARGO_PKG_VERSION"),
+        args.server,
+        settings.data_dir.display()
+    );
+    let ended = stop.clone();
+    tokio::spawn(async move {
+        crate::server::signalled().await;
+        ended.cancel();
+    });
+    let result = router.serve(stop.cancelled_owned()).await.map_err(|e| crate::server::chain(&e));
+    // The last requests' lines.
+    tokio::time::sleep(Duration::from_millis(200)).await;
+    for task in [feed, told, lines] {
+        task.abort();
+    }
+    result
+}
+
+/// The way to the control plane.
+#[derive(Clone)]
+struct Link {
+    http: reqwest::Client,
+    server: String,
+    token: Secret,
+}
+
+impl Link {
+    fn new(args: &RouterArgs) -> Result<Self, String> {
+        let server = args.server.trim_end_matches('/').to_owned();
+        if !server.starts_with("http://") && !server.starts_with("https://") {
+            return Err(format!("--server: {server} is no URL: use https://HOST"));
+        }
+        let http =
+            reqwest::Client::builder().connect_timeout(TIMEOUT).build().map_err(|e| format!("cannot make a client: {e}"))?;
+        Ok(Self { http, server, token: args.token()? })
+    }
+
+    /// Keeps the table in step with the control plane's, for ever.
+    async fn follow(self, tables: watch::Sender<Arc<RouteTable>>) {
+        let mut pause = FIRST_PAUSE;
+        loop {
+            let before = tables.borrow().revision;
+            match self.listen(&tables).await {
+                Ok(()) => tracing::warn!("the control plane ended the stream of routes; going on by the last table"),
+                Err(e) => tracing::warn!(error = e, "no routes from the control plane; going on by the last table"),
+            }
+            pause = if tables.borrow().revision > before { FIRST_PAUSE } else { (pause * 2).min(LONGEST_PAUSE) };
+            // Routers that lost the same control plane do not come back in one moment.
+            tokio::time::sleep(pause.mul_f64(rand::random_range(0.5..1.0))).await;
+        }
+    }
+
+    async fn listen(&self, tables: &watch::Sender<Arc<RouteTable>>) -> Result<(), String> {
+        let from = tables.borrow().revision;
+        let request = self.http.get(format!("{}/router/table?from={from}", self.server)).bearer_auth(self.token.expose());
+        let response = tokio::time::timeout(TIMEOUT, request.send()).await.map_err(|_| "it does not answer".to_owned())?;
+        let response = response.map_err(|e| crate::server::chain(&e))?;
+        if !response.status().is_success() {
+            let status = response.status();
+            return Err(format!("it answered {status}: {}", response.text().await.unwrap_or_default()));
+        }
+        let (mut stream, mut buffer) = (response.bytes_stream(), Vec::new());
+        loop {
+            let part = tokio::time::timeout(SILENCE, stream.next()).await.map_err(|_| "it fell silent".to_owned())?;
+            let Some(part) = part else { return Ok(()) };
+            let part = part.map_err(|e| crate::server::chain(&e))?;
+            let seen = buffer.len();
+            buffer.extend_from_slice(&part);
+            let Some(last) = buffer[seen..].iter().rposition(|b| *b == b'\n').map(|at| seen + at) else { continue };
+            let rest = buffer.split_off(last + 1);
+            for line in buffer[..last].split(|b| *b == b'\n') {
+                let update: TableUpdate = serde_json::from_slice(line).map_err(|e| format!("its routes cannot be read: {e}"))?;
+                let before = tables.borrow().clone();
+                match update.apply(&before) {
+                    Ok(Some(next)) => _ = tables.send_replace(Arc::new(next)),
+                    Ok(None) => {}
+                    Err(gap @ flex_model::table_update::UpdateError::Gap(_)) => {
+                        // The next request says that nothing is known, and gets the whole.
+                        tables.send_modify(|t| *t = Arc::new(RouteTable { revision: 0, ..(**t).clone() }));
+                        return Err(gap.to_string());
+                    }
+                    Err(e) => return Err(e.to_string()),
+                }
+            }
+            buffer = rest;
+        }
+    }
+
+    async fn post(&self, path: &str, body: &impl serde::Serialize) -> Result<(), String> {
+        let request = self.http.post(format!("{}{path}", self.server)).bearer_auth(self.token.expose()).json(body);
+        let response = request.timeout(TIMEOUT).send().await.map_err(|e| crate::server::chain(&e))?;
+        if response.status().is_success() { Ok(()) } else { Err(format!("it answered {}", response.status())) }
+    }
+
+    /// Tells the control plane what the router says, each change once; after a failure the newest again.
+    async fn report(self, mut status: watch::Receiver<RouterStatus>) {
+        loop {
+            let now = status.borrow_and_update().clone();
+            match self.post("/router/status", &now).await {
+                Ok(()) => {
+                    tokio::time::sleep(STATUS_PAUSE).await;
+                    // Said again now and then: a control plane that was restarted has not heard it.
+                    if tokio::time::timeout(SILENCE, status.changed()).await.is_ok_and(|r| r.is_err()) {
+                        return;
+                    }
+                }
+                Err(e) => {
+                    tracing::debug!(error = e, "the control plane did not take the router's status");
+                    tokio::time::sleep(FIRST_PAUSE).await;
+                }
+            }
+        }
+    }
+
+    /// Hands access lines on. What the control plane does not take is lost: requests matter more.
+    async fn send_lines(self, mut lines: AccessLines) {
+        loop {
+            let batch: Vec<(AppId, String)> = lines.batch().await;
+            for part in batch.chunks(BATCH) {
+                if let Err(e) = self.post("/router/lines", &serde_json::json!({ "lines": part })).await {
+                    tracing::warn!(error = e, lines = part.len(), "access lines are lost");
+                }
+            }
+        }
+    }
+}
