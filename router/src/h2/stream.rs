@@ -76,6 +76,9 @@ pub(crate) fn open(request: Request<RecvStream>, respond: SendResponse<Bytes>, k
     let ended = body.is_end_stream();
     let mut head = Vec::with_capacity(512);
     let path = parts.uri.path_and_query().map_or("", |p| p.as_str());
+    if parts.headers.get_all(header::HOST).iter().count() > 1 {
+        return Err(Refused(respond));
+    }
     let authority = match (parts.uri.authority(), parts.headers.get(header::HOST)) {
         (Some(a), None) => a.as_str().as_bytes(),
         (Some(a), Some(h)) if h.as_bytes().eq_ignore_ascii_case(a.as_str().as_bytes()) => a.as_str().as_bytes(),
