@@ -67,7 +67,7 @@ fn main() -> ExitCode {
     let mut flags = cli.flags;
     if matches!(cli.command, Some(commands::Command::Router(_))) && flags.buildpacks.is_none() {
         // A router builds nothing: that there are none is no reason not to start.
-        flags.buildpacks = Some(std::path::PathBuf::new());
+        flags.buildpacks = Some("/".into());
     }
     let result = Settings::load(flags).and_then(|settings| {
         let runtime =

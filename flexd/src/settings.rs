@@ -30,10 +30,10 @@ pub struct Flags {
     #[arg(long, env = "FLEXD_HTTP", global = true, value_name = "ADDR")]
     pub http: Option<SocketAddr>,
     /// Where the apps' HTTPS router listens; "off" for nowhere [default: 0.0.0.0:8443]
-    #[arg(long, env = "FLEXD_HTTPS", value_name = "ADDR")]
+    #[arg(long, env = "FLEXD_HTTPS", global = true, value_name = "ADDR")]
     pub https: Option<Listen>,
     /// Oldest TLS version of clients: 1.2 or 1.3 [default: 1.2]
-    #[arg(long, env = "FLEXD_TLS_MIN", value_name = "VERSION")]
+    #[arg(long, env = "FLEXD_TLS_MIN", global = true, value_name = "VERSION")]
     pub tls_min: Option<MinTls>,
     /// Where git over SSH listens [default: 0.0.0.0:2222]
     #[arg(long, env = "FLEXD_SSH", global = true, value_name = "ADDR")]
