@@ -42,6 +42,7 @@ impl Operator {
             .env("FLEXD_DATA_DIR", self.data())
             .env("FLEXD_API", self.api.to_string())
             .env("FLEXD_HTTP", self.http.to_string())
+            .env("FLEXD_HTTPS", "127.0.0.1:0")
             .env("FLEXD_SSH", self.ssh.to_string())
             .env("GIT_SSH_COMMAND", ssh)
             .stdin(Stdio::null())
