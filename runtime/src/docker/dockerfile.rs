@@ -62,7 +62,9 @@ impl Inner {
         log: mpsc::Sender<String>,
     ) -> Result<ImageRef, RuntimeError> {
         super::images::check_reference(&spec.tag)?;
-        self.ensure_network(&self.names.build_network).await?;
+        // Whatever is wrong with it, the Dockerfile's author cannot change it.
+        let network = self.ensure_network(&self.names.build_network).await;
+        network.map_err(|e| RuntimeError::Unavailable(format!("{DOING}: {e}")))?;
         self.building.fetch_add(1, Ordering::SeqCst);
         let _building = Building(self.clone());
         let args: HashMap<String, String> = spec.args.clone().into_iter().collect();

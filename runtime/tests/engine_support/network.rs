@@ -10,7 +10,7 @@ use flex_runtime::{
     contract::{World, desired, finish, until},
 };
 use std::{
-    net::{IpAddr, TcpListener},
+    net::TcpListener,
     process::{Child, Command, Stdio},
     sync::Arc,
     time::{Duration, Instant},
@@ -123,6 +123,9 @@ fn listen() -> u16 {
     let port = listener.local_addr().unwrap().port();
     std::thread::spawn(move || {
         for mut client in listener.incoming().flatten() {
+            // What is not read would turn the end into a reset, and that could overtake the page.
+            let _ = client.set_read_timeout(Some(Duration::from_secs(3)));
+            let _ = std::io::Read::read(&mut client, &mut [0; 256]);
             let _ = std::io::Write::write_all(&mut client, b"HTTP/1.0 200 OK\r\n\r\nserved\n");
         }
     });
@@ -142,8 +145,7 @@ async fn containers_reach_neither_the_machine_nor_its_network() {
         let seen = until(&*open, "both run", both).await;
         let other = seen.iter().find(|o| o.instance == b.instance).and_then(|o| o.ip).expect("an address").to_string();
         let sandbox = open.sandbox(sandbox_spec(docker, "guard")).await.unwrap();
-        let own: Vec<String> = run("hostname", &["-I"]).split_whitespace().map(str::to_owned).collect();
-        let own: Vec<String> = own.into_iter().filter(|a| a.parse::<IpAddr>().is_ok_and(|a| a.is_ipv4())).collect();
+        let own = addresses(&[bridge(docker, ""), bridge(docker, "-build")]);
         assert!(!own.is_empty());
         let from = [From::App(open.clone(), a.instance), From::Build(&*sandbox)];
 
@@ -186,7 +188,7 @@ async fn containers_reach_neither_the_machine_nor_its_network() {
         let tag = run("iptables", &["-w", "10", "-S", "DOCKER-USER"]);
         let tag = tag.lines().filter_map(|l| l.strip_prefix("-A DOCKER-USER -j ")).map(str::to_owned).collect::<Vec<_>>();
         let mine =
-            tag.iter().find(|t| run("iptables", &["-w", "10", "-S", t]).contains(&bridge(docker))).expect("a chain of ours");
+            tag.iter().find(|t| run("iptables", &["-w", "10", "-S", t]).contains(&bridge(docker, ""))).expect("a chain of ours");
         let host = mine.replace("-fwd", "-in");
         run("iptables", &["-w", "10", "-D", "INPUT", "-j", &host]);
         run("iptables", &["-w", "10", "-F", mine]);
@@ -223,9 +225,18 @@ async fn containers_reach_neither_the_machine_nor_its_network() {
     .await;
 }
 
-/// The bridge of the instances' network.
-fn bridge(docker: &Docker) -> String {
-    let name = format!("flex-{}", docker.settings.cluster);
+/// This machine's addresses, but for those on bridges of other tests: they come and go.
+fn addresses(own_bridges: &[String]) -> Vec<String> {
+    let all = run("ip", &["-o", "-4", "addr", "show", "scope", "global"]);
+    let words = all.lines().map(|l| l.split_whitespace().collect::<Vec<_>>());
+    let stays = |name: &str| !name.starts_with("br-") && !name.starts_with("flexn") || own_bridges.iter().any(|b| b == name);
+    let found = words.filter(|w| w.len() > 3 && stays(w[1])).filter_map(|w| Some(w[3].split('/').next()?.to_owned()));
+    found.collect()
+}
+
+/// The bridge of the instances' network, or of the builds' (`-build`).
+fn bridge(docker: &Docker, which: &str) -> String {
+    let name = format!("flex-{}{which}", docker.settings.cluster);
     let id = run("docker", &["network", "inspect", "-f", "{{.Id}}", &name]);
     format!("br-{}", &id[..12])
 }
