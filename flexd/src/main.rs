@@ -65,8 +65,9 @@ fn main() -> ExitCode {
     // One crypto backend for the process; an error means that it is set already.
     let _ = rustls::crypto::ring::default_provider().install_default();
     let mut flags = cli.flags;
-    if matches!(cli.command, Some(commands::Command::Router(_))) && flags.buildpacks.is_none() {
-        // A router builds nothing: that there are none is no reason not to start.
+    let builds = matches!(cli.command, None | Some(commands::Command::Server | commands::Command::Stack { .. }));
+    if !builds && flags.buildpacks.is_none() {
+        // That there are none is no reason not to route, to make a token or to restore.
         flags.buildpacks = Some("/".into());
     }
     let result = Settings::load(flags).and_then(|settings| {

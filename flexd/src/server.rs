@@ -107,6 +107,14 @@ pub async fn serve(settings: Settings, roles: Roles) -> Result<(), String> {
     let installation = Installation::open(&settings.data_dir)?;
     let stop = CancellationToken::new();
     let store = open_store(&settings).await?;
+    if roles == Roles::All {
+        // The router's listeners share their ports between its threads, and so with whoever else does the same: two
+        // installations on one port would each get half of the requests, and nobody would be told.
+        unused(settings.http, "HTTP", "--http")?;
+        if let Some(https) = settings.https {
+            unused(https, "HTTPS", "--https")?;
+        }
+    }
     let http = probe_port(settings.http)?;
     let runtime = connect(&settings, &installation.cluster, guard(&settings, http.port()))?;
     let logs = LogStore::open(settings.data_dir.join("logs"), LogSettings::default()).map_err(|e| e.to_string())?;
@@ -303,6 +311,12 @@ fn own_path() -> Result<PathBuf, String> {
     let path = std::env::current_exe().map_err(|e| format!("cannot tell where this executable is: {e}"))?;
     let text = path.to_string_lossy();
     Ok(text.strip_suffix(" (deleted)").map_or(path.clone(), PathBuf::from))
+}
+
+/// Whether nobody listens there.
+fn unused(addr: std::net::SocketAddr, what: &str, flag: &str) -> Result<(), String> {
+    let listening = std::net::TcpListener::bind(addr);
+    listening.map(drop).map_err(|e| format!("cannot listen for {what} on {addr}: {e}. Set another address with {flag}"))
 }
 
 /// Port 0 takes a free port: which one has to be known before URLs are made.

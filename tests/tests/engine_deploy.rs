@@ -194,3 +194,15 @@ fn a_backup_brings_everything_back_and_the_store_changes_its_engine() {
     }
     assert_eq!(app.flex(&["releases", "--json"]).ok().out.matches("\"version\"").count(), 3);
 }
+
+#[test]
+fn two_installations_never_share_a_port() {
+    let server = Server::start();
+    let other = tempfile::tempdir().unwrap();
+    let http = server.http.to_string();
+    let any = "127.0.0.1:0";
+    let (ok, said) = command(other.path(), &["--api", any, "--http", &http, "--https", any, "--ssh", any]);
+    assert!(!ok && said.contains(&http) && said.contains("--http"), "{said}");
+    let (ok, said) = command(other.path(), &["--api", any, "--http", any, "--https", &http, "--ssh", any]);
+    assert!(!ok && said.contains(&http) && said.contains("--https"), "{said}");
+}

@@ -72,7 +72,7 @@ class World:
         (self.home / ".ssh").mkdir(parents=True)
         (self.data / "stacks").symlink_to(os.environ["FLEX_BENCH_STACKS"])
         self.launch()
-        token = run(BIN / "flexd", "--data-dir", self.data, "--buildpacks", BUILDPACKS, "user:token", "bench@example.com", "--admin").strip()
+        token = self.token("bench@example.com", "--admin")
         ssh = self.home / ".ssh"
         self.env |= {
             "PATH": os.environ["PATH"], "HOME": str(self.home), "FLEX_TOKEN": token,
@@ -112,6 +112,10 @@ class World:
             self.child.kill()
             self.child.wait()
         return True
+
+    def token(self, email, *flags):
+        """A token of a user, who is made if need be."""
+        return run(BIN / "flexd", "--data-dir", self.data, "--buildpacks", BUILDPACKS, "user:token", email, *flags).strip()
 
     def flex(self, *arguments, cwd=None):
         return run(BIN / "flex", *arguments, cwd=cwd or self.home, env=self.env)
