@@ -7,7 +7,7 @@ use std::{
     fs, io,
     os::unix::{ffi::OsStrExt, fs::PermissionsExt},
     path::{Path, PathBuf},
-    time::{Duration, SystemTime},
+    time::SystemTime,
 };
 
 /// Why a repository could not be made or changed.
@@ -78,23 +78,19 @@ pub struct Swept {
     pub busy: usize,
 }
 
-/// File systems stamp by a clock that is up to this much behind.
-const CLOCK_STEP: Duration = Duration::from_millis(20);
-
-/// Removes the quarantines (`objects/tmp_objdir-incoming-*`) that were made, or last touched, before `before` in every
-/// repository directly under `root`, and the drafts of repositories. Those of the repositories in `receiving` stay.
-pub fn sweep(root: &Path, before: SystemTime, receiving: &HashSet<PathBuf>) -> io::Result<Swept> {
+/// Removes the quarantines (`objects/tmp_objdir-incoming-*`) in every repository directly under `root` that no living
+/// `git receive-pack` has, and the drafts of repositories that were last touched before `before`.
+///
+/// `receiving` is asked after the quarantines were listed: one that was seen, and whose git is gone by then, is nobody's. Their
+/// age tells nothing: the helper of a git that was killed makes the directory anew when it comes to write.
+pub fn sweep(root: &Path, before: SystemTime, receiving: impl FnOnce() -> io::Result<HashSet<PathBuf>>) -> io::Result<Swept> {
     let mut swept = Swept::default();
-    // A git that outlived its server may have written to its quarantine a moment ago; when it was made tells whose it is.
-    let before = before - CLOCK_STEP;
-    let old = |entry: &fs::DirEntry| {
-        let Ok(of) = entry.metadata() else { return false };
-        [of.created(), of.modified()].into_iter().flatten().min().is_some_and(|t| t < before)
-    };
+    let old = |entry: &fs::DirEntry| entry.metadata().and_then(|m| m.modified()).is_ok_and(|t| t < before);
     let entries = match fs::read_dir(root) {
         Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(swept),
         other => other?,
     };
+    let mut quarantines = Vec::new();
     for entry in entries {
         let entry = entry?;
         let name = entry.file_name();
@@ -104,17 +100,19 @@ pub fn sweep(root: &Path, before: SystemTime, receiving: &HashSet<PathBuf>) -> i
             continue;
         }
         let Ok(objects) = fs::read_dir(entry.path().join("objects")) else { continue };
-        for object in objects {
-            let object = object?;
-            if !object.file_name().to_string_lossy().starts_with("tmp_objdir-incoming-") || !old(&object) {
-                continue;
-            }
-            if receiving.contains(&entry.path()) {
-                swept.busy += 1;
-            } else {
-                fs::remove_dir_all(object.path()).or_else(ignore_missing)?;
-                swept.removed += 1;
-            }
+        let names = objects.flatten().filter(|o| o.file_name().to_string_lossy().starts_with("tmp_objdir-incoming-"));
+        quarantines.extend(names.map(|o| (entry.path(), o.path())));
+    }
+    if quarantines.is_empty() {
+        return Ok(swept);
+    }
+    let receiving = receiving()?;
+    for (repository, quarantine) in quarantines {
+        // A helper that still writes keeps it from going: another time, then.
+        if receiving.contains(&repository) || fs::remove_dir_all(quarantine).or_else(ignore_missing).is_err() {
+            swept.busy += 1;
+        } else {
+            swept.removed += 1;
         }
     }
     Ok(swept)
@@ -138,6 +136,7 @@ pub fn receiving() -> io::Result<HashSet<PathBuf>> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use std::time::Duration;
 
     #[test]
     fn made_once_and_private() {
@@ -174,13 +173,19 @@ mod tests {
         fs::create_dir(&stale).unwrap();
         fs::write(stale.join("tmp_pack_1"), "x").unwrap();
         let now = SystemTime::now();
-        let (later, nobody) = (now + Duration::from_secs(60), HashSet::new());
         let swept = |removed, busy| Swept { removed, busy };
-        assert_eq!(sweep(dir.path(), now - Duration::from_secs(60), &nobody).unwrap(), swept(0, 0));
-        assert_eq!(sweep(dir.path(), later, &HashSet::from([path.clone()])).unwrap(), swept(0, 1));
+        let nobody = || Ok(HashSet::new());
+        assert_eq!(sweep(dir.path(), now, || Ok(HashSet::from([path.clone()]))).unwrap(), swept(0, 1));
         assert!(stale.exists());
-        assert_eq!(sweep(dir.path(), later, &nobody).unwrap(), swept(1, 0));
+        assert_eq!(sweep(dir.path(), now, nobody).unwrap(), swept(1, 0));
         assert!(!stale.exists() && path.join("objects/pack").exists());
-        assert_eq!(sweep(&dir.path().join("none"), now, &nobody).unwrap(), swept(0, 0));
+        // Nobody need be asked for where there is nothing.
+        assert_eq!(sweep(dir.path(), now, || panic!("asked")).unwrap(), swept(0, 0));
+        assert_eq!(sweep(&dir.path().join("none"), now, nobody).unwrap(), swept(0, 0));
+        let draft = dir.path().join(".y.git.new-1");
+        fs::create_dir(&draft).unwrap();
+        assert_eq!(sweep(dir.path(), now - Duration::from_secs(60), nobody).unwrap(), swept(0, 0));
+        assert_eq!(sweep(dir.path(), now + Duration::from_secs(60), nobody).unwrap(), swept(1, 0));
+        assert!(!draft.exists() && path.exists());
     }
 }

@@ -242,19 +242,25 @@ impl GitServer {
     }
 }
 
+/// So many looks, a second apart, that find nothing, and nothing is left to come.
+const CLEAN: u32 = 10;
+
 /// Removes what an earlier run left. Its last git processes end by themselves, for their input, output and hook ended with
 /// that run; until they have, their quarantines stay.
 async fn sweep_until_clean(root: Option<PathBuf>, started: SystemTime) {
     let Some(root) = root else { return };
+    let mut clean = 0;
     for _ in 0..60 {
         let root = root.clone();
-        let swept = tokio::task::spawn_blocking(move || sweep(&root, started, &receiving()?)).await;
+        let swept = tokio::task::spawn_blocking(move || sweep(&root, started, receiving)).await;
         match swept {
             Ok(Ok(Swept { removed, busy })) => {
                 if removed > 0 {
                     tracing::info!(removed, "removed what interrupted pushes had left");
                 }
-                if busy == 0 {
+                // What such a git had started may come to write a moment after it.
+                clean = if busy + removed == 0 { clean + 1 } else { 0 };
+                if clean == CLEAN {
                     return;
                 }
             }
