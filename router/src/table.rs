@@ -369,12 +369,6 @@ impl Routes {
         None
     }
 
-    /// Whether anything is routed by this host name. For certificates: a name that nobody routes gets none.
-    #[allow(dead_code, reason = "what TLS asks before it gives out a certificate")]
-    pub(crate) fn knows(&self, host: &str) -> bool {
-        self.find(host, "/").is_some() || self.exact.with(host, |_| ()).is_some()
-    }
-
     /// What is in force for a host as the table writes it.
     pub(crate) fn host(&self, host: &str) -> Option<Host> {
         match host.strip_prefix("*.") {
