@@ -105,7 +105,7 @@ impl Sshd {
         run(Command::new("ssh-keygen").args(["-q", "-t", "ed25519", "-N", "", "-f"]).arg(&host))?;
         let settings = format!(
             "Port {port}\nListenAddress 127.0.0.1\nHostKey {}\nAuthorizedKeysFile {}.pub\nStrictModes no\nUsePAM no\nPidFile none\n\
-             PermitRootLogin yes\nLogLevel ERROR\n",
+             PermitRootLogin yes\nLogLevel FATAL\n",
             host.display(),
             key.display()
         );

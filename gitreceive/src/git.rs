@@ -184,6 +184,9 @@ impl Git {
                 "receive.denyCurrentBranch=ignore",
                 // Most CI systems check out one commit and push that.
                 "receive.shallowUpdate=true",
+                // Packs stay packs. Unpacking a push of few objects would compress every one of them anew, which takes
+                // several times as long as the sending; git's own maintenance joins the packs when they are many.
+                "receive.unpackLimit=1",
                 // What a push was told to be stored is on the disk.
                 "core.fsync=committed",
                 "core.fsyncMethod=batch",
