@@ -8,16 +8,16 @@ use crate::{
     h1::{
         request::{Framing, Request},
         response::{self, Response},
-        scan::{Scan, Scanner},
     },
     io::Io,
     metrics::Counters,
     pump::{Pump, PumpError, Waits},
+    sending::{Answer, Broken, Sending},
     shared::Place,
     table::App,
-    upstream::{NoUpstream, Upstream},
+    upstream::{NoUpstream, Upstream, Wire},
 };
-use flex_model::{AppId, AppState};
+use flex_model::{AppId, AppState, InstanceProtocol};
 use std::{
     future::{Future as _, poll_fn},
     pin::pin,
@@ -25,13 +25,12 @@ use std::{
     task::{Context, Poll},
     time::{Duration, Instant},
 };
-use tokio::{
-    io::{AsyncRead, AsyncWrite},
-    net::TcpStream,
-};
+use tokio::io::{AsyncRead, AsyncWrite};
 
 /// Interim answers (100, 103) of one request; more would be an attack on the client.
 const MAX_INTERIM: usize = 16;
+/// How often a request is sent that instances did not process.
+const MAX_UNPROCESSED: usize = 3;
 
 /// What is known of a request as it goes along, for the access line.
 struct Exchange<'a, 'w, S> {
@@ -48,6 +47,8 @@ struct Exchange<'a, 'w, S> {
     hold_until: Option<u64>,
     /// The cookie that will bring the client back to the same instance.
     set_cookie: Option<String>,
+    /// How often an instance said that it did not process it.
+    unprocessed: usize,
 }
 
 /// How one attempt with one instance ended.
@@ -77,6 +78,7 @@ pub(crate) async fn run<S: AsyncRead + AsyncWrite + Unpin>(
         bytes: 0,
         hold_until: None,
         set_cookie: None,
+        unprocessed: 0,
     };
     let (code, after) = match exchange.answer(app).await {
         Ok(after) => (None, after),
@@ -158,7 +160,13 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Exchange<'_, '_, S> {
             let wanted = self.conn.worker.wanted(&app.policy, app.id, &self.request);
             // The PROXY header tells of one client, so the connection is that client's alone.
             let alone = app.policy.proxy_protocol.is_some();
-            let connected = self.conn.worker.connect(&app, wanted, fresh || alone, !self.request.idempotent).await;
+            // Who switches protocols does so from HTTP/1.1.
+            let connected = if app.policy.protocol == InstanceProtocol::H2c && !self.request.upgrade {
+                let greeting = app.policy.proxy_protocol.map(|v| self.conn.proxy_header(v, &self.request.request_id));
+                Box::pin(self.conn.worker.connect_h2(&app, wanted, fresh, greeting)).await
+            } else {
+                self.conn.worker.connect(&app, wanted, fresh || alone, !self.request.idempotent).await
+            };
             let upstream = match connected {
                 Ok(upstream) => upstream,
                 Err(NoUpstream::Stale) => {
@@ -264,67 +272,94 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Exchange<'_, '_, S> {
     }
 
     async fn attempt(&mut self, upstream: Upstream, app: &App) -> Attempt {
-        let Upstream { io, lease, reused } = upstream;
+        let Upstream { wire, lease, reused } = upstream;
         let alone = app.policy.proxy_protocol;
-        let greeting = alone.map_or_else(Vec::new, |version| self.conn.proxy_header(version, &self.request.request_id));
+        match wire {
+            Wire::One(io) => {
+                let greeting = alone.map_or_else(Vec::new, |v| self.conn.proxy_header(v, &self.request.request_id));
+                let (attempt, keep) = self.attempt_on(&io, greeting, reused, false).await;
+                if keep && alone.is_none() {
+                    let (worker, limits) = (self.conn.worker, &self.conn.worker.shared.settings.limits);
+                    worker.pool.borrow_mut().put(&lease.backend, io, worker.now_ms(), limits.idle_per_instance);
+                }
+                attempt
+            }
+            // Boxed, so that requests over HTTP/1.1 do not hold the room for one.
+            Wire::Two(io) => {
+                let (attempt, keep) = Box::pin(self.attempt_on(&io, Vec::new(), reused, true)).await;
+                match attempt {
+                    Attempt::Done(_) if keep => io.into_inner().finish(),
+                    Attempt::Failed(Code::RequestTimeout) => io.into_inner().late(),
+                    _ => {}
+                }
+                attempt
+            }
+        }
+    }
+
+    /// One attempt on a connection, and whether that may be kept. `record`: keep content that can be sent again.
+    async fn attempt_on<U>(&mut self, io: &Io<U>, greeting: Vec<u8>, reused: bool, record: bool) -> (Attempt, bool)
+    where
+        U: AsyncRead + AsyncWrite + Unpin,
+    {
+        let failed = |code| (Attempt::Failed(code), false);
         let timeouts = &self.conn.worker.shared.settings.timeouts;
         self.conn.guard.arm(timeouts.idle);
-        let mut sending = match Sending::new(&self.request, &mut self.conn.buf, greeting) {
+        let mut sending = match Sending::new(&self.request, &mut self.conn.buf, greeting, record) {
             Ok(sending) => sending,
-            Err(()) => return Attempt::Failed(Code::RequestError),
+            Err(()) => return failed(Code::RequestError),
         };
         let mut answer = Answer::default();
         let response = loop {
-            let got = poll_fn(|cx| self.poll_answer(cx, &io, &mut sending, &mut answer)).await;
+            let got = poll_fn(|cx| self.poll_answer(cx, io, &mut sending, &mut answer)).await;
             let n = match got {
                 Ok(n) => n,
                 Err(Broken::Closed) if answer.untouched() && reused && sending.may_repeat(self.request.idempotent) => {
-                    return Attempt::Again;
+                    return (Attempt::Again, false);
                 }
-                Err(broken) => return Attempt::Failed(broken.code()),
+                Err(Broken::Unprocessed) if answer.untouched() && self.unprocessed + 1 < MAX_UNPROCESSED => {
+                    self.unprocessed += 1;
+                    let again = sending.put_back(&mut self.conn.buf);
+                    return if again { (Attempt::Again, false) } else { failed(Code::ClosedWithoutResponse) };
+                }
+                Err(broken) => return failed(broken.code()),
             };
             let limit = self.conn.worker.shared.settings.limits.headers;
             let Some(mut response) = response::parse(&answer.buf[..n], limit, &self.request) else {
-                return Attempt::Failed(Code::PoorlyFormattedResponse);
+                return failed(Code::PoorlyFormattedResponse);
             };
             answer.next(n);
             if response.status >= 200 || response.status == 101 {
                 break response;
             }
             if answer.interim > MAX_INTERIM {
-                return Attempt::Failed(Code::PoorlyFormattedResponse);
+                return failed(Code::PoorlyFormattedResponse);
             }
             if !self.request.http10 {
                 response::finish_interim(&mut response);
                 if !self.conn.send(&response.head).await {
-                    return Attempt::Failed(Code::ClientRequestInterrupted);
+                    return failed(Code::ClientRequestInterrupted);
                 }
                 self.conn.guard.arm(timeouts.first_byte);
             }
         };
         sending.release(&mut self.conn.buf);
         let ended = if response.status == 101 {
-            self.tunnel(&io, response, answer.buf).await
+            self.tunnel(io, response, answer.buf).await
         } else {
-            self.deliver(&io, sending, response, answer.buf).await
+            self.deliver(io, sending, response, answer.buf).await
         };
         match ended {
-            Ok((after, keep)) => {
-                if keep && alone.is_none() {
-                    let (worker, limits) = (self.conn.worker, &self.conn.worker.shared.settings.limits);
-                    worker.pool.borrow_mut().put(&lease.backend, io, worker.now_ms(), limits.idle_per_instance);
-                }
-                Attempt::Done(after)
-            }
-            Err(code) => Attempt::Failed(code),
+            Ok((after, keep)) => (Attempt::Done(after), keep),
+            Err(code) => failed(code),
         }
     }
 
     /// Sends the request and reads the answer's head, both at once: an instance may answer before it was told all.
-    fn poll_answer(
+    fn poll_answer<U: AsyncRead + AsyncWrite + Unpin>(
         &mut self,
         cx: &mut Context<'_>,
-        io: &Io<TcpStream>,
+        io: &Io<U>,
         sending: &mut Sending,
         answer: &mut Answer,
     ) -> Poll<Result<usize, Broken>> {
@@ -333,9 +368,10 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Exchange<'_, '_, S> {
         if let Err(broken) = sending.poll(cx, &self.conn.io, &mut self.conn.buf, io) {
             return Poll::Ready(Err(broken));
         }
+        let progress = sending.take_progress();
         if sending.is_done() && !was_done {
             self.conn.guard.arm(settings.timeouts.first_byte);
-        } else if sending.take_progress() {
+        } else if progress {
             self.conn.guard.arm(settings.timeouts.idle);
         }
         loop {
@@ -348,7 +384,8 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Exchange<'_, '_, S> {
                 bytes.len()
             });
             match read {
-                Poll::Ready(Ok(0) | Err(_)) => return Poll::Ready(Err(Broken::Closed)),
+                Poll::Ready(Ok(0)) => return Poll::Ready(Err(Broken::Closed)),
+                Poll::Ready(Err(e)) => return Poll::Ready(Err(Broken::of(&e))),
                 Poll::Ready(Ok(_)) => {}
                 Poll::Pending => break,
             }
@@ -365,9 +402,9 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Exchange<'_, '_, S> {
 
     /// Passes the answer on, and what is left of the request. Tells what becomes of the client's connection, and whether
     /// the instance's may be kept.
-    async fn deliver(
+    async fn deliver<U: AsyncRead + AsyncWrite + Unpin>(
         &mut self,
-        io: &Io<TcpStream>,
+        io: &Io<U>,
         mut sending: Sending,
         mut response: Response,
         extra: Vec<u8>,
@@ -438,7 +475,12 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Exchange<'_, '_, S> {
     }
 
     /// After 101 both sides speak something else: bytes go both ways until both have ended.
-    async fn tunnel(&mut self, io: &Io<TcpStream>, mut response: Response, extra: Vec<u8>) -> Result<(After, bool), Code> {
+    async fn tunnel<U: AsyncRead + AsyncWrite + Unpin>(
+        &mut self,
+        io: &Io<U>,
+        mut response: Response,
+        extra: Vec<u8>,
+    ) -> Result<(After, bool), Code> {
         let worker = self.conn.worker;
         let idle = worker.shared.settings.timeouts.idle;
         response::finish(&mut response, &self.request, false, false);
@@ -487,161 +529,5 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Exchange<'_, '_, S> {
         self.bytes = down.moved;
         Counters::add(&worker.counters.bytes_in, up.moved);
         ended.map(|()| (After::Close, false))
-    }
-}
-
-/// Why there is no answer's head.
-#[derive(Debug)]
-enum Broken {
-    /// The instance ended its stream before the head was whole.
-    Closed,
-    Malformed,
-    ClientGone,
-    BadContent,
-    Late(Option<Waits>),
-}
-
-impl Broken {
-    fn code(&self) -> Code {
-        match self {
-            Self::Closed => Code::ClosedWithoutResponse,
-            Self::Malformed => Code::PoorlyFormattedResponse,
-            Self::ClientGone => Code::ClientRequestInterrupted,
-            Self::BadContent => Code::RequestError,
-            // The client owes content, the instance owes reading it, or the instance owes an answer.
-            Self::Late(Some(Waits::Source)) => Code::ClientConnectionIdle,
-            Self::Late(Some(Waits::Sink)) => Code::IdleConnection,
-            Self::Late(None) => Code::RequestTimeout,
-        }
-    }
-}
-
-/// The head of an answer as it comes in.
-#[derive(Default)]
-struct Answer {
-    buf: Vec<u8>,
-    scanner: Scanner,
-    interim: usize,
-}
-
-impl Answer {
-    fn untouched(&self) -> bool {
-        self.buf.is_empty() && self.interim == 0
-    }
-
-    fn scan(&mut self, limit: usize) -> Option<Result<usize, Broken>> {
-        match self.scanner.advance(&self.buf) {
-            Scan::Complete(n) if n <= limit => Some(Ok(n)),
-            Scan::Partial if self.buf.len() < limit => None,
-            _ => Some(Err(Broken::Malformed)),
-        }
-    }
-
-    /// Takes the head of `n` bytes off.
-    fn next(&mut self, n: usize) {
-        self.buf.drain(..n);
-        self.scanner = Scanner::default();
-        self.interim += 1;
-    }
-}
-
-/// The request on its way to the instance.
-struct Sending {
-    pump: Option<Pump>,
-    /// Content that was already there with the head and went out with it; kept in the client's buffer until an answer
-    /// begins, so that it can be sent again.
-    kept: usize,
-    /// All content was kept (or there is none), so the whole request can be sent again.
-    whole: bool,
-    broken: bool,
-    moved: u64,
-    wrote: bool,
-    progress: bool,
-}
-
-impl Sending {
-    /// `greeting` goes before it. Err: the content's framing is wrong already in what has come.
-    fn new(request: &Request, buf: &mut Vec<u8>, greeting: Vec<u8>) -> Result<Self, ()> {
-        let mut head = greeting;
-        head.extend_from_slice(&request.upstream);
-        let (mut kept, mut whole) = (0, true);
-        let pump = match request.framing {
-            Framing::Length(n) if n <= buf.len() as u64 => {
-                kept = usize::try_from(n).map_err(|_| ())?;
-                head.extend_from_slice(&buf[..kept]);
-                Pump::new(Framing::None, false, head)
-            }
-            Framing::None | Framing::Close => Pump::new(Framing::None, false, head),
-            framing => {
-                let mut pump = Pump::new(framing, framing == Framing::Chunked, head);
-                let n = pump.feed(buf).map_err(|_| ())?;
-                buf.drain(..n);
-                whole = false;
-                pump
-            }
-        };
-        Ok(Self { pump: Some(pump), kept, whole, broken: false, moved: kept as u64, wrote: false, progress: false })
-    }
-
-    fn poll<S>(&mut self, cx: &mut Context<'_>, client: &Io<S>, buf: &mut Vec<u8>, io: &Io<TcpStream>) -> Result<(), Broken>
-    where
-        S: AsyncRead + AsyncWrite + Unpin,
-    {
-        let Some(pump) = &mut self.pump else { return Ok(()) };
-        let done = pump.poll(cx, client, buf, io);
-        let progress = std::mem::take(&mut pump.progress);
-        self.progress |= progress;
-        self.wrote |= progress;
-        match done {
-            Poll::Pending => return Ok(()),
-            Poll::Ready(Ok(())) => {}
-            Poll::Ready(Err(PumpError::Source)) => return Err(Broken::ClientGone),
-            Poll::Ready(Err(PumpError::Framing)) => return Err(Broken::BadContent),
-            // The instance reads no more, but may have answered already.
-            Poll::Ready(Err(PumpError::Sink)) => self.broken = true,
-        }
-        self.moved += pump.moved;
-        self.pump = None;
-        Ok(())
-    }
-
-    /// Nothing more will be sent.
-    fn is_done(&self) -> bool {
-        self.pump.is_none()
-    }
-
-    /// All of it was sent.
-    fn is_complete(&self) -> bool {
-        self.pump.is_none() && !self.broken
-    }
-
-    /// The client owes nothing more of this request.
-    fn is_read(&self) -> bool {
-        self.pump.as_ref().is_none_or(Pump::source_done)
-    }
-
-    fn waits(&self) -> Option<Waits> {
-        self.pump.as_ref().map(|p| p.waits)
-    }
-
-    fn moved(&self) -> u64 {
-        self.moved + self.pump.as_ref().map_or(0, |p| p.moved)
-    }
-
-    fn take_progress(&mut self) -> bool {
-        std::mem::take(&mut self.progress)
-    }
-
-    /// The instance cannot have acted on it (nothing was sent), or acting twice is acting once; and it is all still here.
-    fn may_repeat(&self, idempotent: bool) -> bool {
-        self.whole && (idempotent || !self.wrote)
-    }
-
-    /// An answer has begun: what was kept to be sent again is not needed any more.
-    fn release(&mut self, buf: &mut Vec<u8>) {
-        buf.drain(..std::mem::take(&mut self.kept));
-        if buf.is_empty() {
-            *buf = Vec::new();
-        }
     }
 }

@@ -24,6 +24,7 @@ pub mod proxy_protocol;
 mod pump;
 mod registry;
 mod router;
+mod sending;
 mod settings;
 mod shared;
 mod sticky;

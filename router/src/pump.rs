@@ -57,7 +57,12 @@ pub(crate) struct Pump {
     /// Something moved since the owner last cleared it.
     pub(crate) progress: bool,
     pub(crate) waits: Waits,
+    /// What was taken from the sender, as it came, as long as it is little.
+    record: Option<Vec<u8>>,
 }
+
+/// The most that is recorded.
+const RECORD: usize = 64 << 10;
 
 impl Pump {
     /// `head` is sent before the content. `chunked` frames the content; otherwise it goes as it is.
@@ -69,7 +74,18 @@ impl Pump {
             Framing::Close => Decode::Close,
         };
         let ended = matches!(decode, Decode::Length(0));
-        Self { decode, chunked, out: head, at: 0, ended, stalled: false, moved: 0, progress: false, waits: Waits::Source }
+        Self {
+            decode,
+            chunked,
+            out: head,
+            at: 0,
+            ended,
+            stalled: false,
+            moved: 0,
+            progress: false,
+            waits: Waits::Source,
+            record: None,
+        }
     }
 
     /// Takes bytes that were read already, and says how many belong to this message.
@@ -118,6 +134,27 @@ impl Pump {
                     }
                 }
                 Ok(bytes.len() - input.len())
+            }
+        }
+    }
+
+    /// Keeps what is taken from the sender from now on; `taken` was before.
+    pub(crate) fn record(&mut self, taken: &[u8]) {
+        self.record = Some(Vec::new());
+        self.note(taken);
+    }
+
+    /// What was recorded, unless it was too much.
+    pub(crate) fn take_record(&mut self) -> Option<Vec<u8>> {
+        self.record.take()
+    }
+
+    fn note(&mut self, bytes: &[u8]) {
+        if let Some(record) = &mut self.record {
+            if record.len() + bytes.len() > RECORD {
+                self.record = None;
+            } else {
+                record.extend_from_slice(bytes);
             }
         }
     }
@@ -202,10 +239,12 @@ impl Pump {
             Decode::Close if !self.chunked => bytes.len(),
             _ => {
                 let n = self.feed(bytes)?;
+                self.note(&bytes[..n]);
                 rest.extend_from_slice(&bytes[n..]);
                 return Ok(());
             }
         };
+        self.note(&bytes[..straight]);
         rest.extend_from_slice(&bytes[straight..]);
         self.moved += straight as u64;
         let sent = match to.poll_write(cx, &bytes[..straight]) {

@@ -3,6 +3,7 @@
 use crate::{
     Code,
     balance::{self, Choice},
+    h2::{links, outgoing::Outgoing},
     io::Io,
     metrics::Counters,
     shared::Shared,
@@ -25,10 +26,16 @@ const MAX_TRIES: usize = 8;
 
 /// A connection to an instance, with the request that it is counted for.
 pub(crate) struct Upstream {
-    pub(crate) io: Io<TcpStream>,
+    pub(crate) wire: Wire,
     pub(crate) lease: Lease,
     /// An earlier request used it: it may have been closed while it was idle.
     pub(crate) reused: bool,
+}
+
+/// What the instance speaks.
+pub(crate) enum Wire {
+    One(Io<TcpStream>),
+    Two(Box<Io<Outgoing>>),
 }
 
 /// Why there is no connection.
@@ -125,10 +132,27 @@ impl Worker {
         Ok(match reached {
             Reached::Kept(io) => {
                 Counters::add(&self.counters.reused, 1);
-                Upstream { io, lease, reused: true }
+                Upstream { wire: Wire::One(io), lease, reused: true }
             }
-            Reached::New(stream) => Upstream { io: Io::new(stream), lease, reused: false },
+            Reached::New(stream) => Upstream { wire: Wire::One(Io::new(stream)), lease, reused: false },
         })
+    }
+}
+
+impl Worker {
+    /// The same over HTTP/2. `greeting`: on a connection that begins with it, and is this request's alone.
+    pub(crate) async fn connect_h2(
+        &self,
+        app: &App,
+        prefer: Option<InstanceId>,
+        fresh: bool,
+        greeting: Option<Vec<u8>>,
+    ) -> Result<Upstream, NoUpstream> {
+        let (outgoing, lease, reused) = links::connect(self, app, prefer, fresh, greeting).await?;
+        if reused {
+            Counters::add(&self.counters.reused, 1);
+        }
+        Ok(Upstream { wire: Wire::Two(Box::new(Io::new(outgoing))), lease, reused })
     }
 }
 

@@ -36,6 +36,7 @@ pub(crate) struct Worker {
     pub(crate) shared: Arc<Shared>,
     pub(crate) counters: Arc<Counters>,
     pub(crate) pool: RefCell<Pool>,
+    pub(crate) links: crate::h2::links::Links,
     guards: RefCell<Guards>,
     /// No new requests on open connections.
     pub(crate) draining: Cell<bool>,
@@ -114,6 +115,7 @@ pub(crate) fn run(
         shared,
         counters,
         pool: RefCell::default(),
+        links: crate::h2::links::Links::default(),
         guards: RefCell::default(),
         draining: Cell::new(false),
         handshakes: Semaphore::new(1),
@@ -147,6 +149,7 @@ async fn housekeep(worker: &Rc<Worker>, mut stop: watch::Receiver<bool>, accepti
         if worker.now_ms().saturating_sub(pool_swept) >= POOL_SWEEP.as_millis() as u64 {
             pool_swept = worker.now_ms();
             worker.pool.borrow_mut().sweep(pool_swept, timeouts.upstream_idle);
+            worker.links.sweep(pool_swept, timeouts.upstream_idle);
         }
     }
     for task in accepting {

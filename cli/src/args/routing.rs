@@ -59,6 +59,7 @@ pub enum Routes {
     #[command(after_help = "Examples:
   flex routes:set www.example.com/api --process api --balancing round_robin
   flex routes:set my-app.localhost --sticky
+  flex routes:set grpc.example.com --protocol h2c
   flex routes:set tcp:5432 --proxy-protocol v2 --idle 3600
   flex routes:set www.example.com --default idle_seconds")]
     Set(SetRoute),
@@ -129,6 +130,9 @@ pub struct RoutePolicy {
     /// Begin connections to instances with a PROXY header: v1 or v2
     #[arg(long, value_name = "VERSION")]
     pub proxy_protocol: Option<String>,
+    /// What instances speak: http1, or h2c (HTTP/2 without TLS, from the first byte; gRPC needs it). HTTP only
+    #[arg(long, value_name = "http1|h2c", value_parser = ["http1", "h2c"])]
+    pub protocol: Option<String>,
     /// The most requests or connections at once on one instance
     #[arg(long, value_name = "N")]
     pub max_per_instance: Option<u32>,

@@ -124,6 +124,7 @@ fn changes(args: &RoutePolicy, defaults: &[String]) -> Map<String, Value> {
         ("balancing", args.balancing.clone().map(Value::from)),
         ("sticky", args.sticky.map(Value::from)),
         ("proxy_protocol", args.proxy_protocol.clone().map(Value::from)),
+        ("protocol", args.protocol.clone().map(Value::from)),
         ("max_per_instance", args.max_per_instance.map(Value::from)),
         ("queue", args.queue.map(Value::from)),
         ("max_connections", args.max_connections.map(Value::from)),

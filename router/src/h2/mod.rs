@@ -1,7 +1,9 @@
-//! HTTP/2 of clients: one task for a connection, one for each of its requests, which the same exchange serves as it serves
-//! HTTP/1.1. What clients may do at no cost to themselves is counted ([`tap`]); what they may make us keep is bounded
-//! by the settings below.
+//! HTTP/2, to instances ([`links`], [`outgoing`]) and of clients: one task for a connection, one for each of its requests,
+//! which the same exchange serves as it serves HTTP/1.1. What clients may do at no cost to themselves is counted ([`tap`]);
+//! what they may make us keep is bounded by the settings below.
 
+pub(crate) mod links;
+pub(crate) mod outgoing;
 mod stream;
 mod tap;
 

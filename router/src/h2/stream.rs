@@ -20,7 +20,7 @@ use std::{
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 
 /// Most taken from the engine for one DATA frame.
-const FRAME: usize = 16 << 10;
+pub(super) const FRAME: usize = 16 << 10;
 /// The largest head of an answer; the engine keeps to its own limit.
 const MAX_HEAD: usize = 256 << 10;
 
@@ -55,14 +55,14 @@ pub(crate) struct Stream {
     connect: bool,
 }
 
-enum Part {
+pub(super) enum Part {
     /// Counted by flow control.
     Content(Bytes),
     Framing(Bytes),
 }
 
 impl Part {
-    fn bytes(&mut self) -> &mut Bytes {
+    pub(super) fn bytes(&mut self) -> &mut Bytes {
         match self {
             Self::Content(b) | Self::Framing(b) => b,
         }
@@ -153,11 +153,11 @@ impl Refused {
 }
 
 /// Fields that HTTP/2 does not have (RFC 9113 section 8.2.2).
-fn is_hop(name: &HeaderName) -> bool {
+pub(super) fn is_hop(name: &HeaderName) -> bool {
     matches!(name.as_str(), "connection" | "keep-alive" | "proxy-connection" | "transfer-encoding" | "upgrade" | "http2-settings")
 }
 
-fn field(name: &str, value: &[u8], out: &mut Vec<u8>) {
+pub(super) fn field(name: &str, value: &[u8], out: &mut Vec<u8>) {
     out.extend_from_slice(name.as_bytes());
     out.extend_from_slice(b": ");
     out.extend_from_slice(value);
@@ -179,7 +179,7 @@ fn base64(bytes: &[u8; 16]) -> String {
     out
 }
 
-fn broken(e: impl Into<Box<dyn std::error::Error + Send + Sync>>) -> io::Error {
+pub(super) fn broken(e: impl Into<Box<dyn std::error::Error + Send + Sync>>) -> io::Error {
     io::Error::new(io::ErrorKind::ConnectionReset, e)
 }
 
@@ -251,24 +251,11 @@ impl Stream {
         Ok(())
     }
 
-    /// How much content the client takes now; at least one byte.
-    fn poll_capacity(send: &mut SendStream<Bytes>, cx: &mut Context<'_>, want: usize) -> Poll<io::Result<usize>> {
-        send.reserve_capacity(want);
-        while send.capacity() == 0 {
-            match ready!(send.poll_capacity(cx)) {
-                Some(Ok(_)) => {}
-                Some(Err(e)) => return Poll::Ready(Err(broken(e))),
-                None => return Poll::Ready(Err(broken("the client ended the stream"))),
-            }
-        }
-        Poll::Ready(Ok(send.capacity().min(want)))
-    }
-
     fn poll_content(&mut self, cx: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
         let Some(send) = &mut self.send else { return Poll::Ready(Err(io::ErrorKind::NotConnected.into())) };
         let can = match &self.out {
             Outbound::Done => return Poll::Ready(Err(io::ErrorKind::WriteZero.into())),
-            _ => ready!(Self::poll_capacity(send, cx, bytes.len().min(FRAME)))?,
+            _ => ready!(poll_capacity(send, cx, bytes.len().min(FRAME)))?,
         };
         let bytes = &bytes[..can];
         match &mut self.out {
@@ -336,8 +323,21 @@ impl Stream {
     }
 }
 
-/// Ends the answer, with its trailers if it has some.
-fn end_with(send: &mut SendStream<Bytes>, decoder: &ChunkDecoder) -> io::Result<()> {
+/// How much content the other side takes now; at least one byte.
+pub(super) fn poll_capacity(send: &mut SendStream<Bytes>, cx: &mut Context<'_>, want: usize) -> Poll<io::Result<usize>> {
+    send.reserve_capacity(want);
+    while send.capacity() == 0 {
+        match ready!(send.poll_capacity(cx)) {
+            Some(Ok(_)) => {}
+            Some(Err(e)) => return Poll::Ready(Err(broken(e))),
+            None => return Poll::Ready(Err(broken("the other side ended the stream"))),
+        }
+    }
+    Poll::Ready(Ok(send.capacity().min(want)))
+}
+
+/// Ends the content, with its trailers if it has some.
+pub(super) fn end_with(send: &mut SendStream<Bytes>, decoder: &ChunkDecoder) -> io::Result<()> {
     let mut end = Vec::new();
     decoder.write_end(&mut end);
     let mut fields = [httparse::EMPTY_HEADER; 64];

@@ -8,6 +8,8 @@ mod relay;
 mod tcp;
 mod udp;
 
+pub(crate) use relay::keep_alive;
+
 use crate::{
     Code,
     metrics::Counters,

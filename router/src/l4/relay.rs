@@ -134,7 +134,7 @@ fn reset(stream: &TcpStream) {
 }
 
 /// Finds out about peers that vanished without a word, well before the idle time of a database's connections.
-pub(super) fn keep_alive(stream: &TcpStream) {
+pub(crate) fn keep_alive(stream: &TcpStream) {
     let _ = setsockopt(&stream.as_fd(), sockopt::KeepAlive, &true);
     let _ = setsockopt(&stream.as_fd(), sockopt::TcpKeepIdle, &60);
     let _ = setsockopt(&stream.as_fd(), sockopt::TcpKeepInterval, &15);
