@@ -18,6 +18,7 @@ pub mod release;
 pub mod route;
 pub mod run;
 pub mod schema;
+pub mod seen;
 pub mod server;
 
 pub use account::{AccessToken, Account, AddKey, AddUser, Authorization, CreateAuthorization, Key, TokenUser};

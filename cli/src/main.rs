@@ -14,7 +14,7 @@ use args::{Cli, Command};
 use clap::Parser;
 use commands::{
     access, apps, authorizations, buildpacks, builds, certs, config, deploy, doctor, domains, keys, logs, ps, releases, routes,
-    run, session,
+    run, seen, session,
 };
 use context::Context;
 use error::{EXIT_USAGE, Result};
@@ -72,6 +72,8 @@ async fn dispatch(cli: Cli) -> Result<ExitCode> {
         Command::Certs { verb } => certs::run(cx, verb).await,
         Command::Domains { verb } => domains::run(cx, verb).await,
         Command::Routes { verb } => routes::run(cx, verb).await,
+        Command::Metrics(args) => seen::metrics(cx, &args).await,
+        Command::Router { verb } => seen::router(cx, verb).await,
         Command::Keys { verb } => keys::run(cx, verb).await,
         Command::Buildpacks { verb } => buildpacks::run(cx, verb).await,
         Command::Builds { verb } => builds::run(cx, verb).await,

@@ -13,6 +13,7 @@ use flex_scheduler::{Pending, ReportView};
 use flex_store::StateStore;
 use std::collections::{BTreeMap, HashMap};
 use std::path::PathBuf;
+use std::sync::atomic::AtomicU64;
 use std::sync::{Arc, Mutex, PoisonError};
 use tokio::sync::{Notify, mpsc, watch};
 use tokio_util::sync::CancellationToken;
@@ -108,6 +109,12 @@ pub struct Inner {
     /// Turns at hashing passwords.
     pub hashing: tokio::sync::Semaphore,
     pub started: std::time::Instant,
+    /// What routers told lately.
+    pub signals: Mutex<crate::signals::SignalBook>,
+    /// Other parts' metrics.
+    pub exposed: Mutex<Vec<crate::http::Exposes>>,
+    /// Passes of the plan loop, those that failed, and microseconds in all of them.
+    pub pass_counts: (AtomicU64, AtomicU64, AtomicU64),
 }
 
 /// Longer than the longest drain.
@@ -168,6 +175,9 @@ impl Controller {
             calls: Mutex::default(),
             hashing: tokio::sync::Semaphore::new(2),
             started: std::time::Instant::now(),
+            signals: Mutex::default(),
+            exposed: Mutex::default(),
+            pass_counts: Default::default(),
         }));
         controller.interrupt_old_builds().await.map_err(|e| e.to_string())?;
         Ok(controller)
@@ -239,8 +249,16 @@ impl Controller {
 
     /// Keeps what a router says.
     pub fn take_status(&self, status: RouterStatus) {
-        lock(&self.routers).insert(status.router.clone(), (status, std::time::Instant::now()));
+        let now = std::time::Instant::now();
+        let before = lock(&self.routers).get(&status.router).map(|(s, _)| s.revision);
+        lock(&self.signals).acknowledged(&status, before, now);
+        lock(&self.routers).insert(status.router.clone(), (status, now));
         self.wake.notify_one();
+    }
+
+    /// Keeps what a router counted in its last second.
+    pub fn take_signals(&self, signals: flex_model::signals::RouterSignals) {
+        lock(&self.signals).take(signals, std::time::Instant::now());
     }
 
     /// What routers say. One that is not connected any more may still be serving by an older table, so its word counts

@@ -18,11 +18,13 @@ pub mod ports;
 mod releases;
 mod routes;
 mod runs;
+mod signals;
 mod users;
 
 pub use crate::core::{Actor, Controller, Deps, Settings};
 pub use deploy::{DeployEvent, DeployRequest};
 pub use gate::{GitCaller, GitUpdate};
+pub use http::Exposes;
 
 use flex_api::{ApiError, ErrorId};
 

@@ -462,6 +462,10 @@ async fn every_route_answers_as_the_document_says() {
         "/apps/demo/domains",
         "/apps/demo/domains/demo.localhost",
         "/apps/demo/events",
+        "/apps/demo/metrics?seconds=5",
+        "/metrics",
+        "/routers",
+        "/routes/trace?host=demo.localhost&path=/x",
         "/v2/demo/tags/list",
         &output,
         &format!("/apps/demo/builds/{build}"),
@@ -532,6 +536,7 @@ async fn every_route_answers_as_the_document_says() {
         "GET /router/table",
         "POST /router/status",
         "POST /router/lines",
+        "POST /router/signals",
     ];
     let every = flex_controller::http::table::all().iter().map(|r| format!("{} {}", r.method, r.path));
     let missed: Vec<_> = every.filter(|r| !seen.contains(r) && !elsewhere.contains(&r.as_str())).collect();
@@ -670,4 +675,79 @@ async fn tokens_do_no_more_than_they_may_and_no_longer() {
     }
     w.until("it has expired", async || w.send(Method::GET, "/account", &short, None).await.0.as_u16() == 401).await;
     assert_eq!(w.get("/account").await["email"], "admin@example.com");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_routers_see_is_told() {
+    use flex_model::exposition::parse;
+    use flex_model::signals::{Counts, RouterSignals, Signal};
+    let w = World::new().await;
+    let (app, stranger) = (w.create("demo").await, w.user("you@example.com").await);
+    assert!(w.push(app).await.0);
+    w.post("/apps/demo/domains", json!({ "hostname": "*.example.com" })).await;
+    w.post(
+        "/apps/demo/routes",
+        json!({ "kind": "http", "host": "demo.localhost", "path": "/api", "policy": { "sticky": true } }),
+    )
+    .await;
+    // A router elsewhere tells what it counted, with its own token.
+    let token = w.controller.router_token("edge").await.unwrap();
+    let counts =
+        Counts { arrivals: 30, ended: 28, errors: 7, in_flight: 2, queue: 1, served: 28, service_us: 56_000, times: vec![28] };
+    let signal = Signal { app, process: "web".parse().unwrap(), version: None, counts };
+    let told =
+        RouterSignals { router: "somebody".into(), version: "1.2".into(), millis: 1000, connections: 9, apps: vec![signal] };
+    let send = async |token: &str| {
+        let request = reqwest::Client::new().post(format!("{}/router/signals", w.url)).bearer_auth(token).json(&told);
+        request.send().await.unwrap().status().as_u16()
+    };
+    assert_eq!((send(&w.admin).await, send(token.expose()).await), (401, 200));
+    let seen = w.get("/apps/demo/metrics?seconds=10").await;
+    let web = seen["processes"].as_array().unwrap().iter().find(|p| p["type"] == "web").unwrap().clone();
+    assert_eq!(
+        (&web["instances"], &web["traffic"]["arrival_rate"], &web["traffic"]["in_flight"]),
+        (&json!(1), &json!(3.0), &json!(2))
+    );
+    assert_eq!((&web["traffic"]["queue"], &web["traffic"]["service_ms"]), (&json!(1), &json!(2.0)));
+    assert_eq!((&web["traffic"]["error_share"], &web["history"][0]["traffic"]["arrival_rate"]), (&json!(0.25), &json!(30.0)));
+    for (path, token, status) in [
+        ("/apps/demo/metrics?seconds=61", &w.admin, 422),
+        ("/apps/demo/metrics", &stranger, 404),
+        ("/metrics", &stranger, 403),
+        ("/routers", &stranger, 403),
+        ("/routes/trace?host=demo.localhost", &stranger, 404),
+        ("/routes/trace?host=nobody.localhost", &w.admin, 404),
+    ] {
+        assert_eq!(w.send(Method::GET, path, token, None).await.0.as_u16(), status, "{path}");
+    }
+    // The routers, their lag, and the whole as Prometheus reads it.
+    let current = async || {
+        w.get("/routers").await["routers"].as_array().unwrap().iter().all(|r| r["name"] != "router" || r["current"] == true)
+    };
+    w.until("the router has the table", current).await;
+    let all = w.get("/routers").await;
+    let mine = all["routers"].as_array().unwrap().iter().find(|r| r["name"] == "router").unwrap().clone();
+    assert!(mine["lag_ms"].as_u64().unwrap() < 5000 && mine["revision"] == all["revision"], "{all}");
+    let text = w.get("/metrics").await.as_str().unwrap().to_owned();
+    let metrics = parse(&text).unwrap();
+    assert_eq!(
+        (metrics.get("flex_apps", &[]), metrics.get("flex_instances", &[("state", "up")])),
+        (Some(1.0), Some(1.0)),
+        "{text}"
+    );
+    assert_eq!(metrics.get("flex_router_current", &[("router", "router")]), Some(1.0));
+    assert!(metrics.get("flex_plan_passes_total", &[]).unwrap() > 0.0 && metrics.get("flex_store_revision", &[]).unwrap() > 0.0);
+    // Which way a request takes.
+    let way = w.get("/routes/trace?host=DEMO.localhost&path=/").await;
+    assert_eq!((&way["matched"], &way["route"], &way["app"]["name"]), (&json!("demo.localhost/"), &Value::Null, &json!("demo")));
+    let instance = &way["targets"][0]["instances"][0];
+    assert_eq!(
+        (&instance["name"], &instance["routed"], &instance["release"]),
+        (&json!("web.1"), &json!(true), &json!(1)),
+        "{way}"
+    );
+    let way = w.get("/routes/trace?host=x.example.com&path=y").await;
+    assert_eq!((&way["matched"], &way["path"]), (&json!("*.example.com/"), &json!("/y")));
+    let way = w.get("/routes/trace?host=demo.localhost&path=/api/x").await;
+    assert_eq!((&way["matched"], &way["policy"]["sticky"]), (&json!("demo.localhost/api"), &json!(true)), "{way}");
 }

@@ -5,6 +5,7 @@ mod backup;
 mod commands;
 mod control;
 mod installation;
+mod metrics;
 mod ports;
 mod router_role;
 mod server;
@@ -18,6 +19,7 @@ use std::process::ExitCode;
 const SETTINGS: &str =
     "Settings come from flags, then FLEXD_* variables, then flexd.toml in the data directory. Also in flexd.toml:
   [build] env = { NAME = \"value\" }, timeout_seconds = 900, memory = \"2G\", disk = \"4G\", slug_limit = \"500M\"
+  metrics = \"127.0.0.1:9100\"
   [router] workers = 0, trusted_proxies = [\"10.0.0.0/8\"], route_ports = \"20000-29999\"
   [router.proxy_protocol] http = [\"10.0.0.5\"], tcp = [\"10.0.0.5\"]
 

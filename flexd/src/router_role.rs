@@ -63,8 +63,17 @@ pub async fn serve(settings: Settings, args: RouterArgs) -> Result<(), String> {
     let (access, lines) = AccessQueue::new(ACCESS_LINES);
     let http = crate::server::probe_port(settings.http)?;
     let router = crate::server::router_settings(&settings, http)?;
-    let router = Router::bind(router, table, Arc::new(access)).await.map_err(|e| crate::server::chain(&e))?;
+    let router = Router::bind(router, table, Arc::new(access.clone())).await.map_err(|e| crate::server::chain(&e))?;
     let stop = CancellationToken::new();
+    if let Some(address) = settings.metrics {
+        let (listener, router) = (crate::metrics::listen(address).await?, crate::metrics::router(router.metrics(), access));
+        let source: crate::metrics::Source = Arc::new(move || {
+            let text = crate::metrics::process() + &router();
+            Box::pin(std::future::ready(text))
+        });
+        tokio::spawn(crate::metrics::serve(listener, source, stop.clone()));
+    }
+    let signals = tokio::spawn(link.clone().send_signals(router.metrics(), stop.clone()));
     let feed = tokio::spawn(link.clone().follow(tables));
     let told = tokio::spawn(link.clone().report(router.status()));
     let lines = tokio::spawn(link.send_lines(lines));
@@ -83,7 +92,7 @@ pub async fn serve(settings: Settings, args: RouterArgs) -> Result<(), String> {
     let result = router.serve(stop.cancelled_owned()).await.map_err(|e| crate::server::chain(&e));
     // The last requests' lines.
     tokio::time::sleep(Duration::from_millis(200)).await;
-    for task in [feed, told, lines] {
+    for task in [feed, told, lines, signals] {
         task.abort();
     }
     result
@@ -183,6 +192,17 @@ impl Link {
                 }
             }
         }
+    }
+
+    /// Tells the control plane what happened in each second. What it does not take is of no use later.
+    async fn send_signals(self, metrics: flex_router::Metrics, stop: CancellationToken) {
+        let link = &self;
+        let send = |signals: flex_model::signals::RouterSignals| async move {
+            if let Err(e) = link.post("/router/signals", &signals).await {
+                tracing::debug!(error = e, "the control plane did not take a second's signals");
+            }
+        };
+        crate::metrics::signals(metrics, stop, send).await;
     }
 
     /// Hands access lines on. What the control plane does not take is lost: requests matter more.

@@ -158,6 +158,16 @@ pub async fn serve(settings: Settings, roles: Roles) -> Result<(), String> {
     });
 
     let mut tasks = JoinSet::new();
+    controller.expose_too(Arc::new(crate::metrics::process));
+    if let Some(address) = settings.metrics {
+        let (listener, told) = (crate::metrics::listen(address).await?, controller.clone());
+        tracing::info!(address = %address, "metrics are told without a token");
+        let source: crate::metrics::Source = Arc::new(move || {
+            let told = told.clone();
+            Box::pin(async move { told.expose().await })
+        });
+        spawn(&mut tasks, "metrics", crate::metrics::serve(listener, source, stop.clone()));
+    }
     let https = match roles {
         Roles::All => start_router(&mut tasks, &settings, http, &controller, &logs, &stop).await?,
         Roles::ServerAlone => "off".to_owned(),
@@ -213,7 +223,17 @@ async fn start_router(
     let (access, lines) = AccessQueue::new(ACCESS_LINES);
     let mut router = router_settings(settings, http)?;
     router.tls.certificates = Some(controller.certificate_table());
-    let router = Router::bind(router, controller.routes(), Arc::new(access)).await.map_err(|e| chain(&e))?;
+    let router = Router::bind(router, controller.routes(), Arc::new(access.clone())).await.map_err(|e| chain(&e))?;
+    controller.expose_too(crate::metrics::router(router.metrics(), access));
+    let (seen, told) = (router.metrics(), controller.clone());
+    let signals = crate::metrics::signals(seen, stop.clone(), move |s| {
+        told.take_signals(s);
+        std::future::ready(())
+    });
+    spawn(tasks, "signals", async move {
+        signals.await;
+        Ok(())
+    });
     let https = router.local_tls_addrs().first().map_or_else(|| "off".to_owned(), ToString::to_string);
     let status = relay_status(router.status(), controller.router_status(), stop.clone());
     let ended = stop.clone();

@@ -56,6 +56,9 @@ pub struct Flags {
     /// Stack of new apps [default: flex-13]
     #[arg(long, env = "FLEXD_STACK", global = true, value_name = "NAME")]
     pub stack: Option<String>,
+    /// Where metrics are told without a token, for Prometheus; keep it off public networks [default: nowhere]
+    #[arg(long, env = "FLEXD_METRICS", global = true, value_name = "ADDR")]
+    pub metrics: Option<SocketAddr>,
     /// Log lines as JSON objects
     #[arg(long, env = "FLEXD_LOG_JSON", global = true)]
     pub log_json: bool,
@@ -87,6 +90,7 @@ struct File {
     http: Option<SocketAddr>,
     https: Option<String>,
     tls_min: Option<String>,
+    metrics: Option<SocketAddr>,
     ssh: Option<SocketAddr>,
     domain: Option<String>,
     api_url: Option<String>,
@@ -154,6 +158,8 @@ pub struct Settings {
     /// `None`: no HTTPS.
     pub https: Option<SocketAddr>,
     pub tls_min: MinTls,
+    /// Metrics without a token. `None`: only at the API, with one.
+    pub metrics: Option<SocketAddr>,
     pub ssh: SocketAddr,
     pub domain: DomainName,
     pub api_url: String,
@@ -237,6 +243,7 @@ impl Settings {
         Ok(Self {
             https: https.0,
             tls_min,
+            metrics: flags.metrics.or(file.metrics),
             api,
             http: flags.http.or(file.http).unwrap_or_else(|| SocketAddr::from(([0, 0, 0, 0], 8080))),
             ssh: flags.ssh.or(file.ssh).unwrap_or_else(|| SocketAddr::from(([0, 0, 0, 0], 2222))),

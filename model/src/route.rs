@@ -5,7 +5,14 @@
 
 use crate::{AppId, AppName, DomainName, InstanceId, Invalid, Policy, ProcessType, RouteId, Secret};
 use serde::{Deserialize, Deserializer, Serialize};
-use std::{collections::BTreeMap, fmt, net::SocketAddr, num::NonZeroU16, str::FromStr, sync::Arc};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    fmt,
+    net::SocketAddr,
+    num::NonZeroU16,
+    str::FromStr,
+    sync::Arc,
+};
 
 /// The newest form of [`RouteTable`] that this program reads and writes. A router refuses a newer one and keeps what it has.
 pub const TABLE_FORMAT: u32 = 2;
@@ -292,6 +299,9 @@ pub struct RouterStatus {
     /// What of the table it could not do: a port that another program has, a name that two apps claim. For people.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub problems: Vec<RouteProblem>,
+    /// Instances that get no requests for a moment, because connecting to them failed.
+    #[serde(default, skip_serializing_if = "BTreeSet::is_empty")]
+    pub out: BTreeSet<InstanceId>,
 }
 
 /// Something of the table that a router could not do.

@@ -280,6 +280,8 @@ mod tests {
         sorted.sort_unstable();
         sorted.dedup();
         assert_eq!(numbers, sorted);
+        // Counters are found by it.
+        assert!(Code::ALL.iter().enumerate().all(|(at, code)| *code as usize == at));
     }
 
     #[test]

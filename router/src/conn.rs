@@ -10,7 +10,7 @@ use crate::{
     },
     h2,
     io::{Guard, Io},
-    metrics::Counters,
+    metrics::{Counters, Limit},
     proxy_protocol::{self, Origin, Tlv},
     tls,
     worker::Worker,
@@ -178,6 +178,7 @@ where
 /// Tells a client, if it listens, that there is no room. One write that cannot block.
 pub(crate) fn refuse_connection(worker: &Worker, stream: &TcpStream) {
     Counters::add(&worker.counters.connections_refused, 1);
+    worker.counters.hit(Limit::Connections, ());
     let _ = stream.try_write(&Refusal::ConnectionLimit.page().render(Prefer::Html, "", false, true));
 }
 
@@ -319,6 +320,11 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Conn<'_, S> {
 
     async fn refuse(&mut self, why: Refusal, prefer: Prefer, head_only: bool) -> After {
         Counters::add(&self.worker.counters.refused, 1);
+        match why {
+            Refusal::HeadTooLarge => self.worker.counters.hit(Limit::HeadBytes, ()),
+            Refusal::HeadTimeout => self.worker.counters.hit(Limit::HeadTime, ()),
+            _ => {}
+        }
         self.send(&why.page().render(prefer, "", head_only, true)).await;
         After::Linger
     }

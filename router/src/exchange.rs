@@ -10,10 +10,11 @@ use crate::{
         response::{self, Response},
     },
     io::Io,
-    metrics::Counters,
+    metrics::{Counters, Limit},
     pump::{Pump, PumpError, Waits},
     sending::{Answer, Broken, Sending},
     shared::Place,
+    stats::Counted,
     table::App,
     upstream::{NoUpstream, Upstream, Wire},
 };
@@ -49,6 +50,7 @@ struct Exchange<'a, 'w, S> {
     set_cookie: Option<String>,
     /// How often an instance said that it did not process it.
     unprocessed: usize,
+    counted: Counted,
 }
 
 /// How one attempt with one instance ended.
@@ -68,6 +70,7 @@ pub(crate) async fn run<S: AsyncRead + AsyncWrite + Unpin>(
 ) -> After {
     let (counters, id) = (conn.worker.counters.clone(), app.id);
     Counters::add(&counters.requests, 1);
+    let counted = Counted::begin(&app, &conn.worker.shared.stats, &counters);
     let mut exchange = Exchange {
         conn,
         request,
@@ -79,6 +82,7 @@ pub(crate) async fn run<S: AsyncRead + AsyncWrite + Unpin>(
         hold_until: None,
         set_cookie: None,
         unprocessed: 0,
+        counted,
     };
     let (code, after) = match exchange.answer(app).await {
         Ok(after) => (None, after),
@@ -107,7 +111,7 @@ pub(crate) fn unavailable(app: &App) -> Option<Code> {
 }
 
 impl<S: AsyncRead + AsyncWrite + Unpin> Exchange<'_, '_, S> {
-    fn log(&self, app: AppId, code: Option<Code>, service: Option<Duration>, protocol: &'static str) {
+    fn log(self, app: AppId, code: Option<Code>, service: Option<Duration>, protocol: &'static str) {
         let ms = |d: Duration| u64::try_from(d.as_millis()).unwrap_or(u64::MAX);
         let status = code.map_or_else(|| self.status.unwrap_or(0), Code::status);
         let end = Finished {
@@ -124,6 +128,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Exchange<'_, '_, S> {
         let counters = &self.conn.worker.counters;
         Counters::add(&counters.bytes_out, self.bytes);
         counters.ended(status, code);
+        self.counted.end(status, code, service, self.bytes);
         shared.access.line(app, end.line());
     }
 
@@ -206,8 +211,10 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Exchange<'_, '_, S> {
     async fn hold(&mut self, app: &App) -> Result<Arc<App>, Code> {
         let worker = self.conn.worker;
         let limits = &worker.shared.settings.limits;
-        let _place = Place::take(&worker.shared.held, limits.held).ok_or(Code::BacklogTooDeep)?;
-        let _of_app = Place::take(&app.waiting.held, limits.held_per_app).ok_or(Code::BacklogTooDeep)?;
+        let full = |limit| worker.counters.hit(limit, Code::BacklogTooDeep);
+        let _place = Place::take(&worker.shared.held, limits.held).ok_or_else(|| full(Limit::Held))?;
+        let _of_app = Place::take(&app.waiting.held, limits.held_per_app).ok_or_else(|| full(Limit::HeldPerApp))?;
+        let _waiting = self.counted.wait();
         let now = worker.now_ms();
         let until = self.hold_until();
         self.conn.guard.arm(Duration::from_millis(until.saturating_sub(now)));
@@ -237,7 +244,9 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Exchange<'_, '_, S> {
     async fn queue(&mut self, app: &App) -> Result<Arc<App>, Code> {
         let worker = self.conn.worker;
         let most = app.policy.queue.map_or(worker.shared.settings.limits.queue_per_app, |n| n as usize);
-        let _place = Place::take(&app.waiting.queued, most).ok_or(Code::BacklogTooDeep)?;
+        let full = || worker.counters.hit(Limit::QueuePerApp, Code::BacklogTooDeep);
+        let _place = Place::take(&app.waiting.queued, most).ok_or_else(full)?;
+        let _waiting = self.counted.wait();
         let until = self.hold_until();
         let ms = Duration::from_millis(until.saturating_sub(worker.now_ms()));
         self.conn.guard.arm(ms);
@@ -463,6 +472,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Exchange<'_, '_, S> {
         .await;
         self.bytes = down.moved;
         Counters::add(&worker.counters.bytes_in, sending.moved());
+        self.counted.received(sending.moved());
         sent?;
         surplus |= !rest.is_empty();
         let keep = response.keep_alive && sending.is_complete() && !surplus;
@@ -528,6 +538,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Exchange<'_, '_, S> {
         .await;
         self.bytes = down.moved;
         Counters::add(&worker.counters.bytes_in, up.moved);
+        self.counted.received(up.moved);
         ended.map(|()| (After::Close, false))
     }
 }

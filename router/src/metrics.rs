@@ -1,6 +1,6 @@
 //! Counters, one set per worker so that counting never makes two threads wait for one cache line; summed when read.
 
-use crate::Code;
+use crate::{Code, shared::Shared};
 use std::sync::{
     Arc,
     atomic::{AtomicU64, Ordering::Relaxed},
@@ -10,6 +10,10 @@ use std::sync::{
 #[derive(Debug, Default)]
 #[repr(align(128))]
 pub(crate) struct Counters {
+    /// Whose they are.
+    pub(crate) worker: usize,
+    /// Refusals for a limit, by [`Limit`].
+    pub(crate) limits: [AtomicU64; Limit::ALL.len()],
     pub(crate) connections: AtomicU64,
     pub(crate) connections_ended: AtomicU64,
     pub(crate) connections_refused: AtomicU64,
@@ -39,22 +43,72 @@ impl Counters {
         counter.fetch_add(n, Relaxed);
     }
 
+    /// Counts a refusal for a limit, and gives back what is said of it.
+    pub(crate) fn hit<T>(&self, limit: Limit, said: T) -> T {
+        Self::add(&self.limits[limit as usize], 1);
+        said
+    }
+
     pub(crate) fn ended(&self, status: u16, code: Option<Code>) {
         Self::add(&self.requests_ended, 1);
         if let Some(class) = self.by_class.get(usize::from(status / 100).wrapping_sub(1)) {
             Self::add(class, 1);
         }
-        if let Some(code) = code
-            && let Some(at) = Code::ALL.iter().position(|c| *c == code)
-        {
-            Self::add(&self.by_code[at], 1);
+        if let Some(code) = code {
+            Self::add(&self.by_code[code as usize], 1);
+        }
+    }
+}
+
+/// What bounds the router's work and memory. Each has a setting, and a metric that counts who was refused for it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Limit {
+    Connections,
+    Held,
+    HeldPerApp,
+    QueuePerApp,
+    HeadBytes,
+    HeadTime,
+    MaxConnections,
+    UdpSessions,
+    Http2Flood,
+}
+
+impl Limit {
+    pub(crate) const ALL: [Self; 9] = [
+        Self::Connections,
+        Self::Held,
+        Self::HeldPerApp,
+        Self::QueuePerApp,
+        Self::HeadBytes,
+        Self::HeadTime,
+        Self::MaxConnections,
+        Self::UdpSessions,
+        Self::Http2Flood,
+    ];
+
+    /// The value of the metric's label.
+    pub(crate) fn name(self) -> &'static str {
+        match self {
+            Self::Connections => "connections",
+            Self::Held => "held",
+            Self::HeldPerApp => "held_per_app",
+            Self::QueuePerApp => "queue_per_app",
+            Self::HeadBytes => "head_bytes",
+            Self::HeadTime => "head_time",
+            Self::MaxConnections => "route_connections",
+            Self::UdpSessions => "udp_sessions",
+            Self::Http2Flood => "http2_flood",
         }
     }
 }
 
 /// Reads a router's counters; cheap to clone and to keep.
-#[derive(Debug, Clone)]
-pub struct Metrics(pub(crate) Vec<Arc<Counters>>);
+#[derive(Clone)]
+pub struct Metrics {
+    pub(crate) counters: Vec<Arc<Counters>>,
+    pub(crate) shared: Arc<Shared>,
+}
 
 /// Totals since the start, except where a name says otherwise.
 #[derive(Debug, Clone, PartialEq, Eq, Default, serde::Serialize)]
@@ -77,6 +131,8 @@ pub struct MetricsSnapshot {
     pub by_class: [u64; 5],
     /// Ended requests by platform code, without zeros.
     pub by_code: Vec<(&'static str, u64)>,
+    /// Refusals by limit.
+    pub limits: Vec<(&'static str, u64)>,
     /// Connections made to instances.
     pub connects: u64,
     /// Attempts to connect that failed or took too long.
@@ -108,9 +164,9 @@ pub struct MetricsSnapshot {
 impl Metrics {
     /// The sums over all workers.
     pub fn snapshot(&self) -> MetricsSnapshot {
-        let sum = |f: fn(&Counters) -> &AtomicU64| self.0.iter().map(|c| f(c).load(Relaxed)).sum::<u64>();
+        let sum = |f: fn(&Counters) -> &AtomicU64| self.counters.iter().map(|c| f(c).load(Relaxed)).sum::<u64>();
         let (connections, requests) = (sum(|c| &c.connections), sum(|c| &c.requests));
-        let array = |f: &dyn Fn(&Counters) -> u64| self.0.iter().map(|c| f(c)).sum::<u64>();
+        let array = |f: &dyn Fn(&Counters) -> u64| self.counters.iter().map(|c| f(c)).sum::<u64>();
         MetricsSnapshot {
             connections,
             connections_open: connections.saturating_sub(sum(|c| &c.connections_ended)),
@@ -120,6 +176,7 @@ impl Metrics {
             refused: sum(|c| &c.refused),
             proxy_refused: sum(|c| &c.proxy_refused),
             by_class: std::array::from_fn(|i| array(&|c| c.by_class[i].load(Relaxed))),
+            limits: Limit::ALL.map(|l| (l.name(), array(&|c| c.limits[l as usize].load(Relaxed)))).into(),
             by_code: Code::ALL
                 .iter()
                 .enumerate()

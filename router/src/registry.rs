@@ -9,7 +9,7 @@ use flex_model::{AppId, AppRoute, AppState, InstanceId, Match, Policy, ProcessTy
 use std::{
     collections::{BTreeMap, BTreeSet, HashMap},
     net::SocketAddr,
-    sync::{Arc, atomic::AtomicUsize, atomic::Ordering::SeqCst},
+    sync::{Arc, OnceLock, atomic::AtomicUsize, atomic::Ordering::SeqCst},
 };
 
 /// What lives longer than a table: instances with their counters, apps' waiting requests, and the table before.
@@ -34,8 +34,9 @@ struct Compiled {
 }
 
 impl Registry {
-    /// Makes `table` the one that requests read, then retires who is not in it any more.
-    pub(crate) fn apply(&mut self, routes: &Routes, table: &RouteTable) {
+    /// Makes `table` the one that requests read, then retires who is not in it any more. Gives the apps that changed, as they
+    /// are now.
+    pub(crate) fn apply(&mut self, routes: &Routes, table: &RouteTable) -> Vec<(AppId, Option<Arc<AppRoute>>)> {
         let mut after = table.apps.clone();
         after.sort_by_key(|a| a.app);
         after.dedup_by_key(|a| a.app);
@@ -80,6 +81,8 @@ impl Registry {
                 self.waiting.remove(&old.app);
             }
         }
+        let now = changed.into_iter().filter_map(|(old, new)| Some((new.as_ref().or(old.as_ref())?.app, new)));
+        now.collect()
     }
 
     /// What of the table could not be done as it says.
@@ -196,7 +199,18 @@ impl Registry {
         });
         let backends = backends.collect();
         let waiting = self.waiting.entry(app.app).or_default().clone();
-        Arc::new(App { id: app.app, state, backends, waiting, policy: policy.clone(), turn: AtomicUsize::new(0) })
+        Arc::new(App {
+            id: app.app,
+            name: app.name.as_str().into(),
+            process: target.process.clone(),
+            version: target.version,
+            state,
+            backends,
+            waiting,
+            policy: policy.clone(),
+            turn: AtomicUsize::new(0),
+            stats: OnceLock::new(),
+        })
     }
 
     /// Ports and names below HTTP. There are few, so all of them are made anew when one changes.
@@ -237,6 +251,12 @@ impl Registry {
             }
         }
         (l4, problems)
+    }
+
+    /// Instances that are out at the moment.
+    pub(crate) fn out(&self, now_ms: u64) -> BTreeSet<InstanceId> {
+        let out = self.backends.values().filter(|b| !b.is_retired() && b.is_out(now_ms));
+        out.map(|b| b.instance).collect()
     }
 
     /// Requests under way by instance, without zeros; forgets retired instances that have none left.

@@ -9,11 +9,12 @@ use crate::{
     persist,
     registry::Registry,
     shared::{Dirty, Shared},
+    stats::{Of, StatsBook},
     table::Routes,
     tls::{self, Tls},
     worker::{self, Listeners},
 };
-use flex_model::{CertificateTable, RouteTable, RouterStatus};
+use flex_model::{AppRoute, CertificateTable, RouteTable, RouterStatus};
 use std::{
     future::Future,
     io,
@@ -29,6 +30,8 @@ use tokio::{net::TcpSocket, sync::watch};
 
 /// A status follows a change within this time (and the time to compute it); what changes meanwhile goes with it.
 const STATUS_DELAY: Duration = Duration::from_millis(10);
+/// How soon a status is made again while an instance is out.
+const STATUS_AGAIN: Duration = Duration::from_millis(500);
 /// Writing the table to disk is followed by a pause this many times as long.
 const WRITE_SHARE: u32 = 10;
 /// As large as kernels commonly allow: a burst of connections must not be lost while a worker is busy.
@@ -99,12 +102,16 @@ impl Router {
                 Ok(Err(e)) => tracing::warn!(error = &e as &dyn std::error::Error, "going on without the table kept on disk"),
             }
         }
+        // One more for what is not HTTP.
+        let counters: Vec<_> = (0..=workers).map(|worker| Arc::new(Counters { worker, ..Counters::default() })).collect();
+        let stats = StatsBook::new(counters.len(), settings.limits.metrics_apps);
         let shared = Arc::new(Shared {
             settings,
             routes: Routes::default(),
             changes: watch::Sender::new(0),
             access,
             dirty: Arc::new(Dirty::default()),
+            stats,
             held: AtomicUsize::new(0),
             connections: AtomicUsize::new(0),
             clock: Clock::start(),
@@ -119,8 +126,6 @@ impl Router {
             revision: first.revision,
             ..RouterStatus::default()
         });
-        // One more for what is not HTTP.
-        let counters = (0..=workers).map(|_| Arc::default()).collect();
         Ok(Self { shared, counters, listeners, local, local_tls, registry, table, status })
     }
 
@@ -146,7 +151,7 @@ impl Router {
 
     /// The counters.
     pub fn metrics(&self) -> Metrics {
-        Metrics(self.counters.clone())
+        Metrics { counters: self.counters.clone(), shared: self.shared.clone() }
     }
 
     /// Serves until `shutdown` ends; then accepts no more, closes idle connections, lets running requests end (for at
@@ -248,9 +253,18 @@ pub(crate) fn bind_one(address: SocketAddr) -> io::Result<StdListener> {
 
 /// Makes `table` the one that requests read, and tells who waits for a change.
 fn apply(shared: &Shared, registry: &Mutex<Registry>, table: &RouteTable) {
-    registry.lock().unwrap_or_else(PoisonError::into_inner).apply(&shared.routes, table);
+    let changed = registry.lock().unwrap_or_else(PoisonError::into_inner).apply(&shared.routes, table);
+    for (id, app) in changed {
+        shared.stats.retain(id, |of| app.as_ref().is_some_and(|a| leads_to(a, of)));
+    }
     shared.changes.send_modify(|n| *n = n.wrapping_add(1));
     shared.dirty.mark();
+}
+
+/// Whether something of the app still leads to what is counted.
+fn leads_to(app: &AppRoute, of: &Of) -> bool {
+    of.process.is_web() && of.version.is_none()
+        || app.routes.iter().flat_map(|r| &r.targets).any(|t| t.process == of.process && t.version == of.version)
 }
 
 async fn follow_tables(shared: Arc<Shared>, registry: Arc<Mutex<Registry>>, mut tables: watch::Receiver<Arc<RouteTable>>) {
@@ -294,8 +308,11 @@ async fn keep_tables(dir: PathBuf, mut tables: watch::Receiver<Arc<RouteTable>>,
 }
 
 async fn publish_status(shared: Arc<Shared>, registry: Arc<Mutex<Registry>>, status: watch::Sender<RouterStatus>) {
+    let mut some_out = false;
     loop {
-        shared.dirty.marked().await;
+        // Nobody marks that an instance is no longer out.
+        let again = if some_out { STATUS_AGAIN } else { Duration::MAX };
+        let _ = tokio::time::timeout(again, shared.dirty.marked()).await;
         tokio::time::sleep(STATUS_DELAY).await;
         shared.dirty.clear();
         let now = {
@@ -304,8 +321,10 @@ async fn publish_status(shared: Arc<Shared>, registry: Arc<Mutex<Registry>>, sta
             let revision = shared.routes.revision.load(SeqCst);
             let (in_flight, mut problems) = (registry.in_flight(), registry.problems());
             problems.extend(shared.port_problems.lock().unwrap_or_else(PoisonError::into_inner).iter().cloned());
-            RouterStatus { router: shared.settings.name.clone(), revision, in_flight, problems }
+            let out = registry.out(shared.clock.now_ms());
+            RouterStatus { router: shared.settings.name.clone(), revision, in_flight, problems, out }
         };
+        some_out = !now.out.is_empty();
         status.send_if_modified(|old| {
             let changed = *old != now;
             *old = now;

@@ -155,6 +155,8 @@ pub struct Limits {
     pub queue_per_app: usize,
     /// Sessions of one UDP port, where its route says nothing else. Each is a socket.
     pub udp_sessions: usize,
+    /// Process types of apps whose metrics are told apart; the others are counted together. Bounds what a scrape costs.
+    pub metrics_apps: usize,
 }
 
 impl Default for Limits {
@@ -168,6 +170,7 @@ impl Default for Limits {
             idle_per_instance: 128,
             queue_per_app: 500,
             udp_sessions: 4096,
+            metrics_apps: 2_000,
         }
     }
 }

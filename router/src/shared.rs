@@ -1,6 +1,6 @@
 //! What the workers share: the current routes, the settings, and a few counts.
 
-use crate::{AccessSink, RouterSettings, io::Clock, persist, table::Routes, tls::Tls};
+use crate::{AccessSink, RouterSettings, io::Clock, persist, stats::StatsBook, table::Routes, tls::Tls};
 use flex_model::{CertificateTable, RouteProblem};
 use std::sync::{
     Arc, Mutex, PoisonError,
@@ -15,6 +15,8 @@ pub(crate) struct Shared {
     pub(crate) changes: watch::Sender<u64>,
     pub(crate) access: Arc<dyn AccessSink>,
     pub(crate) dirty: Arc<Dirty>,
+    /// What is counted of each app.
+    pub(crate) stats: StatsBook,
     pub(crate) held: AtomicUsize,
     pub(crate) connections: AtomicUsize,
     pub(crate) clock: Clock,

@@ -6,14 +6,14 @@
 //!
 //! Hosts lie in shards, each a map behind one atomic pointer: a look-up takes no lock, and a change copies one shard.
 
-use crate::shared::Dirty;
+use crate::{shared::Dirty, stats::AppStats};
 use arc_swap::ArcSwap;
-use flex_model::{AppId, AppState, InstanceId, Policy, RouteId, Secret};
+use flex_model::{AppId, AppState, InstanceId, Policy, ProcessType, RouteId, Secret};
 use std::{
     collections::{BTreeMap, HashMap},
     net::SocketAddr,
     sync::{
-        Arc,
+        Arc, OnceLock,
         atomic::{AtomicBool, AtomicU32, AtomicU64, AtomicUsize, Ordering::SeqCst},
     },
     time::Duration,
@@ -143,12 +143,18 @@ pub(crate) struct Waiting {
 #[derive(Debug)]
 pub(crate) struct App {
     pub(crate) id: AppId,
+    pub(crate) name: Box<str>,
+    pub(crate) process: ProcessType,
+    /// Of only this release.
+    pub(crate) version: Option<u64>,
     pub(crate) state: AppState,
     pub(crate) backends: Vec<Arc<Backend>>,
     pub(crate) waiting: Arc<Waiting>,
     pub(crate) policy: Arc<Policy>,
     /// Whose turn it is, where instances take turns.
     pub(crate) turn: AtomicUsize,
+    /// Where its requests are counted; found with the first one.
+    pub(crate) stats: OnceLock<Arc<AppStats>>,
 }
 
 /// A route, compiled.
@@ -375,6 +381,11 @@ impl Routes {
             Some(suffix) => self.wildcard.with(suffix, Host::clone),
             None => self.exact.with(host, Host::clone),
         }
+    }
+
+    /// How many host names there are, wildcards included.
+    pub(crate) fn hosts(&self) -> usize {
+        self.exact.count.load(SeqCst) + self.wildcard.count.load(SeqCst)
     }
 
     pub(crate) fn update(&self, changes: Changes) {

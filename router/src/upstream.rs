@@ -178,7 +178,7 @@ pub(crate) async fn reach<T>(
             return Ok((lease, Reached::Kept(kept)));
         }
         let last = slow.is_none() && tried.len() + 1 == app.backends.len();
-        match dial(shared, counters, backend, if last { timeouts.connect } else { timeouts.slow_connect }).await {
+        match dial(shared, counters, app, backend, if last { timeouts.connect } else { timeouts.slow_connect }).await {
             Ok(stream) => return Ok((lease, Reached::New(stream))),
             Err(e) if is_ours(&e) => {
                 tracing::error!(error = %e, address = %backend.address, "cannot open a connection to an instance: the router is out of a resource");
@@ -198,26 +198,30 @@ pub(crate) async fn reach<T>(
     // All were tried; one was only slow, so give it the time that an only instance gets.
     let Some(backend) = slow else { return Err(NoUpstream::Failed(Code::BackendConnectionRefused)) };
     let lease = Lease::take(app, &backend, &shared.dirty)?;
-    match dial(shared, counters, &backend, timeouts.connect).await {
+    match dial(shared, counters, app, &backend, timeouts.connect).await {
         Ok(stream) => Ok((lease, Reached::New(stream))),
         Err(_) => Err(NoUpstream::Failed(Code::BackendConnectionTimeout)),
     }
 }
 
-async fn dial(shared: &Shared, counters: &Counters, backend: &Backend, within: Duration) -> io::Result<TcpStream> {
+async fn dial(shared: &Shared, counters: &Counters, app: &App, backend: &Backend, within: Duration) -> io::Result<TcpStream> {
     let dialed = tokio::time::timeout(within, TcpStream::connect(backend.address)).await;
     match dialed.unwrap_or_else(|_| Err(io::ErrorKind::TimedOut.into())) {
         Ok(stream) => {
             stream.set_nodelay(true)?;
             backend.succeeded();
             Counters::add(&counters.connects, 1);
+            Counters::add(&app.stats(&shared.stats).at(counters.worker).connects, 1);
             Ok(stream)
         }
         Err(e) => {
             if !is_ours(&e) {
+                let mine = app.stats(&shared.stats).at(counters.worker);
                 Counters::add(&counters.connects_failed, 1);
+                Counters::add(&mine.connects_failed, 1);
                 if backend.failed(shared.clock.now_ms(), shared.settings.timeouts.eject) {
                     Counters::add(&counters.ejections, 1);
+                    Counters::add(&mine.ejections, 1);
                 }
             }
             Err(e)

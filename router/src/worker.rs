@@ -4,7 +4,7 @@
 use crate::{
     conn,
     io::Guard,
-    metrics::Counters,
+    metrics::{Counters, Limit},
     shared::{Place, Shared},
     upstream::Pool,
 };
@@ -194,7 +194,10 @@ async fn admit(worker: &Rc<Worker>, accepted: io::Result<(TcpStream, SocketAddr)
                     Some(_place) if tls => conn::serve_tls(&worker, stream, peer, local).await,
                     Some(_place) => conn::serve(&worker, stream, peer, local).await,
                     // Words in the clear are no answer to a TLS client.
-                    None if tls => Counters::add(&worker.counters.connections_refused, 1),
+                    None if tls => {
+                        Counters::add(&worker.counters.connections_refused, 1);
+                        worker.counters.hit(Limit::Connections, ());
+                    }
                     None => conn::refuse_connection(&worker, &stream),
                 }
                 Counters::add(&worker.counters.connections_ended, 1);

@@ -1,7 +1,7 @@
 //! Requests through the router to real sockets: routing, keep-alive, headers, pages, access lines.
 
 mod support;
-use flex_model::AppState::{Blank, Crashed, Maintenance, NoWeb, Serving};
+use flex_model::AppState::{Blank, Crashed, Maintenance, NoWeb, Serving, Starting};
 use support::*;
 
 #[tokio::test]
@@ -47,4 +47,71 @@ async fn states_have_their_codes() {
     assert_eq!(unknown.status, 404);
     assert!(unknown.text().contains("No such app"));
     world.stop().await;
+}
+
+#[tokio::test]
+async fn metrics_count_what_was_asked() {
+    use flex_model::exposition::parse;
+    let (good, slow) =
+        (fixed("hello").await, instance(|mut conn, _| async move { while request(&mut conn).await.is_some() {} }).await);
+    let dead = refused().await;
+    let apps = vec![
+        app("aa", Serving, vec![backend(1, good.address)]),
+        app("bb", Serving, vec![backend(2, dead)]),
+        app("cc", Serving, vec![backend(3, slow.address)]),
+        app("dd", Starting, vec![]),
+    ];
+    let tune = |s: &mut flex_router::RouterSettings| s.limits.metrics_apps = 4;
+    let mut world = Setup { tune, ..Setup::default() }.start(table(7, apps.clone())).await;
+    for _ in 0..3 {
+        assert_eq!(world.get("aa.test", "/").await.status, 200);
+    }
+    assert_eq!(world.get("bb.test", "/").await.status, 503);
+    assert_eq!(world.get("nobody.test", "/").await.status, 404);
+    // A client has its answer a moment before it is counted.
+    let read = || parse(&world.metrics.expose()).unwrap();
+    eventually(async || read().sum("flex_router_requests_in_flight", &[]) == 0.0).await;
+    let mut meter = flex_router::SignalMeter::new(world.metrics.clone());
+    let (mut under_way, mut held) = (world.client().await, world.client().await);
+    under_way.send("GET / HTTP/1.1\r\nHost: cc.test\r\n\r\n").await;
+    held.send("GET / HTTP/1.1\r\nHost: dd.test\r\n\r\n").await;
+    assert_eq!(world.get("aa.test", "/").await.status, 200);
+    eventually(async || read().sum("flex_router_requests_waiting", &[("app", "dd")]) == 1.0).await;
+    eventually(async || read().sum("flex_router_requests_in_flight", &[]) == 2.0).await;
+    eventually(async || read().sum("flex_router_requests_total", &[("app", "aa")]) == 4.0).await;
+    let seen = read();
+    let get = |name: &str, app: &str, more: &[(&str, &str)]| {
+        seen.get(name, &[&[("app", app), ("process", "web")], more].concat()).unwrap_or(0.0)
+    };
+    assert_eq!(get("flex_router_requests_total", "aa", &[("code", "2xx")]), 4.0);
+    assert_eq!(get("flex_router_requests_total", "bb", &[("code", "5xx")]), 1.0);
+    assert_eq!(get("flex_router_errors_total", "bb", &[("code", "H21")]), 1.0);
+    assert!(get("flex_router_connect_failures_total", "bb", &[]) >= 1.0 && get("flex_router_ejections_total", "bb", &[]) >= 1.0);
+    assert_eq!(get("flex_router_request_duration_seconds_count", "aa", &[]), 4.0);
+    assert_eq!(get("flex_router_request_duration_seconds_bucket", "aa", &[("le", "+Inf")]), 4.0);
+    assert_eq!((get("flex_router_sent_bytes_total", "aa", &[]), get("flex_router_arrivals_total", "cc", &[])), (20.0, 1.0));
+    assert_eq!(get("flex_router_requests_in_flight", "cc", &[]), 1.0);
+    assert_eq!(seen.get("flex_router_table_revision", &[]), Some(7.0));
+    assert_eq!(seen.get("flex_router_table_hosts", &[]), Some(4.0));
+    assert_eq!(seen.get("flex_router_requests_refused_total", &[]), Some(1.0));
+    assert_eq!(seen.get("flex_router_limit", &[("limit", "connections")]), Some(20_000.0));
+    // The same as signals: only what happened since, and what is under way.
+    let signals = meter.read();
+    let of = |name: &str| {
+        let id = app(name, Blank, vec![]).app;
+        signals.apps.iter().find(|s| s.app == id).map(|s| (s.counts.arrivals, s.counts.ended, s.counts.in_flight, s.counts.queue))
+    };
+    assert_eq!((of("aa"), of("bb")), (Some((1, 1, 0, 0)), None));
+    assert_eq!((of("cc"), of("dd")), (Some((1, 0, 1, 0)), Some((1, 0, 1, 1))));
+    assert!(meter.read().apps.iter().all(|s| s.counts.arrivals == 0));
+    // A fifth app is counted with the others, and one that is gone makes room.
+    let other = app("ee", Serving, vec![backend(5, good.address)]);
+    world.set(8, [apps.clone(), vec![other.clone()]].concat()).await;
+    assert_eq!(world.get("ee.test", "/").await.status, 200);
+    eventually(async || {
+        parse(&world.metrics.expose()).unwrap().get("flex_router_arrivals_total", &[("app", "_other")]) == Some(1.0)
+    })
+    .await;
+    world.set(9, vec![other]).await;
+    eventually(async || parse(&world.metrics.expose()).unwrap().sum("flex_router_arrivals_total", &[("app", "aa")]) == 0.0).await;
 }

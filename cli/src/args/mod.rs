@@ -8,6 +8,7 @@ mod logs;
 mod processes;
 mod routing;
 mod runs;
+mod seen;
 mod split;
 
 pub use account::*;
@@ -17,6 +18,7 @@ pub use logs::*;
 pub use processes::*;
 pub use routing::*;
 pub use runs::*;
+pub use seen::*;
 pub use split::split_topic;
 
 use clap::{Args, Parser, Subcommand};
@@ -129,6 +131,14 @@ pub enum Command {
         #[command(subcommand)]
         verb: Option<Routes>,
     },
+    /// An app's traffic: arrivals, requests under way, queue, times
+    Metrics(Metrics),
+    /// Routers: status, trace
+    #[command(after_help = "Examples:\n  flex router:status\n  flex router:trace www.example.com/api")]
+    Router {
+        #[command(subcommand)]
+        verb: Option<Routing>,
+    },
     /// SSH keys: list, add, remove
     #[command(after_help = "Examples:\n  flex keys\n  flex keys:add\n  flex keys:add ~/.ssh/id_ed25519.pub")]
     Keys {
@@ -215,6 +225,8 @@ mod tests {
             "flex releases -n 3",
             "flex apps:info x --url",
             "flex builds:cache:purge -a x",
+            "flex router:trace a.test/x --json",
+            "flex metrics --watch -a x",
         ] {
             Cli::try_parse_from(split_topic(line.split(' ').map(str::to_owned))).unwrap_or_else(|e| panic!("{line}: {e}"));
         }

@@ -16,4 +16,5 @@ pub mod ps;
 pub mod releases;
 pub mod routes;
 pub mod run;
+pub mod seen;
 pub mod session;

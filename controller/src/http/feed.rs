@@ -11,6 +11,7 @@ use axum::extract::{Query, State};
 use axum::http::{HeaderMap, header};
 use axum::response::{IntoResponse, Response};
 use flex_api::{ApiError, ErrorId, Nothing};
+use flex_model::signals::RouterSignals;
 use flex_model::table_update::TableUpdate;
 use flex_model::{AppId, LogLine, LogSource, RouteTable, RouterStatus, Secret};
 use serde::Deserialize;
@@ -140,6 +141,13 @@ pub async fn status(State(c): State<Controller>, headers: HeaderMap, sent: HttpB
     let name = c.router_of(&headers).await?;
     let status: RouterStatus = body(sent).await?;
     c.take_status(RouterStatus { router: name, ..status });
+    Ok(Shown(Nothing {}))
+}
+
+pub async fn signals(State(c): State<Controller>, headers: HeaderMap, sent: HttpBody) -> Answer<Shown<Nothing>> {
+    let name = c.router_of(&headers).await?;
+    let signals: RouterSignals = body(sent).await?;
+    c.take_signals(RouterSignals { router: name, ..signals });
     Ok(Shown(Nothing {}))
 }
 

@@ -20,8 +20,11 @@ mod releases;
 mod render;
 mod routes;
 mod run;
+mod seen;
 mod server;
 pub mod table;
+
+pub use seen::Exposes;
 
 use crate::core::{Controller, invalid};
 use flex_api::ApiError;

@@ -3,7 +3,7 @@
 
 use super::openapi::Operation;
 use super::{
-    access, accounts, apps, builds, certificates, feed, headers, logs, openapi, registry, releases, routes, run, server,
+    access, accounts, apps, builds, certificates, feed, headers, logs, openapi, registry, releases, routes, run, seen, server,
 };
 use crate::core::Controller;
 use axum::Router;
@@ -50,7 +50,7 @@ impl Route {
         if reads && matches!(self.path, "/account" | "/users/~") {
             return true;
         }
-        if !apps && under(&["/account", "/oauth", "/users", "/events", "/hosts"]) {
+        if !apps && under(&["/account", "/oauth", "/users", "/events", "/hosts", "/metrics", "/routers"]) {
             return scope == Scope::Global;
         }
         // What a run prints may be any config var.
@@ -158,12 +158,17 @@ routes! {
     DELETE delete "/apps/{app}/sni-endpoints/{endpoint}" App certificates::remove, "Remove a certificate";
     GET get "/router/table" Nothing feed::table, "For routers elsewhere: the routing table, line by line as it changes";
     POST post "/router/status" Nothing feed::status, "For routers elsewhere: what they route by, and requests under way";
+    POST post "/router/signals" Nothing feed::signals, "For routers elsewhere: what they counted in the last second";
     POST post "/router/lines" Nothing feed::lines, "For routers elsewhere: access lines";
     GET get "/apps/{app}/routes" App routes::list, "Routes: those of the app's domains and those that were made";
     POST post "/apps/{app}/routes" App routes::add, "Route a host and path, a port or a name to a process type";
     GET get "/apps/{app}/routes/{route}" App routes::info, "One route";
     PATCH patch "/apps/{app}/routes/{route}" App routes::set, "Change where a route leads and how";
     DELETE delete "/apps/{app}/routes/{route}" App routes::remove, "Remove a route";
+    GET get "/metrics" Admin seen::metrics, "The server's metrics, in Prometheus's text form";
+    GET get "/routers" Admin seen::routers, "Routers: what they route by, and how far they are behind";
+    GET get "/routes/trace" User seen::trace, "Which way a request to a host and path takes, and why";
+    GET get "/apps/{app}/metrics" App seen::app_metrics, "An app's traffic of the last seconds, by process type";
     POST post "/apps/{app}/log-sessions" App logs::create, "A URL to read the log from";
     GET get "/v2/" User registry::version, "OCI distribution: which version";
     GET get "/v2/{app}/tags/list" App registry::tags, "OCI distribution: the tags of an app's images";

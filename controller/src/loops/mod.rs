@@ -6,6 +6,7 @@ mod publish;
 mod tidy;
 
 use crate::core::Controller;
+use std::sync::atomic::Ordering::Relaxed;
 use std::time::Duration;
 use tokio_util::sync::CancellationToken;
 
@@ -19,7 +20,12 @@ impl Controller {
         let postdeploys = tokio::spawn(self.clone().postdeploy_loop(stop.clone()));
         let Ok(mut changes) = self.deps.store.watch("", 0).await else { return };
         while !stop.is_cancelled() {
-            let sleep = match self.pass().await {
+            let begun = std::time::Instant::now();
+            let passed = self.pass().await;
+            self.pass_counts.0.fetch_add(1, Relaxed);
+            self.pass_counts.1.fetch_add(u64::from(passed.is_err()), Relaxed);
+            self.pass_counts.2.fetch_add(u64::try_from(begun.elapsed().as_micros()).unwrap_or(0), Relaxed);
+            let sleep = match passed {
                 Ok(wake) => wake.min(LOOK_AGAIN),
                 Err(e) => {
                     tracing::warn!(error = %e, "the plan loop could not read or commit; it tries again");

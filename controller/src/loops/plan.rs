@@ -27,8 +27,15 @@ pub struct Desired {
     placements: BTreeMap<InstanceId, Stored<Arc<Placement>>>,
 }
 
+impl Desired {
+    /// How many apps and placements there are.
+    pub fn sizes(&self) -> (usize, usize) {
+        (self.apps.len(), self.placements.len())
+    }
+}
+
 /// What a pass decides from.
-pub(super) struct Read {
+pub(crate) struct Read {
     pub world: World,
     pub desired: Arc<Desired>,
 }
@@ -75,7 +82,7 @@ impl Controller {
     }
 
     /// Everything at one revision: what is desired from the store (kept until it changes), the rest as it was last told.
-    pub(super) async fn read_world(&self) -> Result<Read, ApiError> {
+    pub(crate) async fn read_world(&self) -> Result<Read, ApiError> {
         let desired = self.read_desired().await?;
         let table = self.table.borrow().clone();
         let draining = desired.placements.values().filter(|p| p.value.phase != PlacementPhase::Active).map(|p| p.value.instance);

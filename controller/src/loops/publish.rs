@@ -101,6 +101,7 @@ impl Controller {
             }
             *table = Arc::new(next);
             self.keep_table(table);
+            lock(&self.signals).published(table.revision, std::time::Instant::now());
             true
         });
     }

@@ -4,7 +4,7 @@
 //!
 //! Must not: understand frames beyond their nine-byte head; that is the protocol's own business.
 
-use crate::metrics::Counters;
+use crate::metrics::{Counters, Limit};
 use std::{
     io,
     pin::Pin,
@@ -158,6 +158,7 @@ impl<S: AsyncRead + Unpin> AsyncRead for Tap<S> {
             return Poll::Ready(Ok(()));
         }
         Counters::add(&this.counters.h2_refused, 1);
+        this.counters.hit(Limit::Http2Flood, ());
         Poll::Ready(Err(io::Error::new(io::ErrorKind::InvalidData, "too many HTTP/2 frames")))
     }
 }

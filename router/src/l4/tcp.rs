@@ -8,9 +8,10 @@ use super::{
 };
 use crate::{
     Code,
-    metrics::Counters,
+    metrics::{Counters, Limit},
     proxy_protocol::{self, Origin},
     shared::Place,
+    stats::Counted,
     table::Route,
 };
 use flex_model::ProxyVersion;
@@ -70,7 +71,10 @@ fn admit(ground: &Arc<Ground>, stream: TcpStream, peer: SocketAddr, port: u16) {
         let limit = ground.shared.settings.limits.connections;
         match Place::take(&ground.shared.connections, limit) {
             Some(_place) => serve(ground, stream, peer, port).await,
-            None => Counters::add(&ground.counters.connections_refused, 1),
+            None => {
+                Counters::add(&ground.counters.connections_refused, 1);
+                ground.counters.hit(Limit::Connections, ());
+            }
         }
     });
 }
@@ -153,19 +157,24 @@ impl Connection<'_> {
         let most = route.policy.max_connections.map_or(usize::MAX, |n| n as usize);
         let Some(_place) = Place::take(&count, most) else {
             Counters::add(&self.ground.counters.connections_refused, 1);
+            self.ground.counters.hit(Limit::MaxConnections, ());
             let line = self.ended(&id).with(Code::TooManyConnections);
             return self.ground.shared.access.line(route.app, line);
         };
         relay::keep_alive(&self.stream);
         let (app, lease, instance) = match connect(self.ground, find).await {
             Ok(connected) => connected,
-            Err((_, code)) => {
+            Err((app, code)) => {
+                if let Some(app) = app {
+                    Counted::begin(&app, &self.ground.shared.stats, &self.ground.counters).end(0, Some(code), None, 0);
+                }
                 let mut line = self.ended(&id);
                 line.connect = Some(begun.elapsed());
                 return self.ground.shared.access.line(route.app, line.with(code));
             }
         };
         let connected = Instant::now();
+        let counted = Counted::begin(&app, &self.ground.shared.stats, &self.ground.counters);
         relay::keep_alive(&instance);
         let (moved, mut code) = (Moved::default(), None);
         match self.greet(app.policy.proxy_protocol, &id, &instance).await {
@@ -185,6 +194,8 @@ impl Connection<'_> {
         let bytes = (moved.from_client.load(Relaxed), moved.to_client.load(Relaxed));
         Counters::add(&self.ground.counters.bytes_in, bytes.0);
         Counters::add(&self.ground.counters.bytes_out, bytes.1);
+        counted.received(bytes.0);
+        counted.end(0, code, Some(connected.elapsed()), bytes.1);
         let mut line = self.ended(&id);
         (line.dyno, line.bytes, line.code) = (&lease.backend.name, bytes, code);
         (line.connect, line.service) = (Some(connected - begun), Some(connected.elapsed()));

@@ -5,7 +5,8 @@ use super::{Ended, Ground};
 use crate::{
     Code,
     balance::{self, Choice},
-    metrics::Counters,
+    metrics::{Counters, Limit},
+    stats::Counted,
     table::{App, Lease, Route},
 };
 use std::{
@@ -76,6 +77,7 @@ async fn begin(ground: &Ground, sessions: &Sessions, client: SocketAddr, port: u
     let most = app.policy.max_connections.map_or(ground.shared.settings.limits.udp_sessions, |n| n as usize);
     if sessions.lock().unwrap_or_else(PoisonError::into_inner).len() >= most {
         Counters::add(&ground.counters.connections_refused, 1);
+        ground.counters.hit(Limit::UdpSessions, ());
         return None;
     }
     let backend = match balance::choose(&app, None, &[], ground.shared.clock.now_ms(), &mut rand::rng()) {
@@ -106,6 +108,7 @@ async fn begin(ground: &Ground, sessions: &Sessions, client: SocketAddr, port: u
 async fn answers(ground: Arc<Ground>, to: Arc<UdpSocket>, sessions: Sessions, session: Arc<Session>, port: u16) {
     let idle =
         session.app.policy.idle_seconds.map_or(ground.shared.settings.timeouts.udp_idle, |s| Duration::from_secs(s.into()));
+    let counted = Counted::begin(&session.app, &ground.shared.stats, &ground.counters);
     let mut buf = vec![0; DATAGRAM];
     let mut seen = session.count.load(Relaxed);
     let code = loop {
@@ -145,6 +148,8 @@ async fn answers(ground: Arc<Ground>, to: Arc<UdpSocket>, sessions: Sessions, se
     Counters::add(&ground.counters.connections_ended, 1);
     Counters::add(&ground.counters.bytes_in, bytes.0);
     Counters::add(&ground.counters.bytes_out, bytes.1);
+    counted.received(bytes.0);
+    counted.end(0, code, Some(session.begun.elapsed()), bytes.1);
     let line = Ended {
         protocol: "udp",
         port,

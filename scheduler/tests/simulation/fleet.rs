@@ -181,7 +181,7 @@ impl Router {
             router: self.name.clone(),
             revision: self.table.revision,
             in_flight: self.in_flight.clone(),
-            problems: Vec::new(),
+            ..RouterStatus::default()
         }
     }
 }
