@@ -13,6 +13,7 @@ pub mod build;
 pub mod certificate;
 pub mod dyno;
 pub mod error;
+pub mod log;
 pub mod refs;
 pub mod release;
 pub mod route;
@@ -30,10 +31,9 @@ pub use build::{Build, BuildSource, BuildStatus, CreateBuild, NewSource, PhaseTi
 pub use certificate::{PutSniEndpoint, SniEndpoint, SslCert};
 pub use dyno::{CreateDyno, Dyno, DynoState, Formation, Scale, UpdateFormation, UpdateFormations, Why};
 pub use error::{ApiError, ErrorBody, ErrorId};
+pub use log::{AddLogDrain, CreateLogSession, LogDrain, LogDrainStatus, LogRetention, LogSession, SetLogRetention};
 pub use refs::{AppRef, NameRef, ReleaseRef, SlugRef, UserRef};
 pub use release::{ConfigChanges, ConfigVars, Release, ReleaseStatus, Rollback};
 pub use route::{AddRoute, Route, RouteKind, UpdateRoute};
 pub use schema::{Quantity, Time};
-pub use server::{
-    Check, CreateLogSession, Event, Health, Host, ImageTags, LogSession, Nothing, Provider, Region, Server, SshServer, Stack,
-};
+pub use server::{Check, Event, Health, Host, ImageTags, Nothing, Provider, Region, Server, SshServer, Stack};

@@ -108,34 +108,6 @@ pub struct Provider {
     pub region: String,
 }
 
-/// Which part of an app's log to read.
-#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
-pub struct CreateLogSession {
-    /// 100 if left out, at most 10,000.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub lines: Option<usize>,
-    /// Go on until the reader leaves.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub tail: Option<bool>,
-    /// `web` or `web.1`.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub dyno: Option<String>,
-    /// `app` or `flex`.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub source: Option<String>,
-}
-
-/// A way to an app's log.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
-pub struct LogSession {
-    #[schema(value_type = Id)]
-    pub id: EventId,
-    /// Holds a secret, and can be opened for five minutes.
-    pub logplex_url: String,
-    pub created_at: Time,
-    pub updated_at: Time,
-}
-
 /// The tags of an app's images, as the OCI distribution protocol lists them.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 pub struct ImageTags {

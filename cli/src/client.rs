@@ -194,3 +194,39 @@ async fn refusal(response: Response) -> CliError {
     }
     error
 }
+
+/// A text stream that is read line by line as it comes.
+pub struct Events {
+    stream: futures_util::stream::BoxStream<'static, reqwest::Result<bytes::Bytes>>,
+    rest: Vec<u8>,
+    /// Where the first line not handed out begins in `rest`.
+    start: usize,
+}
+
+impl Events {
+    pub async fn open(client: &Client, url: &str) -> Result<Self> {
+        let response = client.send(client.request_as(Method::GET, url, "text/event-stream")).await?;
+        Ok(Self { stream: response.bytes_stream().boxed(), rest: Vec::new(), start: 0 })
+    }
+
+    /// The next whole line; none at the stream's end. Nothing for `silence` is an error.
+    pub async fn next(&mut self, silence: Duration) -> Result<Option<String>> {
+        let mut looked = self.start;
+        loop {
+            if let Some(end) = self.rest[looked..].iter().position(|b| *b == b'\n') {
+                let line = String::from_utf8_lossy(&self.rest[self.start..looked + end]).into_owned();
+                self.start = looked + end + 1;
+                return Ok(Some(line));
+            }
+            self.rest.drain(..self.start);
+            self.start = 0;
+            looked = self.rest.len();
+            match tokio::time::timeout(silence, self.stream.next()).await {
+                Ok(Some(Ok(chunk))) => self.rest.extend_from_slice(&chunk),
+                Ok(Some(Err(e))) => return Err(CliError::failed(format!("The stream broke off: {e}."))),
+                Ok(None) => return Ok(None),
+                Err(_) => return Err(CliError::failed(format!("The server was silent for {} s.", silence.as_secs()))),
+            }
+        }
+    }
+}

@@ -39,6 +39,8 @@ pub struct Settings {
     pub version: String,
     /// Ports that apps may have for TCP and UDP routes.
     pub route_ports: std::ops::RangeInclusive<u16>,
+    /// The most that an app may keep of its log.
+    pub max_log_retention: flex_logs::Retention,
 }
 
 /// What the executable hands in.
@@ -179,6 +181,8 @@ impl Controller {
             exposed: Mutex::default(),
             pass_counts: Default::default(),
         }));
+        // Before anything that is too old is looked for.
+        controller.apply_log_retentions().await.map_err(|e| e.to_string())?;
         controller.interrupt_old_builds().await.map_err(|e| e.to_string())?;
         Ok(controller)
     }

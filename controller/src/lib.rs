@@ -16,6 +16,7 @@ pub mod http;
 mod loops;
 pub mod ports;
 mod releases;
+mod retention;
 mod routes;
 mod runs;
 mod signals;

@@ -5,6 +5,7 @@ mod backup;
 mod commands;
 mod control;
 mod installation;
+mod log_settings;
 mod metrics;
 mod ports;
 mod router_role;

@@ -10,7 +10,7 @@ use flex_builder::{BuildSettings, Builder};
 use flex_controller::ports::{Clock, SystemClock};
 use flex_controller::{Controller, Deps};
 use flex_gitreceive::{GitServer, GitSettings};
-use flex_logs::{LogSettings, LogStore};
+use flex_logs::LogStore;
 use flex_model::host::HostState;
 use flex_model::{Host, LogLine, LogSource, Memory};
 use flex_router::{AccessLines, AccessQueue, Router, RouterSettings};
@@ -117,7 +117,7 @@ pub async fn serve(settings: Settings, roles: Roles) -> Result<(), String> {
     }
     let http = probe_port(settings.http)?;
     let runtime = connect(&settings, &installation.cluster, guard(&settings, http.port()))?;
-    let logs = LogStore::open(settings.data_dir.join("logs"), LogSettings::default()).map_err(|e| e.to_string())?;
+    let logs = LogStore::open(settings.data_dir.join("logs"), settings.logs.store.clone()).map_err(|e| e.to_string())?;
     let logs = Arc::new(logs);
 
     let gate = Arc::new(LateGate::default());
@@ -366,6 +366,7 @@ fn controller_settings(
         fallback_certificate: Some(Arc::new(crate::tls::self_signed(&settings.data_dir, &settings.domain)?)),
         version: env!("CARGO_PKG_VERSION").into(),
         route_ports: settings.route_ports.clone(),
+        max_log_retention: settings.logs.limit,
     })
 }
 

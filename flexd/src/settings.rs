@@ -3,6 +3,7 @@
 //! Read once at the start; a wrong value stops the start with the setting's name. Must not: be read again later, or hold
 //! a secret that is not in a [`flex_model::Secret`].
 
+use crate::log_settings::{Logs, LogsFile};
 use clap::Args;
 use flex_model::{DomainName, Memory};
 use flex_router::MinTls;
@@ -104,6 +105,8 @@ struct File {
     router: RouterFile,
     #[serde(default)]
     network: NetworkFile,
+    #[serde(default)]
+    logs: LogsFile,
 }
 
 #[derive(Debug, Clone, Default, Deserialize)]
@@ -176,6 +179,7 @@ pub struct Settings {
     /// Ports that apps may have for TCP and UDP routes.
     pub route_ports: std::ops::RangeInclusive<u16>,
     pub network: Network,
+    pub logs: Logs,
 }
 
 /// What apps and builds may reach.
@@ -266,6 +270,7 @@ impl Settings {
             proxy_protocol_tcp: file.router.proxy_protocol.tcp,
             route_ports: port_range(file.router.route_ports.as_deref().unwrap_or("20000-29999"))?,
             network: network(file.network)?,
+            logs: file.logs.read()?,
             data_dir,
         })
     }

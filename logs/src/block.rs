@@ -3,8 +3,8 @@
 //! A block is a fixed head, zstd data of concatenated entries, and its own whole length once more, so that a reader at a
 //! block's end finds its start. The head's checksum covers head and data.
 
-use crate::wal::get_entry;
-use flex_model::{LogLine, Timestamp};
+use crate::wal::{View, get_entry};
+use flex_model::Timestamp;
 use std::{fs::File, io, os::unix::fs::FileExt};
 
 const MAGIC: u32 = u32::from_le_bytes(*b"FLB1");
@@ -107,20 +107,38 @@ pub fn head_before(file: &File, end: u64) -> io::Result<Option<(u64, Head)>> {
     Ok(head_at(file, start, end)?.filter(|h| start + h.block_len() == end).map(|h| (start, h)))
 }
 
-/// The lines of the block at `start`, oldest first; none if it is damaged.
-pub fn unpack(file: &File, start: u64, head: &Head) -> io::Result<Option<Vec<LogLine>>> {
-    let mut data = vec![0; head.packed as usize];
-    file.read_exact_at(&mut data, start + HEAD as u64)?;
-    if checksum(head, &data) != head.crc {
-        return Ok(None);
+/// Unpacks blocks, with buffers that serve for all of them.
+pub struct Unpacker {
+    zstd: zstd::bulk::Decompressor<'static>,
+    packed: Vec<u8>,
+    raw: Vec<u8>,
+}
+
+impl Unpacker {
+    pub fn new() -> io::Result<Self> {
+        Ok(Self { zstd: zstd::bulk::Decompressor::new()?, packed: Vec::new(), raw: Vec::new() })
     }
-    let raw = zstd::bulk::decompress(&data, head.raw as usize)?;
-    let mut lines = Vec::with_capacity(head.count as usize);
+
+    /// The entries of the block at `start`, oldest first, as bytes; none if it is damaged.
+    pub fn unpack(&mut self, file: &File, start: u64, head: &Head) -> io::Result<Option<&[u8]>> {
+        self.packed.resize(head.packed as usize, 0);
+        file.read_exact_at(&mut self.packed, start + HEAD as u64)?;
+        if checksum(head, &self.packed) != head.crc {
+            return Ok(None);
+        }
+        self.raw.clear();
+        self.raw.reserve(head.raw as usize);
+        self.zstd.decompress_to_buffer(&self.packed, &mut self.raw)?;
+        Ok(Some(&self.raw))
+    }
+}
+
+/// Walks the entries of a block.
+pub fn entries(raw: &[u8]) -> impl Iterator<Item = View<'_>> {
     let mut at = 0;
-    while at < raw.len() {
-        let Some((line, len)) = get_entry(&raw[at..]) else { return Ok(None) };
-        lines.push(line);
+    std::iter::from_fn(move || {
+        let (view, len) = get_entry(&raw[at..])?;
         at += len;
-    }
-    Ok((lines.len() == head.count as usize).then_some(lines))
+        Some(view)
+    })
 }

@@ -6,7 +6,7 @@
 //!
 //! Blocks the calling thread. Must not be called from an async task directly.
 
-use crate::{LogQuery, block, wal};
+use crate::{block, wal};
 use flex_model::{LogLine, Timestamp};
 use std::{
     collections::VecDeque,
@@ -28,6 +28,8 @@ pub struct Limits {
     pub max_bytes: u64,
     /// A segment of this size is finished, and a new one is begun.
     pub segment_bytes: u64,
+    /// Lines of one file are at most this far apart, so that age is a matter of whole files.
+    pub span: Duration,
 }
 
 #[derive(Debug)]
@@ -39,12 +41,21 @@ struct Wal {
     unsynced: bool,
     /// Its name may not survive a power cut yet.
     unnamed: bool,
+    /// Time of its first line.
+    began: Option<Timestamp>,
 }
 
 #[derive(Debug, Clone)]
-struct Segment {
-    path: PathBuf,
-    len: u64,
+pub(crate) struct Segment {
+    pub path: PathBuf,
+    pub len: u64,
+}
+
+impl Segment {
+    /// Number of its first line; its name.
+    pub fn first_seq(&self) -> Option<u64> {
+        self.path.file_stem()?.to_str()?.parse().ok()
+    }
 }
 
 /// One app's files.
@@ -61,8 +72,8 @@ pub struct AppDisk {
 /// The files as they were at one moment; reading them needs no lock.
 #[derive(Debug)]
 pub struct Snapshot {
-    segments: VecDeque<Segment>,
-    wal: Option<(Arc<File>, u64)>,
+    pub(crate) segments: VecDeque<Segment>,
+    pub(crate) wal: Option<(Arc<File>, u64)>,
 }
 
 impl AppDisk {
@@ -86,7 +97,11 @@ impl AppDisk {
     fn recover_wal(&mut self, path: &Path) -> io::Result<()> {
         let bytes = fs::read(path)?;
         let mut records = wal::Records::new(&bytes);
-        let last = records.by_ref().last();
+        let (mut last, mut began) = (None, None);
+        for record in records.by_ref() {
+            began = began.or_else(|| wal::get_entry(record.entry).map(|(v, _)| v.at));
+            last = Some(record);
+        }
         let good = records.good() as u64;
         let Some(next) = last.map(|r| r.seq + 1).filter(|next| *next > self.next_seq) else {
             // Empty, or already in a block.
@@ -100,7 +115,7 @@ impl AppDisk {
             tracing::warn!(path = %path.display(), cut = bytes.len() as u64 - good, "cut a torn end off an app's log");
             file.set_len(good)?;
         }
-        self.wal = Some(Wal { path: path.to_owned(), file: Arc::new(file), len: good, unsynced: true, unnamed: true });
+        self.wal = Some(Wal { path: path.to_owned(), file: Arc::new(file), len: good, unsynced: true, unnamed: true, began });
         self.next_seq = next;
         Ok(())
     }
@@ -110,6 +125,11 @@ impl AppDisk {
         let mut bytes = Vec::new();
         for (seq, line) in (self.next_seq..).zip(lines) {
             wal::put_record(seq, line, &mut bytes);
+        }
+        let span = self.limits.span;
+        let spans = |began: Option<Timestamp>| began.is_some_and(|b| lines.last().is_some_and(|l| l.at.since(b) > span));
+        if self.wal.as_ref().is_some_and(|w| spans(w.began)) {
+            self.compact()?;
         }
         if self.wal.is_none() {
             self.wal = Some(self.new_wal()?);
@@ -122,6 +142,7 @@ impl AppDisk {
         }
         wal.len += bytes.len() as u64;
         wal.unsynced = true;
+        wal.began = wal.began.or_else(|| lines.first().map(|l| l.at));
         self.next_seq += lines.len() as u64;
         if wal.len >= BLOCK_BYTES {
             // The lines are written: a block that cannot be made now is made after the next append.
@@ -136,7 +157,7 @@ impl AppDisk {
         fs::create_dir_all(&self.dir)?;
         let path = self.dir.join(format!("{:020}.wal", self.next_seq));
         let file = OpenOptions::new().read(true).write(true).create(true).truncate(true).mode(0o600).open(&path)?;
-        Ok(Wal { path, file: Arc::new(file), len: 0, unsynced: false, unnamed: true })
+        Ok(Wal { path, file: Arc::new(file), len: 0, unsynced: false, unnamed: true, began: None })
     }
 
     /// Turns the write-ahead file into a block of the newest segment.
@@ -157,7 +178,7 @@ impl AppDisk {
         }
         if let Some(first_seq) = first {
             let packed = block::pack(first_seq, count, oldest, newest, &entries)?;
-            self.append_block(first_seq, &packed)?;
+            self.append_block(first_seq, &packed, newest)?;
         }
         fs::remove_file(path)?;
         self.wal = None;
@@ -165,8 +186,12 @@ impl AppDisk {
         Ok(())
     }
 
-    fn append_block(&mut self, first_seq: u64, packed: &[u8]) -> io::Result<()> {
-        let is_new = self.segments.back().is_none_or(|s| s.len >= self.limits.segment_bytes);
+    fn append_block(&mut self, first_seq: u64, packed: &[u8], newest: Timestamp) -> io::Result<()> {
+        let spans = |s: &Segment| {
+            let head = File::open(&s.path).and_then(|f| block::head_at(&f, 0, s.len));
+            head.ok().flatten().is_some_and(|h| newest.since(h.oldest) > self.limits.span)
+        };
+        let is_new = self.segments.back().is_none_or(|s| s.len >= self.limits.segment_bytes || spans(s));
         if is_new {
             let path = self.dir.join(format!("{first_seq:020}.seg"));
             self.segments.push_back(Segment { path, len: 0 });
@@ -181,6 +206,17 @@ impl AppDisk {
         segment.len += packed.len() as u64;
         // The write-ahead file goes next: the segment's name must be there to stay.
         if is_new { File::open(&self.dir)?.sync_all() } else { Ok(()) }
+    }
+
+    /// Sets other bounds; what is beyond them goes.
+    pub fn set_limits(&mut self, limits: Limits) {
+        self.limits = limits;
+        self.enforce_size();
+    }
+
+    /// Bytes of all files.
+    pub fn bytes(&self) -> u64 {
+        self.segments.iter().map(|s| s.len).sum::<u64>() + self.wal.as_ref().map_or(0, |w| w.len)
     }
 
     fn enforce_size(&mut self) {
@@ -272,14 +308,15 @@ fn files(dir: &Path, extension: &str) -> io::Result<Vec<Segment>> {
 /// Cuts a torn block off the newest segment; says the number of the line after its last block.
 fn recover_segment(segment: &mut Segment) -> io::Result<Option<u64>> {
     let file = OpenOptions::new().read(true).write(true).open(&segment.path)?;
+    let mut unpacker = block::Unpacker::new()?;
     if let Some((start, head)) = block::head_before(&file, segment.len)?
-        && block::unpack(&file, start, &head)?.is_some()
+        && unpacker.unpack(&file, start, &head)?.is_some()
     {
         return Ok(Some(head.next_seq()));
     }
     let (mut at, mut next) = (0, None);
     while let Some(head) = block::head_at(&file, at, segment.len)? {
-        if block::unpack(&file, at, &head)?.is_none() {
+        if unpacker.unpack(&file, at, &head)?.is_none() {
             break;
         }
         at += head.block_len();
@@ -289,69 +326,5 @@ fn recover_segment(segment: &mut Segment) -> io::Result<Option<u64>> {
     file.set_len(at)?;
     segment.len = at;
     // An empty segment still knows its first line by its name.
-    Ok(next.or_else(|| segment.path.file_stem()?.to_str()?.parse().ok()))
-}
-
-impl Snapshot {
-    /// The newest `max` lines below the number `below` that match, oldest first.
-    pub fn read_back(&self, below: u64, max: usize, query: &LogQuery) -> io::Result<Vec<LogLine>> {
-        let mut found = Vec::new();
-        if let Some((file, len)) = &self.wal {
-            let mut bytes = vec![0; *len as usize];
-            file.read_exact_at(&mut bytes, 0)?;
-            let lines = wal::Records::new(&bytes)
-                .take_while(|r| r.seq < below)
-                .filter_map(|r| wal::get_entry(r.entry))
-                .map(|(line, _)| line)
-                .collect();
-            take_matching(lines, max, query, &mut found);
-        }
-        for segment in self.segments.iter().rev() {
-            if found.len() >= max {
-                break;
-            }
-            match File::open(&segment.path) {
-                Ok(file) => read_segment(segment, &file, below, max, query, &mut found)?,
-                // Retention took it since the snapshot.
-                Err(e) if e.kind() == io::ErrorKind::NotFound => break,
-                Err(e) => return Err(e),
-            }
-        }
-        found.reverse();
-        Ok(found)
-    }
-}
-
-/// Walks a segment from its end; `found` is newest first.
-fn read_segment(
-    segment: &Segment,
-    file: &File,
-    below: u64,
-    max: usize,
-    query: &LogQuery,
-    found: &mut Vec<LogLine>,
-) -> io::Result<()> {
-    let mut end = segment.len;
-    while end > 0 && found.len() < max {
-        let Some((start, head)) = block::head_before(file, end)? else {
-            tracing::error!(path = %segment.path.display(), at = end, "a log segment is damaged; its older lines are left out");
-            return Ok(());
-        };
-        end = start;
-        if head.first_seq >= below || !query.overlaps(head.oldest, head.newest) {
-            continue;
-        }
-        let Some(mut lines) = block::unpack(file, start, &head)? else {
-            tracing::error!(path = %segment.path.display(), at = start, "a log block is damaged; its lines are left out");
-            continue;
-        };
-        lines.truncate(usize::try_from(below - head.first_seq).unwrap_or(usize::MAX));
-        take_matching(lines, max, query, found);
-    }
-    Ok(())
-}
-
-fn take_matching(lines: Vec<LogLine>, max: usize, query: &LogQuery, found: &mut Vec<LogLine>) {
-    let room = max.saturating_sub(found.len());
-    found.extend(lines.into_iter().rev().filter(|l| query.matches(l)).take(room));
+    Ok(next.or_else(|| segment.first_seq()))
 }

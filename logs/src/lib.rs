@@ -15,12 +15,15 @@ mod disk;
 mod follow;
 mod limit;
 mod query;
+mod read;
 mod ring;
 mod store;
 mod text;
 mod wal;
 mod writer;
 
-pub use query::{DEFAULT_LINES, LogQuery};
-pub use store::{Clock, LogError, LogSettings, LogStore};
+pub use follow::Tail;
+pub use query::{DEFAULT_LINES, LogQuery, MAX_PATTERN, TextFilter};
+pub use read::{Place, Stretch};
+pub use store::{Clock, LogError, LogSettings, LogStore, Numbered, Retention};
 pub use text::{CONTINUED, MAX_LINE_BYTES, split_lines};

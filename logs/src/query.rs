@@ -1,6 +1,9 @@
 //! Which lines a reader wants.
 
+use crate::wal::View;
 use flex_model::{LogLine, LogSource, Timestamp};
+use memchr::memmem::Finder;
+use std::sync::Arc;
 
 /// How many lines a reader gets who did not say: as `heroku logs`.
 pub const DEFAULT_LINES: usize = 100;
@@ -18,11 +21,69 @@ pub struct LogQuery {
     pub since: Option<Timestamp>,
     /// Not newer than this.
     pub until: Option<Timestamp>,
+    /// Only lines with this in their text.
+    pub text: Option<TextFilter>,
 }
+
+/// What a line's text must hold.
+#[derive(Debug, Clone)]
+pub enum TextFilter {
+    /// These characters, as they are.
+    Contains(Arc<str>),
+    Pattern(regex::bytes::Regex),
+}
+
+/// Longest text or pattern to search for, in bytes.
+pub const MAX_PATTERN: usize = 1000;
+/// Memory that a compiled pattern may take.
+const MAX_COMPILED: usize = 1 << 20;
+
+impl TextFilter {
+    /// Characters to look for.
+    ///
+    /// # Errors
+    /// One sentence: it is too long.
+    pub fn contains(text: &str) -> Result<Self, String> {
+        short(text)?;
+        Ok(Self::Contains(text.into()))
+    }
+
+    /// A regular expression, which takes time linear in the text whatever it is.
+    ///
+    /// # Errors
+    /// One sentence: what is wrong with it.
+    pub fn pattern(text: &str) -> Result<Self, String> {
+        short(text)?;
+        let built = regex::bytes::RegexBuilder::new(text).size_limit(MAX_COMPILED).dfa_size_limit(MAX_COMPILED).build();
+        built.map(Self::Pattern).map_err(|e| match e {
+            regex::Error::CompiledTooBig(_) => format!("The pattern {text:?} takes too much memory: use fewer repetitions."),
+            e => format!("The pattern {text:?} is no regular expression: {}", e.to_string().replace('\n', " ")),
+        })
+    }
+}
+
+fn short(text: &str) -> Result<(), String> {
+    if text.len() > MAX_PATTERN {
+        return Err(format!("A text or pattern to search for may have {MAX_PATTERN} bytes; this one has {}.", text.len()));
+    }
+    Ok(())
+}
+
+impl PartialEq for TextFilter {
+    fn eq(&self, other: &Self) -> bool {
+        match (self, other) {
+            (Self::Contains(a), Self::Contains(b)) => a == b,
+            (Self::Pattern(a), Self::Pattern(b)) => a.as_str() == b.as_str(),
+            _ => false,
+        }
+    }
+}
+
+impl Eq for TextFilter {}
 
 impl Default for LogQuery {
     fn default() -> Self {
-        Self { lines: DEFAULT_LINES, source: None, process: None, since: None, until: None }
+        Self { lines: DEFAULT_LINES, source: None, process: None, since: None, until: None, text: None }
     }
 }
 
@@ -34,20 +95,52 @@ impl LogQuery {
 
     /// Whether a line passes the filters.
     pub fn matches(&self, line: &LogLine) -> bool {
-        self.source.is_none_or(|s| s == line.source)
-            && self.process.as_deref().is_none_or(|wanted| process_matches(wanted, &line.process))
-            && self.since.is_none_or(|t| line.at >= t)
-            && self.until.is_none_or(|t| line.at <= t)
+        self.filter().matches(line.into())
     }
 
-    /// Whether lines between these moments can pass the filters.
-    pub(crate) fn overlaps(&self, oldest: Timestamp, newest: Timestamp) -> bool {
-        self.since.is_none_or(|t| newest >= t) && self.until.is_none_or(|t| oldest <= t)
+    /// The filters, prepared for many lines.
+    pub(crate) fn filter(&self) -> Filter<'_> {
+        let finder = match &self.text {
+            Some(TextFilter::Contains(text)) => Some(Finder::new(text.as_bytes())),
+            _ => None,
+        };
+        Filter { query: self, finder }
     }
 }
 
-fn process_matches(wanted: &str, process: &str) -> bool {
-    process.strip_prefix(wanted).is_some_and(|rest| rest.is_empty() || (rest.starts_with('.') && !wanted.contains('.')))
+/// A query's filters, prepared for many lines.
+pub(crate) struct Filter<'a> {
+    query: &'a LogQuery,
+    finder: Option<Finder<'a>>,
+}
+
+impl Filter<'_> {
+    pub fn matches(&self, line: View<'_>) -> bool {
+        let q = self.query;
+        q.source.is_none_or(|s| s == line.source)
+            && q.process.as_deref().is_none_or(|wanted| process_matches(wanted.as_bytes(), line.process))
+            && q.since.is_none_or(|t| line.at >= t)
+            && q.until.is_none_or(|t| line.at <= t)
+            && match &q.text {
+                None => true,
+                Some(TextFilter::Contains(_)) => self.finder.as_ref().is_some_and(|f| f.find(line.text).is_some()),
+                Some(TextFilter::Pattern(pattern)) => pattern.is_match(line.text),
+            }
+    }
+
+    /// Whether lines between these moments can pass.
+    pub fn overlaps(&self, oldest: Timestamp, newest: Timestamp) -> bool {
+        self.query.since.is_none_or(|t| newest >= t) && self.query.until.is_none_or(|t| oldest <= t)
+    }
+
+    /// Whether a line within these bytes can pass.
+    pub fn may_match_in(&self, raw: &[u8]) -> bool {
+        self.finder.as_ref().is_none_or(|f| f.find(raw).is_some())
+    }
+}
+
+fn process_matches(wanted: &[u8], process: &[u8]) -> bool {
+    process.strip_prefix(wanted).is_some_and(|rest| rest.is_empty() || (rest[0] == b'.' && !wanted.contains(&b'.')))
 }
 
 #[cfg(test)]
@@ -66,7 +159,7 @@ mod tests {
             ("web.1", "web.1.2", false),
             ("router", "router", true),
         ] {
-            assert_eq!(process_matches(wanted, process), yes, "{wanted} {process}");
+            assert_eq!(process_matches(wanted.as_bytes(), process.as_bytes()), yes, "{wanted} {process}");
         }
     }
 
@@ -82,5 +175,19 @@ mod tests {
         assert!(!q(6, 9).matches(&line));
         assert!(!q(1, 4).matches(&line));
         assert!(!LogQuery { source: Some(LogSource::Flex), ..LogQuery::default() }.matches(&line));
+    }
+
+    #[test]
+    fn text_and_patterns_are_found_and_bounded() {
+        let line =
+            |text: &str| LogLine { at: Timestamp::default(), source: LogSource::App, process: "web.1".into(), text: text.into() };
+        let with = |text| LogQuery { text: Some(text), ..LogQuery::default() };
+        let plain = with(TextFilter::contains("a.c").unwrap());
+        assert!(plain.matches(&line("xa.cx")) && !plain.matches(&line("abc")));
+        let pattern = with(TextFilter::pattern("^a.c$").unwrap());
+        assert!(pattern.matches(&line("abc")) && !pattern.matches(&line("xabc")));
+        assert!(TextFilter::pattern("(").unwrap_err().contains("no regular expression"));
+        assert!(TextFilter::pattern("(a{1000}){1000}").unwrap_err().contains("memory"));
+        assert!(TextFilter::contains(&"x".repeat(1001)).unwrap_err().contains("1000 bytes"));
     }
 }

@@ -51,6 +51,11 @@ impl Ring {
         self.first
     }
 
+    /// Lines below this number are on disk.
+    pub fn written(&self) -> u64 {
+        self.written
+    }
+
     /// The number that the next line gets.
     pub fn next(&self) -> u64 {
         self.first + self.lines.len() as u64

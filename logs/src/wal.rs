@@ -24,8 +24,34 @@ pub fn put_entry(line: &LogLine, out: &mut Vec<u8>) {
     out.extend_from_slice(line.text.as_bytes());
 }
 
+/// A line as it lies in a file, without copies.
+#[derive(Debug, Clone, Copy)]
+pub struct View<'a> {
+    pub at: Timestamp,
+    pub source: LogSource,
+    pub process: &'a [u8],
+    pub text: &'a [u8],
+}
+
+impl View<'_> {
+    pub fn to_line(self) -> LogLine {
+        LogLine {
+            at: self.at,
+            source: self.source,
+            process: String::from_utf8_lossy(self.process).into_owned(),
+            text: String::from_utf8_lossy(self.text).into_owned(),
+        }
+    }
+}
+
+impl<'a> From<&'a LogLine> for View<'a> {
+    fn from(line: &'a LogLine) -> Self {
+        Self { at: line.at, source: line.source, process: line.process.as_bytes(), text: line.text.as_bytes() }
+    }
+}
+
 /// Reads the entry at the start of `bytes` and says how long it is; none if it is not whole or makes no sense.
-pub fn get_entry(bytes: &[u8]) -> Option<(LogLine, usize)> {
+pub fn get_entry(bytes: &[u8]) -> Option<(View<'_>, usize)> {
     let len = entry_len(bytes)?;
     let body = bytes.get(4..len)?;
     let at = Timestamp::from_micros(i64::from_le_bytes(body.get(..8)?.try_into().ok()?));
@@ -35,9 +61,7 @@ pub fn get_entry(bytes: &[u8]) -> Option<(LogLine, usize)> {
         _ => return None,
     };
     let text_at = 10 + usize::from(*body.get(9)?);
-    let process = String::from_utf8_lossy(body.get(10..text_at)?).into_owned();
-    let text = String::from_utf8_lossy(body.get(text_at..)?).into_owned();
-    Some((LogLine { at, source, process, text }, len))
+    Some((View { at, source, process: body.get(10..text_at)?, text: body.get(text_at..)? }, len))
 }
 
 fn entry_len(bytes: &[u8]) -> Option<usize> {
@@ -123,7 +147,7 @@ pub mod tests {
             bytes.truncate(cut.index(bytes.len() + 1));
             let whole = ends.iter().filter(|e| **e <= bytes.len()).count() - 1;
             let mut records = Records::new(&bytes);
-            let got: Vec<_> = records.by_ref().map(|r| (r.seq, get_entry(r.entry).unwrap().0)).collect();
+            let got: Vec<_> = records.by_ref().map(|r| (r.seq, get_entry(r.entry).unwrap().0.to_line())).collect();
             prop_assert_eq!(records.good(), ends[whole]);
             prop_assert_eq!(got, lines.into_iter().take(whole).enumerate().map(|(n, l)| (n as u64, l)).collect::<Vec<_>>());
         }

@@ -48,7 +48,8 @@ pub(crate) struct Writer {
 impl Writer {
     pub fn new(shared: Arc<Shared>) -> Self {
         let now = Instant::now();
-        Self { shared, failed: HashMap::new(), unsynced: HashMap::new(), next_tick: now + TICK, next_sweep: now + TICK }
+        let shared_sweep = shared.settings.first_sweep;
+        Self { shared, failed: HashMap::new(), unsynced: HashMap::new(), next_tick: now + TICK, next_sweep: now + shared_sweep }
     }
 
     pub fn run(mut self, messages: &mpsc::Receiver<Message>) {
@@ -96,12 +97,17 @@ impl Writer {
             if let Err(e) = write_batch(log, first, &lines) {
                 tracing::error!(app = %log.id, error = %e, "cannot write an app's log; trying again");
                 self.failed.insert(log.id, log.clone());
+                lock(&log.state).failing = true;
+                log.news.send_replace(());
                 return;
             }
             self.unsynced.insert(log.id, log.clone());
             let mut state = lock(&log.state);
             let keep = state.keep();
             state.ring.mark_written(first + lines.len() as u64, keep);
+            state.failing = false;
+            drop(state);
+            log.news.send_replace(());
         }
     }
 
@@ -136,16 +142,18 @@ impl Writer {
 
     /// Removes files that are too old, of apps in memory and of those that are not.
     fn sweep(&self, open: &[Arc<AppLog>]) -> io::Result<()> {
-        let Some(before) = SystemTime::now().checked_sub(self.shared.settings.max_age) else { return Ok(()) };
+        let before = |app| SystemTime::now().checked_sub(self.shared.retention(app).max_age);
         for log in open {
-            lock(&log.disk).enforce_age(before);
+            if let Some(before) = before(log.id) {
+                lock(&log.disk).enforce_age(before);
+            }
         }
         for entry in fs::read_dir(&self.shared.dir)? {
             let path = entry?.path();
             let Some(id) = path.file_name().and_then(|n| n.to_str()).and_then(|n| n.parse().ok()) else { continue };
             // Held while the files go, so that the app is not opened meanwhile.
             let apps = lock(&self.shared.apps);
-            if !apps.open.contains_key(&id) {
+            if let Some(before) = before(id).filter(|_| !apps.open.contains_key(&id)) {
                 sweep_unopened(&path, before)?;
             }
         }

@@ -20,7 +20,7 @@ fn open(dir: &Path) -> LogStore {
 }
 
 fn unlimited() -> LogSettings {
-    LogSettings { burst_lines: u64::MAX / 1_000_000, ..LogSettings::default() }
+    LogSettings { burst_lines: u64::MAX / 1_000_000, first_sweep: Duration::from_secs(1), ..LogSettings::default() }
 }
 
 fn numbers(lines: &[LogLine]) -> Vec<u64> {
@@ -111,20 +111,39 @@ async fn a_follower_sees_each_line_once() {
     writer.join().unwrap();
 }
 
+async fn fill(store: &LogStore, megabytes: u64) {
+    for n in 0..megabytes * 100 {
+        // Text that does not shrink to nothing.
+        let text: String = (0..600u64).map(|i| format!("{:016x}", (n * 600 + i).wrapping_mul(0x9e37_79b9_7f4a_7c15))).collect();
+        store.append(app(1), LogLine { text, ..line(n) });
+        if n % 500 == 499 {
+            assert!(store.flush().await);
+        }
+    }
+    assert!(store.flush().await);
+}
+
 #[tokio::test]
-async fn a_slow_follower_is_told_what_it_missed() {
+async fn a_slow_follower_misses_nothing_that_is_kept() {
     let dir = TempDir::new().unwrap();
     let store = open(dir.path());
     store.append(app(1), line(0));
     let mut follower = store.follow(app(1), LogQuery::newest(1));
     assert_eq!(follower.next().await.unwrap().text, "line 0");
-    let big = "x".repeat(9_000);
-    for _ in 0..10 {
-        for _ in 0..1_000 {
-            store.append(app(1), LogLine { text: big.clone(), ..line(1) });
-        }
-        assert!(store.flush().await);
+    fill(&store, 40).await;
+    for n in 0..4_000 {
+        assert_eq!(follower.next().await.unwrap().at, line(n).at);
     }
+}
+
+#[tokio::test]
+async fn a_slow_follower_is_told_what_it_missed() {
+    let dir = TempDir::new().unwrap();
+    let store = LogStore::open(dir.path(), LogSettings { max_bytes_per_app: 4 << 20, ..unlimited() }).unwrap();
+    store.append(app(1), line(0));
+    let mut follower = store.follow(app(1), LogQuery::newest(1));
+    assert_eq!(follower.next().await.unwrap().text, "line 0");
+    fill(&store, 40).await;
     store.append(app(1), line(2));
     let (mut missed, mut got) = (0, 0);
     loop {
@@ -132,13 +151,69 @@ async fn a_slow_follower_is_told_what_it_missed() {
         if line.text == "line 2" {
             break;
         } else if line.source == LogSource::Flex {
+            assert!(line.text.starts_with("Error L11"), "{}", line.text);
             missed += line.text.split(' ').rev().nth(1).unwrap().parse::<u64>().unwrap();
         } else {
             got += 1;
         }
     }
     assert!(missed > 0);
-    assert_eq!(missed + got, 10_000);
+    assert_eq!(missed + got, 4_000);
+}
+
+#[tokio::test]
+async fn a_reader_that_comes_back_gets_what_follows() {
+    let dir = TempDir::new().unwrap();
+    let numbered = |item| match item {
+        flex_logs::Tail::Line(n) => (n.seq, n.line.text.clone()),
+        flex_logs::Tail::Live(_) => panic!("no line"),
+    };
+    let last = {
+        let store = open(dir.path());
+        (0..5_000).for_each(|n| store.append(app(1), line(n)));
+        assert!(store.flush().await);
+        let seen: Vec<_> = store.tail(app(1), LogQuery::newest(10), None).take(10).map(numbered).collect().await;
+        assert_eq!(seen[9], (4_999, "line 4999".into()));
+        seen[4].0
+    };
+    let store = open(dir.path());
+    (5_000..20_000).for_each(|n| store.append(app(1), line(n)));
+    assert!(store.flush().await);
+    let rest = store.tail(app(1), LogQuery::newest(3), Some(last)).take(20_000 - 4_995);
+    let rest: Vec<_> = rest.map(numbered).collect().await;
+    assert_eq!(rest, (4_995..20_000).map(|n| (n, format!("line {n}"))).collect::<Vec<_>>());
+    // A number that was never given.
+    let mut ahead = store.tail(app(1), LogQuery::newest(3), Some(1 << 40));
+    assert_eq!(ahead.next().await.unwrap(), flex_logs::Tail::Live(20_000));
+    store.append(app(1), line(20_000));
+    assert_eq!(numbered(ahead.next().await.unwrap()).0, 20_000);
+}
+
+#[tokio::test]
+async fn the_past_is_told_by_time() {
+    let dir = TempDir::new().unwrap();
+    let store = open(dir.path());
+    for n in [0, 2, 4, 1, 3, 5] {
+        store.append(app(1), line(n));
+    }
+    // A clock that stepped back does not turn a process's own lines round.
+    store.append(app(1), LogLine { process: "web.0".into(), text: "line 6".into(), ..line(1) });
+    let all = store.query(app(1), LogQuery::newest(10)).await.unwrap();
+    assert_eq!(numbers(&all), [0, 1, 2, 3, 4, 6, 5]);
+}
+
+#[tokio::test]
+async fn retention_of_one_app_is_its_own() {
+    let dir = TempDir::new().unwrap();
+    let store = open(dir.path());
+    fill(&store, 8).await;
+    let before = store.bytes(app(1)).unwrap();
+    assert!(before > 3 << 20, "{before}");
+    let small = flex_logs::Retention { max_bytes: 1 << 20, ..store.default_retention() };
+    store.set_retention(app(1), Some(small)).await.unwrap();
+    assert_eq!((store.retention(app(1)), store.retention(app(2))), (small, store.default_retention()));
+    fill(&store, 8).await;
+    assert!(store.bytes(app(1)).unwrap() < 2 << 20);
 }
 
 #[tokio::test]

@@ -42,6 +42,8 @@ ids! {
     ReleaseId;
     /// One placed copy of a process type. A restart in place keeps it; a replacement gets a new one.
     InstanceId;
+    /// A place that an app's log is sent to.
+    DrainId;
     /// A machine with an agent.
     HostId;
     /// A person or a robot that signs in.

@@ -1,15 +1,18 @@
 //! Carries the instances' output from the engine's files to the log store.
 //!
 //! One thread reads all files (reading blocks, and waking by short polling costs two system calls a file). Places read up to are
-//! kept on disk every second, after the store has the lines: a restart loses none and doubles at most the last second's.
+//! kept on disk every second, after the store has the lines. A restart loses none, and passes over those that the store
+//! has already (`repeats.rs`).
 
 mod file;
 mod json;
+mod repeats;
 
 use file::{Follow, Position, Progress};
-use flex_logs::LogStore;
+use flex_logs::{LogStore, MAX_LINE_BYTES, split_lines};
 use flex_model::{AppId, InstanceId, LogLine, LogSource};
 use json::Joiner;
+use repeats::Repeats;
 use std::{
     collections::BTreeMap,
     fs, io,
@@ -63,8 +66,18 @@ impl Tailer {
     pub fn start(dir: &Path, logs: Arc<LogStore>) -> io::Result<Self> {
         let (messages, receiver) = mpsc::channel();
         let places_file = dir.join(PLACES);
-        let places = load(&places_file);
-        let work = Work { logs, places_file, places, tails: BTreeMap::new(), saved: Instant::now(), changed: false };
+        let kept = load(&places_file);
+        let work = Work {
+            logs,
+            places_file,
+            places: kept.places,
+            stored: kept.stored,
+            repeats: BTreeMap::new(),
+            first: true,
+            tails: BTreeMap::new(),
+            saved: Instant::now(),
+            changed: false,
+        };
         let thread = std::thread::Builder::new().name("flex-tail".into()).spawn(move || work.run(&receiver))?;
         Ok(Self { messages, thread: Some(thread) })
     }
@@ -89,14 +102,26 @@ impl Drop for Tailer {
 
 type Places = BTreeMap<String, Position>;
 
-fn load(path: &Path) -> Places {
-    match fs::read(path) {
-        Ok(bytes) => serde_json::from_slice(&bytes).unwrap_or_else(|e| {
-            tracing::error!(path = %path.display(), error = %e, "cannot read how far logs were read; some lines will come twice");
-            Places::new()
-        }),
-        Err(_) => Places::new(),
-    }
+/// What is kept on disk.
+#[derive(Debug, Default, serde::Serialize, serde::Deserialize)]
+struct Kept {
+    places: Places,
+    /// For each app, the number of the first line that may come from after the places.
+    #[serde(default)]
+    stored: BTreeMap<AppId, u64>,
+}
+
+fn load(path: &Path) -> Kept {
+    let Ok(bytes) = fs::read(path) else { return Kept::default() };
+    let read = serde_json::from_slice(&bytes).or_else(|e| {
+        // Version 0.1.0 kept the places alone.
+        let places = serde_json::from_slice(&bytes).map_err(|_| e)?;
+        Ok::<_, serde_json::Error>(Kept { places, stored: BTreeMap::new() })
+    });
+    read.unwrap_or_else(|e| {
+        tracing::error!(path = %path.display(), error = %e, "cannot read how far logs were read; lines are read again");
+        Kept::default()
+    })
 }
 
 type Key = (InstanceId, u32);
@@ -112,6 +137,8 @@ struct Tail {
     pause: Duration,
     due: Instant,
     finished: bool,
+    /// It was read to its end since this process started.
+    caught_up: bool,
     /// Why it could not be read last time.
     failing: Option<String>,
 }
@@ -120,6 +147,12 @@ struct Work {
     logs: Arc<LogStore>,
     places_file: PathBuf,
     places: Places,
+    /// As it was kept by the process before this one.
+    stored: BTreeMap<AppId, u64>,
+    /// Of apps whose files were not all read to their ends yet.
+    repeats: BTreeMap<AppId, Repeats>,
+    /// Nobody told yet which files there are.
+    first: bool,
     tails: BTreeMap<Key, Tail>,
     saved: Instant,
     changed: bool,
@@ -170,10 +203,24 @@ impl Work {
             self.changed = true;
         }
         for (key, source) in there {
+            if !self.tails.contains_key(&key) && self.first {
+                let from = self.stored.get(&source.app).copied().unwrap_or(0);
+                let logs = &self.logs;
+                self.repeats.entry(source.app).or_insert_with(|| Repeats::read(logs, source.app, from));
+            }
             let mut tail = self.tails.remove(&key).unwrap_or_else(|| {
                 let follow = Follow::new(source.path.clone(), self.places.get(&place_name(key)).copied());
                 let (joiner, due) = (Joiner::default(), Instant::now());
-                Tail { source: source.clone(), follow, joiner, pause: ACTIVE, due, finished: false, failing: None }
+                Tail {
+                    source: source.clone(),
+                    follow,
+                    joiner,
+                    pause: ACTIVE,
+                    due,
+                    finished: false,
+                    caught_up: false,
+                    failing: None,
+                }
             });
             tail.source = source;
             if tail.source.ended {
@@ -181,6 +228,8 @@ impl Work {
             }
             self.tails.insert(key, tail);
         }
+        self.first = false;
+        self.forget_repeats();
         // Places of instances that went while nobody looked.
         let known: Vec<String> = self.tails.keys().map(|k| place_name(*k)).collect();
         self.places.retain(|name, _| known.contains(name));
@@ -192,10 +241,17 @@ impl Work {
             return;
         }
         while self.read(tail) && Instant::now() < deadline {}
+        let repeats = &mut self.repeats;
         for (at, text) in tail.joiner.finish() {
-            append(&self.logs, &tail.source, at, text);
+            append(&self.logs, repeats.get_mut(&tail.source.app), &tail.source, at, text);
         }
         tail.finished = Instant::now() < deadline;
+    }
+
+    /// Of apps all of whose files were read to their ends.
+    fn forget_repeats(&mut self) {
+        let tails = &self.tails;
+        self.repeats.retain(|app, _| tails.values().any(|t| t.source.app == *app && !t.caught_up));
     }
 
     fn poll(&mut self) {
@@ -210,18 +266,22 @@ impl Work {
             tail.due = if more { now } else { Instant::now() + tail.pause };
             self.tails.insert(key, tail);
         }
+        if !self.repeats.is_empty() {
+            self.forget_repeats();
+        }
     }
 
     /// Reads a turn's worth; says whether there is more.
     fn read(&mut self, tail: &mut Tail) -> bool {
         let Tail { source, follow, joiner, failing, .. } = tail;
         let (mut place, mut newest) = (None, None);
+        let mut repeats = self.repeats.get_mut(&source.app);
         let result = follow.read(TURN, |raw, at| {
             match json::parse(raw) {
                 Some(piece) => {
                     if let Some((at, text)) = joiner.push(&piece) {
                         newest = Some(at);
-                        append(&self.logs, source, at, text);
+                        append(&self.logs, repeats.as_deref_mut(), source, at, text);
                     }
                 }
                 None => tracing::warn!(instance = %source.instance, "skipped a damaged line of the engine's log"),
@@ -248,6 +308,7 @@ impl Work {
             tracing::warn!(instance = %source.instance, path = %source.path.display(), error, "cannot read an instance's log");
         }
         *failing = error;
+        tail.caught_up |= matches!(result, Ok(Progress::End));
         let more = result.is_ok_and(|progress| progress == Progress::More);
         if more {
             // A backlog is read faster than it is written: what waits in memory must stay small, or it would be dropped.
@@ -263,7 +324,11 @@ impl Work {
             return;
         }
         let new = self.places_file.with_extension("new");
-        let written = serde_json::to_vec(&self.places)
+        // Of an app that has no files now, nothing is read again.
+        let apps: std::collections::BTreeSet<AppId> = self.tails.values().map(|t| t.source.app).collect();
+        let stored = apps.into_iter().filter_map(|app| Some((app, self.logs.written(app).ok()?))).collect();
+        let kept = Kept { places: self.places.clone(), stored };
+        let written = serde_json::to_vec(&kept)
             .map_err(io::Error::from)
             .and_then(|bytes| fs::write(&new, bytes))
             .and_then(|()| fs::rename(&new, &self.places_file));
@@ -275,8 +340,12 @@ impl Work {
     }
 }
 
-fn append(logs: &LogStore, source: &Source, at: flex_model::Timestamp, text: String) {
-    logs.append(source.app, LogLine { at, source: LogSource::App, process: source.name.clone(), text });
+fn append(logs: &LogStore, repeats: Option<&mut Repeats>, source: &Source, at: flex_model::Timestamp, text: String) {
+    let add = |text| logs.append(source.app, LogLine { at, source: LogSource::App, process: source.name.clone(), text });
+    let Some(repeats) = repeats else { return add(text) };
+    // As the store cuts them.
+    let pieces = if text.len() > MAX_LINE_BYTES || text.contains('\n') { split_lines(&text) } else { vec![text] };
+    pieces.into_iter().filter(|p| !repeats.take(&source.name, at, p)).for_each(add);
 }
 
 #[cfg(test)]
@@ -320,6 +389,39 @@ mod tests {
             assert_eq!(numbers(&logs).await, (0..(round + 1) * 1000).collect::<Vec<_>>());
             drop(tailer);
         }
+    }
+
+    /// What a kill leaves: lines in the store, and places from before them.
+    #[tokio::test]
+    async fn a_kill_neither_loses_nor_doubles() {
+        let dir = tempfile::tempdir().unwrap();
+        let places = dir.path().join(PLACES);
+        for round in 0..4u64 {
+            let kept = fs::read(&places).ok();
+            for part in 0..2 {
+                let logs = open(dir.path());
+                write(&source(dir.path(), false).path, round * 1000 + part * 500, round * 1000 + (part + 1) * 500);
+                // Equal lines are as many as were written.
+                let tailer = Tailer::start(dir.path(), logs.clone()).unwrap();
+                tailer.sources(vec![source(dir.path(), true)]).await;
+                assert_eq!(numbers(&logs).await, (0..round * 1000 + (part + 1) * 500).collect::<Vec<_>>());
+                drop(tailer);
+                match (&kept, round % 2) {
+                    (Some(kept), 0) => fs::write(&places, kept).unwrap(),
+                    (None, _) => fs::remove_file(&places).unwrap(),
+                    _ => {}
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn places_of_the_first_version_are_read() {
+        let dir = tempfile::tempdir().unwrap();
+        let file = dir.path().join(PLACES);
+        let name = place_name((source(dir.path(), true).instance, 3));
+        fs::write(&file, format!(r#"{{"{name}":{{"inode":7,"offset":9}}}}"#)).unwrap();
+        assert_eq!(load(&file).places.get(&name), Some(&Position { inode: 7, offset: 9 }));
     }
 
     #[tokio::test]

@@ -12,6 +12,7 @@
 //! | `config/APP/REV` | encrypted config vars |
 //! | `domains/HOSTNAME` | domain |
 //! | `certificates/APP/ID` | certificate, its key encrypted |
+//! | `log-retentions/APP` | how much of its log is kept |
 //! | `routes/ID`, `route-matches/MATCH` | route, and its id by what it is chosen by |
 //! | `router-tokens/SHA256` | token of a router elsewhere |
 //! | `placements/ID`, `hosts/ID` | as named |
@@ -32,6 +33,7 @@ pub const TOKENS: &str = "tokens/";
 pub const RELEASES: &str = "releases/";
 pub const DOMAINS: &str = "domains/";
 pub const CERTIFICATES: &str = "certificates/";
+pub const LOG_RETENTIONS: &str = "log-retentions/";
 pub const ROUTES: &str = "routes/";
 pub const PLACEMENTS: &str = "placements/";
 pub const HOSTS: &str = "hosts/";
@@ -102,6 +104,9 @@ pub fn certificates(app: AppId) -> String {
 }
 pub fn certificate(app: AppId, id: CertificateId) -> String {
     format!("{CERTIFICATES}{app}/{id}")
+}
+pub fn log_retention(app: AppId) -> String {
+    format!("{LOG_RETENTIONS}{app}")
 }
 pub fn route(id: RouteId) -> String {
     format!("{ROUTES}{id}")

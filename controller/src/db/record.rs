@@ -29,6 +29,14 @@ pub struct CertificateRecord {
     pub updated_at: Timestamp,
 }
 
+/// How much of an app's log is kept, where it is not the default.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct LogRetentionRecord {
+    pub app: AppId,
+    pub max_bytes: Option<u64>,
+    pub max_age_seconds: Option<u64>,
+}
+
 /// A route that somebody made.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct RouteRecord {

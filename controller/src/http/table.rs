@@ -170,6 +170,8 @@ routes! {
     GET get "/routes/trace" User seen::trace, "Which way a request to a host and path takes, and why";
     GET get "/apps/{app}/metrics" App seen::app_metrics, "An app's traffic of the last seconds, by process type";
     POST post "/apps/{app}/log-sessions" App logs::create, "A URL to read the log from";
+    GET get "/apps/{app}/log-retention" App logs::retention, "How much of the log is kept";
+    PATCH patch "/apps/{app}/log-retention" App logs::set_retention, "Set how much of the log is kept";
     GET get "/v2/" User registry::version, "OCI distribution: which version";
     GET get "/v2/{app}/tags/list" App registry::tags, "OCI distribution: the tags of an app's images";
     GET get "/v2/{app}/manifests/{reference}" App registry::manifest, "OCI distribution: a manifest";

@@ -88,6 +88,7 @@ impl World {
             fallback_certificate: None,
             version: "0".into(),
             route_ports: 20_000..=20_009,
+            max_log_retention: flex_logs::Retention { max_bytes: 4 << 30, max_age: std::time::Duration::from_secs(365 * 86_400) },
         };
         let deps = Deps {
             store: store.clone(),
