@@ -15,6 +15,9 @@ mod run;
 mod tail;
 
 pub use ledger::LedgerError;
+// For the benchmark.
+#[doc(hidden)]
+pub use tail::{Source, Tailer};
 
 use flex_logs::{Clock, LogStore};
 use flex_model::{Assignment, HostId, Report};

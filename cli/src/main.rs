@@ -13,8 +13,8 @@ mod settings;
 use args::{Cli, Command};
 use clap::Parser;
 use commands::{
-    access, apps, authorizations, buildpacks, builds, certs, config, deploy, doctor, domains, keys, logs, ps, releases, routes,
-    run, seen, session,
+    access, apps, authorizations, buildpacks, builds, certs, config, deploy, doctor, domains, drains, keys, logs, ps, releases,
+    routes, run, seen, session,
 };
 use context::Context;
 use error::{EXIT_USAGE, Result};
@@ -65,6 +65,7 @@ async fn dispatch(cli: Cli) -> Result<ExitCode> {
         Command::Ps { verb } => ps::run(cx, verb).await,
         Command::Scale(args) => ps::scale(cx, args).await,
         Command::Restart { process } => ps::restart(cx, process.as_deref()).await,
+        Command::Drains { verb } => drains::run(cx, verb).await,
         Command::Logs(args) => logs::run(cx, args).await,
         Command::Releases { verb, num } => releases::run(cx, verb, num).await,
         Command::Rollback { to } => releases::rollback(cx, to.as_deref()).await,

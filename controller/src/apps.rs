@@ -167,6 +167,7 @@ impl Controller {
             keys::builds(id),
             keys::configs(id),
             keys::certificates(id),
+            keys::drains(id),
         ] {
             let (entries, _) =
                 self.deps.store.list(&prefix).await.map_err(|e| ApiError::new(flex_api::ErrorId::Unavailable, e.to_string()))?;
@@ -183,6 +184,7 @@ impl Controller {
             let tx = chunk.iter().fold(Tx::new(), |tx, key| tx.delete(key.clone()));
             self.db.commit(tx).await.map_err(crate::core_error)?;
         }
+        self.apply_drains().await?;
         let _ = self.deps.logs.drop_app(id).await;
         let _ = tokio::fs::remove_dir_all(self.build_dir(id)).await;
         let _ = tokio::fs::remove_dir_all(self.repository_path(id)).await;

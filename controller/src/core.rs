@@ -52,6 +52,7 @@ pub struct Deps {
     pub runs: Arc<dyn Runs>,
     pub machine: Arc<dyn Machine>,
     pub logs: Arc<LogStore>,
+    pub drains: Arc<flex_logs::drain::Drains>,
     pub settings: Settings,
 }
 
@@ -100,6 +101,7 @@ pub struct Inner {
     pub running_builds: Mutex<HashMap<BuildId, CancellationToken>>,
     pub phases_running: Mutex<std::collections::HashSet<(AppId, u64)>>,
     pub attach: Mutex<HashMap<String, crate::runs::Waiting>>,
+    pub drain_turn: tokio::sync::Mutex<()>,
     pub log_sessions: Mutex<HashMap<String, crate::http::logs::LogSession>>,
     pub vars: Mutex<HashMap<(AppId, u64), Arc<Vars>>>,
     /// What the plan loop read last.
@@ -170,6 +172,7 @@ impl Controller {
             running_builds: Mutex::default(),
             phases_running: Mutex::default(),
             attach: Mutex::default(),
+            drain_turn: tokio::sync::Mutex::default(),
             log_sessions: Mutex::default(),
             vars: Mutex::default(),
             desired: Mutex::default(),
@@ -183,6 +186,7 @@ impl Controller {
         }));
         // Before anything that is too old is looked for.
         controller.apply_log_retentions().await.map_err(|e| e.to_string())?;
+        controller.apply_drains().await.map_err(|e| e.to_string())?;
         controller.interrupt_old_builds().await.map_err(|e| e.to_string())?;
         Ok(controller)
     }

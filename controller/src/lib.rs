@@ -11,6 +11,7 @@ mod core;
 pub mod crypt;
 mod db;
 mod deploy;
+mod drains;
 mod gate;
 pub mod http;
 mod loops;

@@ -145,6 +145,7 @@ async fn a_lost_master_key_is_noticed_at_the_start() {
         runs: w.runs.clone(),
         machine: Arc::new(common::parts::Checks),
         logs: w.logs.clone(),
+        drains: w.controller.deps.drains.clone(),
         settings: w.controller.deps.settings.clone(),
     };
     let error = flex_controller::Controller::open(deps).await.err().unwrap();

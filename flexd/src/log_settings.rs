@@ -1,8 +1,12 @@
 //! The `[logs]` section of `flexd.toml`: what is kept, and the most that apps may set for themselves.
 
+use flex_logs::drain::{Guard, is_risky};
 use flex_logs::{LogSettings, Retention};
 use flex_model::Memory;
+use flex_runtime::Net;
 use serde::Deserialize;
+use std::path::PathBuf;
+use std::sync::Arc;
 use std::time::Duration;
 
 const DAY: Duration = Duration::from_secs(24 * 3600);
@@ -18,6 +22,12 @@ pub struct LogsFile {
     days_limit: Option<u32>,
     /// Lines a second that an app may log in the long run.
     lines_per_second: Option<u64>,
+    /// Addresses that drains reach although they are this machine's, a link's or a cloud's metadata.
+    drain_allow: Vec<String>,
+    /// Addresses that drains do not reach, beside those.
+    drain_deny: Vec<String>,
+    /// PEM file of authorities that drains trust, beside the system's.
+    drain_ca: Option<PathBuf>,
 }
 
 /// What is kept of the apps' logs.
@@ -26,6 +36,21 @@ pub struct Logs {
     pub store: LogSettings,
     /// The most that an app may set.
     pub limit: Retention,
+    pub drain_allow: Vec<Net>,
+    pub drain_deny: Vec<Net>,
+    pub drain_ca: Option<PathBuf>,
+}
+
+impl Logs {
+    /// Which addresses drains reach.
+    pub fn guard(&self) -> Guard {
+        let (allow, deny) = (self.drain_allow.clone(), self.drain_deny.clone());
+        Arc::new(move |address| {
+            let address = address.to_canonical();
+            let within = |nets: &[Net]| nets.iter().any(|n| n.contains(address));
+            within(&allow) || !(is_risky(address) || within(&deny))
+        })
+    }
 }
 
 impl LogsFile {
@@ -56,6 +81,10 @@ impl LogsFile {
             burst_lines: rate.saturating_mul(10),
             ..default
         };
-        Ok(Logs { store, limit })
+        let nets = |name: &str, all: Vec<String>| {
+            all.iter().map(|n| n.parse().map_err(|e| format!("logs.{name}: {e}"))).collect::<Result<Vec<Net>, String>>()
+        };
+        let (drain_allow, drain_deny) = (nets("drain_allow", self.drain_allow)?, nets("drain_deny", self.drain_deny)?);
+        Ok(Logs { store, limit, drain_allow, drain_deny, drain_ca: self.drain_ca })
     }
 }

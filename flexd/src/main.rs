@@ -23,6 +23,7 @@ const SETTINGS: &str =
   metrics = \"127.0.0.1:9100\"
   [router] workers = 0, trusted_proxies = [\"10.0.0.0/8\"], route_ports = \"20000-29999\"
   [router.proxy_protocol] http = [\"10.0.0.5\"], tcp = [\"10.0.0.5\"]
+  [logs] size = \"512M\", days = 7, lines_per_second = 5000, drain_allow = [\"127.0.0.1\"]
 
 Examples:
   flexd                                     serve, with every role on this machine

@@ -11,6 +11,7 @@ use flex_controller::ports::{Clock, SystemClock};
 use flex_controller::{Controller, Deps};
 use flex_gitreceive::{GitServer, GitSettings};
 use flex_logs::LogStore;
+use flex_logs::drain::Drains;
 use flex_model::host::HostState;
 use flex_model::{Host, LogLine, LogSource, Memory};
 use flex_router::{AccessLines, AccessQueue, Router, RouterSettings};
@@ -119,6 +120,8 @@ pub async fn serve(settings: Settings, roles: Roles) -> Result<(), String> {
     let runtime = connect(&settings, &installation.cluster, guard(&settings, http.port()))?;
     let logs = LogStore::open(settings.data_dir.join("logs"), settings.logs.store.clone()).map_err(|e| e.to_string())?;
     let logs = Arc::new(logs);
+    let (guard_drains, drain_places) = (settings.logs.guard(), settings.data_dir.join("log-drains"));
+    let drains = Arc::new(Drains::new(logs.clone(), drain_places, guard_drains, settings.logs.drain_ca.as_deref())?);
 
     let gate = Arc::new(LateGate::default());
     let git = GitServer::bind(git_settings(&settings)?, gate.clone()).await.map_err(|e| chain(&e))?;
@@ -138,6 +141,7 @@ pub async fn serve(settings: Settings, roles: Roles) -> Result<(), String> {
         runs: Arc::new(RunPort(runtime.clone())),
         machine: Arc::new(MachinePort { runtime: runtime.clone(), data_dir: settings.data_dir.clone() }),
         logs: logs.clone(),
+        drains,
         settings: controller_settings(&settings, http.port(), ssh.port(), git.host_key_openssh(), api_addr)?,
     })
     .await?;

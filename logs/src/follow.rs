@@ -9,7 +9,7 @@ use crate::{
     read::Place,
     store::{AppLog, Shared, history, lock, read_files},
 };
-use flex_model::{LogLine, LogSource};
+use flex_model::{LogLine, LogSource, Timestamp};
 use futures_util::{Stream, stream};
 use std::{collections::VecDeque, sync::Arc};
 use tokio::sync::watch;
@@ -25,12 +25,17 @@ pub enum Tail {
     Line(Numbered),
     /// All that was there has been given; what follows is new, and begins with this number.
     Live(u64),
+    /// So many lines are gone before the reader got to them; `next` is the number of the first after them.
+    Missed {
+        lines: u64,
+        next: u64,
+    },
 }
 
-enum Start {
-    Newest,
-    /// After the line of this number.
-    After(u64),
+/// What a reader is told of lines that it missed.
+pub fn overflow_line(lines: u64, now: Timestamp) -> LogLine {
+    let text = format!("Error L11 (Tail output buffer overflow): this reader could not keep up and missed {lines} lines");
+    LogLine { at: now, source: LogSource::Flex, process: "logs".into(), text }
 }
 
 pub(crate) struct Follower {
@@ -38,7 +43,10 @@ pub(crate) struct Follower {
     log: Arc<AppLog>,
     query: LogQuery,
     news: watch::Receiver<()>,
-    start: Option<Start>,
+    /// The newest lines of the past are to be read first.
+    begins: bool,
+    /// The ring keeps more for this reader.
+    counted: bool,
     /// Number of the first line not looked at.
     next: u64,
     place: Place,
@@ -48,17 +56,25 @@ pub(crate) struct Follower {
 
 impl Drop for Follower {
     fn drop(&mut self) {
-        lock(&self.log.state).followers -= 1;
+        if self.counted {
+            lock(&self.log.state).followers -= 1;
+        }
     }
 }
 
 impl Follower {
-    /// The ring keeps more from now on.
-    pub fn new(shared: Arc<Shared>, log: Arc<AppLog>, query: LogQuery, after: Option<u64>) -> Self {
-        lock(&log.state).followers += 1;
+    /// Begins with the line of number `from`, or with the newest of the past. `counted`: the ring keeps more from now on.
+    pub fn new(shared: Arc<Shared>, log: Arc<AppLog>, query: LogQuery, from: Option<u64>, counted: bool) -> Self {
+        let visible = {
+            let mut state = lock(&log.state);
+            state.followers += usize::from(counted);
+            state.visible()
+        };
         let news = log.news.subscribe();
-        let start = Some(after.map_or(Start::Newest, Start::After));
-        Self { shared, log, query, news, start, next: 0, place: Place::default(), live: false, ready: VecDeque::new() }
+        // A number that was never given: the disk lost its newest lines.
+        let next = from.unwrap_or(0).min(visible);
+        let (place, ready) = (Place::default(), VecDeque::new());
+        Self { shared, log, query, news, begins: from.is_none(), counted, next, place, live: false, ready }
     }
 
     pub fn into_stream(self) -> impl Stream<Item = Tail> + Send + 'static {
@@ -73,8 +89,8 @@ impl Follower {
             if let Some(item) = self.ready.pop_front() {
                 return Some(item);
             }
-            if let Some(start) = self.start.take() {
-                self.begin(start).await;
+            if std::mem::take(&mut self.begins) {
+                self.begin().await;
                 continue;
             }
             // Seen before the ring is looked at: a line that comes after it wakes the wait below.
@@ -96,20 +112,16 @@ impl Follower {
         }
     }
 
-    async fn begin(&mut self, start: Start) {
-        match start {
-            // A number that was never given: the disk lost its newest lines.
-            Start::After(seq) => self.next = (seq + 1).min(lock(&self.log.state).visible()),
-            Start::Newest => match history(&self.shared, &self.log, &self.query, true).await {
-                Ok((lines, next)) => {
-                    self.ready = lines.into_iter().map(Tail::Line).collect();
-                    self.next = next;
-                }
-                Err(e) => {
-                    tracing::error!(app = %self.log.id, error = %e, "a reader gets no past lines");
-                    self.next = lock(&self.log.state).visible();
-                }
-            },
+    async fn begin(&mut self) {
+        match history(&self.shared, &self.log, &self.query, true).await {
+            Ok((lines, next)) => {
+                self.ready = lines.into_iter().map(Tail::Line).collect();
+                self.next = next;
+            }
+            Err(e) => {
+                tracing::error!(app = %self.log.id, error = %e, "a reader gets no past lines");
+                self.next = lock(&self.log.state).visible();
+            }
         }
     }
 
@@ -120,18 +132,23 @@ impl Follower {
             Err(e) => {
                 tracing::error!(app = %self.log.id, error = %e, "a reader misses lines that cannot be read");
                 let first = lock(&self.log.state).ring.first();
-                self.ready.push_back(self.missed(first - from));
+                self.ready.push_back(Tail::Missed { lines: first - from, next: first });
                 self.next = first;
                 return;
             }
         };
         self.place = place;
         if stretch.missed > 0 {
-            self.ready.push_back(self.missed(stretch.missed));
+            let next = stretch.lines.first().map_or(stretch.next, |n| n.seq);
+            self.ready.push_back(Tail::Missed { lines: stretch.missed, next });
         }
         self.ready.extend(stretch.lines.into_iter().map(Tail::Line));
-        // Files that end before the ring begins were taken by retention.
-        self.next = if stretch.next > from { stretch.next } else { lock(&self.log.state).ring.first().max(from) };
+        self.next = stretch.next;
+        if stretch.next == from {
+            // Files that end before the ring begins were taken by retention.
+            self.next = lock(&self.log.state).ring.first().max(from);
+            self.ready.push_back(Tail::Missed { lines: self.next - from, next: self.next });
+        }
     }
 
     /// Moves matching lines over; says whether that was all, and whether the app is gone.
@@ -150,11 +167,5 @@ impl Follower {
             self.next += 1;
         }
         (self.next >= visible, state.closed)
-    }
-
-    fn missed(&self, lines: u64) -> Tail {
-        let text = format!("Error L11 (Tail output buffer overflow): this reader could not keep up and missed {lines} lines");
-        let line = LogLine { at: (self.shared.clock)(), source: LogSource::Flex, process: "logs".into(), text };
-        Tail::Line(Numbered { seq: self.next, line: Arc::new(line) })
     }
 }

@@ -12,6 +12,7 @@
 
 mod block;
 mod disk;
+pub mod drain;
 mod follow;
 mod limit;
 mod query;
@@ -22,7 +23,7 @@ mod text;
 mod wal;
 mod writer;
 
-pub use follow::Tail;
+pub use follow::{Tail, overflow_line};
 pub use query::{DEFAULT_LINES, LogQuery, MAX_PATTERN, TextFilter};
 pub use read::{Place, Stretch};
 pub use store::{Clock, LogError, LogSettings, LogStore, Numbered, Retention};

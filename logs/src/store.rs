@@ -3,7 +3,7 @@
 use crate::{
     LogQuery,
     disk::{AppDisk, Limits, remove_dir},
-    follow::{Follower, Tail},
+    follow::{Follower, Tail, overflow_line},
     limit::Bucket,
     read::{Place, Stretch},
     ring::{Keep, Ring},
@@ -227,20 +227,46 @@ impl LogStore {
     /// The newest lines that the query asks for, and then each new one as it comes: none is left out or doubled between
     /// the two. The stream ends when the app is dropped.
     pub fn follow(&self, app: AppId, query: LogQuery) -> Pin<Box<dyn Stream<Item = LogLine> + Send + 'static>> {
-        let lines = self.tail(app, query, None).filter_map(|item| {
+        let clock = self.clock();
+        let lines = self.tail(app, query, None).filter_map(move |item| {
             std::future::ready(match item {
                 Tail::Line(n) => Some(Arc::unwrap_or_clone(n.line)),
                 Tail::Live(_) => None,
+                Tail::Missed { lines, .. } => Some(overflow_line(lines, clock())),
             })
         });
         Box::pin(lines)
     }
 
-    /// [`LogStore::follow`] with the lines' numbers, and a mark where the past ends. `after` is the number of the last line
-    /// that the reader has: it gets all that follow, in the order of their numbers, also when this process was killed since.
-    pub fn tail(&self, app: AppId, query: LogQuery, after: Option<u64>) -> Pin<Box<dyn Stream<Item = Tail> + Send + 'static>> {
+    /// [`LogStore::follow`] with the lines' numbers, and a mark where the past ends. `from` is one more than the number of
+    /// the last line that the reader has: it gets all that follow, by number, also when this process was killed since.
+    pub fn tail(&self, app: AppId, query: LogQuery, from: Option<u64>) -> Pin<Box<dyn Stream<Item = Tail> + Send + 'static>> {
+        self.follower(app, query, from, true)
+    }
+
+    /// [`LogStore::tail`] for a reader that may be slow or away for long: no memory is kept for it.
+    pub(crate) fn drain_from(
+        &self,
+        app: AppId,
+        query: LogQuery,
+        from: u64,
+    ) -> Pin<Box<dyn Stream<Item = Tail> + Send + 'static>> {
+        self.follower(app, query, Some(from), false)
+    }
+
+    pub(crate) fn clock(&self) -> Clock {
+        self.shared.clock.clone()
+    }
+
+    fn follower(
+        &self,
+        app: AppId,
+        query: LogQuery,
+        from: Option<u64>,
+        counted: bool,
+    ) -> Pin<Box<dyn Stream<Item = Tail> + Send + 'static>> {
         match self.shared.app(app) {
-            Ok(Some(log)) => Box::pin(Follower::new(self.shared.clone(), log, query, after).into_stream()),
+            Ok(Some(log)) => Box::pin(Follower::new(self.shared.clone(), log, query, from, counted).into_stream()),
             Ok(None) => Box::pin(stream::empty()),
             Err(e) => {
                 tracing::error!(%app, error = %e, "cannot follow an app's log");

@@ -55,6 +55,24 @@ pub enum LogsVerb {
     },
 }
 
+#[derive(Debug, Subcommand)]
+pub enum Drains {
+    /// Send the log to a receiver, from now on
+    #[command(
+        after_help = "Examples:\n  flex drains:add syslog+tls://logs.example.com:6514\n  flex drains:add syslog://10.0.0.5:514\n  flex drains:add 'https://user:password@logs.example.com/in?key=abc'"
+    )]
+    Add {
+        /// syslog+tls://HOST:PORT, syslog://HOST:PORT or https://HOST/PATH
+        url: String,
+    },
+    /// Send it there no more
+    #[command(after_help = "Example: flex drains:remove syslog://10.0.0.5:514")]
+    Remove {
+        /// The URL, the token or the id
+        drain: String,
+    },
+}
+
 /// Seconds.
 fn age(text: &str) -> Result<u64, String> {
     let wrong = || format!("{text:?} is no age: use hours or days, as 12h or 7d");

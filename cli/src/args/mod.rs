@@ -99,6 +99,12 @@ pub enum Command {
     },
     /// Show or follow the log
     Logs(Logs),
+    /// Drains: list, add, remove
+    #[command(after_help = "Examples:\n  flex drains\n  flex drains:add syslog+tls://logs.example.com:6514")]
+    Drains {
+        #[command(subcommand)]
+        verb: Option<Drains>,
+    },
     /// Releases: list, info
     #[command(after_help = "Examples:\n  flex releases -n 50\n  flex releases:info v3")]
     Releases {

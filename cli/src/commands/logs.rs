@@ -3,10 +3,10 @@
 //! A tail whose connection breaks asks for what follows the last line it printed, so that none is missing and none comes
 //! twice, also when the server was killed in between.
 
+use crate::args::{Logs, LogsVerb};
 use crate::client::Events;
 use crate::context::Context;
 use crate::error::{CliError, EXIT_USAGE, Result};
-use crate::args::{Logs, LogsVerb};
 use crate::output::{self, Colour, Progress, paint};
 use flex_api::{CreateLogSession, LogRetention, LogSession, SetLogRetention};
 use flex_model::Memory;

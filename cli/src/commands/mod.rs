@@ -10,6 +10,7 @@ pub mod config;
 pub mod deploy;
 pub mod doctor;
 pub mod domains;
+pub mod drains;
 pub mod keys;
 pub mod logs;
 pub mod ps;

@@ -12,6 +12,7 @@
 //! | `config/APP/REV` | encrypted config vars |
 //! | `domains/HOSTNAME` | domain |
 //! | `certificates/APP/ID` | certificate, its key encrypted |
+//! | `log-drains/APP/ID` | drain, its URL encrypted |
 //! | `log-retentions/APP` | how much of its log is kept |
 //! | `routes/ID`, `route-matches/MATCH` | route, and its id by what it is chosen by |
 //! | `router-tokens/SHA256` | token of a router elsewhere |
@@ -21,7 +22,7 @@
 //! | `events/TIME-ID` | event; times padded, so that they sort |
 
 use flex_model::{
-    AppId, AppName, BuildId, CertificateId, DomainName, Email, Event, HostId, InstanceId, KeyId, Match, RouteId, SlugId,
+    AppId, AppName, BuildId, CertificateId, DomainName, DrainId, Email, Event, HostId, InstanceId, KeyId, Match, RouteId, SlugId,
     SourceId, UserId,
 };
 
@@ -33,6 +34,7 @@ pub const TOKENS: &str = "tokens/";
 pub const RELEASES: &str = "releases/";
 pub const DOMAINS: &str = "domains/";
 pub const CERTIFICATES: &str = "certificates/";
+pub const DRAINS: &str = "log-drains/";
 pub const LOG_RETENTIONS: &str = "log-retentions/";
 pub const ROUTES: &str = "routes/";
 pub const PLACEMENTS: &str = "placements/";
@@ -104,6 +106,12 @@ pub fn certificates(app: AppId) -> String {
 }
 pub fn certificate(app: AppId, id: CertificateId) -> String {
     format!("{CERTIFICATES}{app}/{id}")
+}
+pub fn drains(app: AppId) -> String {
+    format!("{DRAINS}{app}/")
+}
+pub fn drain(app: AppId, id: DrainId) -> String {
+    format!("{DRAINS}{app}/{id}")
 }
 pub fn log_retention(app: AppId) -> String {
     format!("{LOG_RETENTIONS}{app}")

@@ -7,7 +7,9 @@ pub mod keys;
 mod record;
 mod tx;
 
-pub use record::{CertificateRecord, DomainRecord, LogRetentionRecord, PostdeployRecord, RouteRecord, RouterToken, SourceRecord};
+pub use record::{
+    CertificateRecord, DomainRecord, DrainRecord, LogRetentionRecord, PostdeployRecord, RouteRecord, RouterToken, SourceRecord,
+};
 pub use tx::Tx;
 
 use flex_api::{ApiError, ErrorId};

@@ -1,7 +1,7 @@
 //! Records that only the control plane knows.
 
 use crate::crypt::Sealed;
-use flex_model::{AppId, CertificateId, DomainId, DomainName, Route, SourceId, Timestamp, UserId};
+use flex_model::{AppId, CertificateId, DomainId, DomainName, DrainId, Route, SourceId, Timestamp, UserId};
 use serde::{Deserialize, Serialize};
 use std::sync::Arc;
 
@@ -35,6 +35,18 @@ pub struct LogRetentionRecord {
     pub app: AppId,
     pub max_bytes: Option<u64>,
     pub max_age_seconds: Option<u64>,
+}
+
+/// A place that an app's log is sent to.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct DrainRecord {
+    pub id: DrainId,
+    pub app: AppId,
+    /// Names the drain in what is sent.
+    pub token: String,
+    /// The URL, encrypted: it may hold credentials.
+    pub url: Sealed,
+    pub created_at: Timestamp,
 }
 
 /// A route that somebody made.

@@ -8,6 +8,7 @@ use super::access::Caller;
 use super::answer::{Answer, Body, LogLines, Made, Shown};
 use super::server::unavailable;
 use crate::core::{Controller, invalid, lock, not_found};
+use crate::ports::Clock;
 use axum::Extension;
 use axum::body::Body as HttpBody;
 use axum::extract::{Path, State};
@@ -146,16 +147,16 @@ pub async fn read(State(c): State<Controller>, Path(secret): Path<String>, heade
     let header = |name| headers.get(name).and_then(|v| v.to_str().ok());
     let after = header("last-event-id").and_then(|v| v.parse().ok()).or(session.after);
     let items: Items = if session.tail {
-        Box::pin(c.deps.logs.tail(session.app, session.query, after))
+        Box::pin(c.deps.logs.tail(session.app, session.query, after.map(|n| n.saturating_add(1))))
     } else {
         let found = c.deps.logs.read(session.app, session.query).await.map_err(unavailable)?;
         Box::pin(futures_util::stream::iter(found).map(Tail::Line))
     };
     let events = header("accept").is_some_and(|a| a.contains("text/event-stream"));
-    Ok(LogLines(respond(items, events, session.heroku)))
+    Ok(LogLines(respond(items, c.deps.clock.clone(), events, session.heroku)))
 }
 
-fn show(item: &Tail, events: bool, heroku: bool, out: &mut String) {
+fn show(item: &Tail, now: Timestamp, events: bool, heroku: bool, out: &mut String) {
     use std::fmt::Write as _;
     let (seq, line) = match item {
         Tail::Line(Numbered { seq, line }) => (seq, line),
@@ -164,6 +165,7 @@ fn show(item: &Tail, events: bool, heroku: bool, out: &mut String) {
             let _ = if events { write!(out, ": live {next}\n\n") } else { Ok(()) };
             return;
         }
+        Tail::Missed { lines, next } => (&next.saturating_sub(1), &Arc::new(flex_logs::overflow_line(*lines, now))),
     };
     let _ = match (events, heroku && line.source == LogSource::Flex) {
         (true, false) => write!(out, "id: {seq}\ndata: {line}\n\n"),
@@ -177,23 +179,23 @@ fn as_heroku(line: &LogLine) -> String {
     format!("{} heroku[{}]: {}", line.at.log_stamp(), line.process, line.text)
 }
 
-fn respond(items: Items, events: bool, heroku: bool) -> Response {
-    let stream = futures_util::stream::unfold(items, move |mut items| async move {
+fn respond(items: Items, clock: Arc<dyn Clock>, events: bool, heroku: bool) -> Response {
+    let stream = futures_util::stream::unfold((items, clock), move |(mut items, clock)| async move {
         let first = match tokio::time::timeout(KEEP_ALIVE, items.next()).await {
             Ok(None) => return None,
             Ok(Some(item)) => item,
             // A comment; nothing at all for plain readers.
-            Err(_) => return Some((if events { ":\n\n".to_owned() } else { String::new() }, items)),
+            Err(_) => return Some((if events { ":\n\n".to_owned() } else { String::new() }, (items, clock))),
         };
-        let mut out = String::new();
-        show(&first, events, heroku, &mut out);
+        let (mut out, now) = (String::new(), clock.now());
+        show(&first, now, events, heroku, &mut out);
         while out.len() < TOGETHER {
             match futures_util::FutureExt::now_or_never(items.next()) {
-                Some(Some(item)) => show(&item, events, heroku, &mut out),
+                Some(Some(item)) => show(&item, now, events, heroku, &mut out),
                 _ => break,
             }
         }
-        Some((out, items))
+        Some((out, (items, clock)))
     });
     let body = HttpBody::from_stream(stream.map(Ok::<_, std::convert::Infallible>));
     let mut response = body.into_response();

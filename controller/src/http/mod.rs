@@ -9,6 +9,7 @@ mod answer;
 mod apps;
 mod builds;
 mod certificates;
+mod drains;
 mod feed;
 mod headers;
 pub mod limit;

@@ -3,7 +3,8 @@
 
 use super::openapi::Operation;
 use super::{
-    access, accounts, apps, builds, certificates, feed, headers, logs, openapi, registry, releases, routes, run, seen, server,
+    access, accounts, apps, builds, certificates, drains, feed, headers, logs, openapi, registry, releases, routes, run, seen,
+    server,
 };
 use crate::core::Controller;
 use axum::Router;
@@ -170,6 +171,10 @@ routes! {
     GET get "/routes/trace" User seen::trace, "Which way a request to a host and path takes, and why";
     GET get "/apps/{app}/metrics" App seen::app_metrics, "An app's traffic of the last seconds, by process type";
     POST post "/apps/{app}/log-sessions" App logs::create, "A URL to read the log from";
+    GET get "/apps/{app}/log-drains" App drains::list, "Drains, with how each does";
+    POST post "/apps/{app}/log-drains" App drains::add, "Send the log to a syslog or HTTPS receiver";
+    GET get "/apps/{app}/log-drains/{drain}" App drains::info, "One drain";
+    DELETE delete "/apps/{app}/log-drains/{drain}" App drains::remove, "Remove a drain";
     GET get "/apps/{app}/log-retention" App logs::retention, "How much of the log is kept";
     PATCH patch "/apps/{app}/log-retention" App logs::set_retention, "Set how much of the log is kept";
     GET get "/v2/" User registry::version, "OCI distribution: which version";

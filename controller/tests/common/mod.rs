@@ -98,6 +98,15 @@ impl World {
             runs: runs.clone(),
             machine: Arc::new(Checks),
             logs: logs.clone(),
+            drains: Arc::new(
+                flex_logs::drain::Drains::new(
+                    logs.clone(),
+                    dir.path().join("drains"),
+                    Arc::new(|a| a == std::net::Ipv4Addr::LOCALHOST),
+                    None,
+                )
+                .unwrap(),
+            ),
             settings,
         };
         let controller = Controller::open(deps).await.unwrap();

@@ -13,6 +13,7 @@ mod builds;
 mod crash;
 mod disk;
 mod engine;
+mod logs;
 mod private;
 mod proxy;
 mod store;

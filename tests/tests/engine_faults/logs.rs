@@ -1,0 +1,113 @@
+//! A counting app's log while flexd and dockerd are killed: what is stored, what a tail shows and what a drain gets.
+
+use crate::private::Engine;
+use crate::world::world;
+use flex_tests::{Setup, wait_for};
+use nix::sys::signal::Signal;
+use std::collections::BTreeSet;
+use std::fs::File;
+use std::io::Read;
+use std::net::TcpListener;
+use std::process::Stdio;
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
+
+const COUNTER: &str = "counter: n=0; while :; do echo \"count $n\"; n=$((n+1)); usleep 5000; done\n";
+
+/// The counts in a text, in their order.
+fn counts(text: &str) -> Vec<u64> {
+    let after = |line: &str| line.split_once("count ")?.1.trim().parse().ok();
+    text.lines().filter_map(after).collect()
+}
+
+/// Neither a hole nor a double, whatever it begins with.
+#[track_caller]
+fn gapless(what: &str, seen: &[u64]) {
+    for pair in seen.windows(2) {
+        assert_eq!(pair[1], pair[0] + 1, "{what}: {} after {}", pair[1], pair[0]);
+    }
+}
+
+/// Takes syslog messages; they come once or more often.
+fn receiver() -> (u16, Arc<Mutex<BTreeSet<u64>>>) {
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    let port = listener.local_addr().unwrap().port();
+    let seen = Arc::new(Mutex::new(BTreeSet::new()));
+    let into = seen.clone();
+    std::thread::spawn(move || {
+        for stream in listener.incoming() {
+            let (mut stream, into) = (stream.unwrap(), into.clone());
+            std::thread::spawn(move || {
+                let (mut bytes, mut chunk) = (Vec::new(), [0; 4096]);
+                while let Ok(n @ 1..) = stream.read(&mut chunk) {
+                    bytes.extend_from_slice(&chunk[..n]);
+                    loop {
+                        let Some(space) = bytes.iter().position(|b| *b == b' ') else { break };
+                        let length: usize = std::str::from_utf8(&bytes[..space]).unwrap().parse().unwrap();
+                        if bytes.len() < space + 1 + length {
+                            break;
+                        }
+                        let message: Vec<u8> = bytes.drain(..space + 1 + length).collect();
+                        into.lock().unwrap().extend(counts(&String::from_utf8_lossy(&message)));
+                    }
+                }
+            });
+        }
+    });
+    (port, seen)
+}
+
+#[test]
+fn no_line_is_lost_or_doubled_by_kills() {
+    let mut engine = Engine::start();
+    let toml = "[logs]\ndrain_allow = [\"127.0.0.1\"]\n".to_owned();
+    let (mut server, user) = world(Setup { docker: Some(engine.socket()), toml, ..Setup::default() });
+    let files = [("bin/detect", crate::world::DETECT), ("bin/compile", "#!/bin/sh\n"), ("Procfile", COUNTER)];
+    let app = user.repo("counts", &files);
+    app.push().ok();
+    let (port, drained) = receiver();
+    app.flex(&["drains:add", &format!("syslog://127.0.0.1:{port}")]).ok();
+    app.flex(&["ps:scale", "counter=1"]).ok();
+    let shown = server.dir.path().join("tail");
+    let mut tail = user
+        .command(flex_tests::binary("flex").to_str().unwrap(), &app.dir, &["logs", "-t", "-p", "counter", "-s", "app"])
+        .stdin(Stdio::null())
+        .stdout(File::create(&shown).unwrap())
+        .stderr(Stdio::null())
+        .spawn()
+        .unwrap();
+    let tailed = || counts(&std::fs::read_to_string(&shown).unwrap());
+    let reaches = |what: &str, n: u64| {
+        wait_for(what, Duration::from_secs(60), || tailed().last().is_some_and(|last| *last >= n).then_some(()));
+    };
+    reaches("a tail to begin", 50);
+    // At no particular moment: of places written down, of lines on their way.
+    for pause in [10, 430, 770] {
+        let now = *tailed().last().unwrap();
+        std::thread::sleep(Duration::from_millis(pause));
+        server.end(Signal::SIGKILL);
+        server.up();
+        reaches("the tail to go on after flexd was killed", now + 300);
+    }
+    for signal in [Signal::SIGKILL, Signal::SIGTERM] {
+        let now = *tailed().last().unwrap();
+        engine.signal_dockerd(signal);
+        engine.start_dockerd();
+        reaches("the tail to go on after dockerd ended", now + 300);
+    }
+    app.flex(&["ps:scale", "counter=0"]).ok();
+    let last = wait_for("the counter to be silent", Duration::from_secs(30), || {
+        let before = tailed().last().copied();
+        std::thread::sleep(Duration::from_secs(2));
+        before.filter(|n| tailed().last() == Some(n))
+    });
+    tail.kill().unwrap();
+    tail.wait().unwrap();
+    assert_eq!(tailed()[0], 0);
+    gapless("the tail", &tailed());
+    let stored = app.flex(&["logs", "-n", "10000", "-p", "counter", "-s", "app"]).ok();
+    gapless("the store", &counts(&stored.out));
+    assert_eq!(counts(&stored.out).last(), Some(&last));
+    wait_for("the drain to have all", Duration::from_secs(30), || (drained.lock().unwrap().last() == Some(&last)).then_some(()));
+    assert_eq!(drained.lock().unwrap().len() as u64, last + 1, "the drain has holes");
+}
