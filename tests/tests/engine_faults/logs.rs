@@ -70,7 +70,11 @@ fn no_line_is_lost_or_doubled_by_kills() {
     app.flex(&["ps:scale", "counter=1"]).ok();
     let shown = server.dir.path().join("tail");
     let mut tail = user
-        .command(flex_tests::binary("flex").to_str().unwrap(), &app.dir, &["logs", "-t", "-p", "counter", "-s", "app"])
+        .command(
+            flex_tests::binary("flex").to_str().unwrap(),
+            &app.dir,
+            &["logs", "-t", "-n", "10000", "-p", "counter", "-s", "app"],
+        )
         .stdin(Stdio::null())
         .stdout(File::create(&shown).unwrap())
         .stderr(Stdio::null())
