@@ -351,7 +351,7 @@ async fn logs_are_searched_resumed_and_kept_as_long_as_the_app_says() {
     let count = |text: &str| text.lines().filter(|l| l.starts_with("data: ")).count();
     assert_eq!(count(&read(json!({ "lines": 1000, "grep": "status=203" })).await), 20);
     assert_eq!(count(&read(json!({ "lines": 1000, "pattern": "GET /9[0-9] " })).await), 10);
-    assert_eq!(count(&read(json!({ "lines": 1000, "since": "10m30s", "source": "app" })).await), 10);
+    assert_eq!(count(&read(json!({ "lines": 1000, "since": "10m30s", "source": "app", "dyno": "web.1" })).await), 10);
     let router = read(json!({ "source": "router" })).await;
     assert!(count(&router) == 1 && router.contains(" flex[router]: at=info"), "{router}");
     assert!(read(json!({ "source": "heroku", "dyno": "router" })).await.contains(" heroku[router]: at=info"));
