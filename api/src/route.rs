@@ -36,6 +36,9 @@ pub struct Route {
     #[schema(value_type = Option<String>)]
     pub path: Option<PathPrefix>,
     pub port: Option<u16>,
+    /// The router ends TLS.
+    #[serde(default)]
+    pub tls: bool,
     /// `[{"process": "web", "weight": 1}]`; a request goes to one of them, by weight.
     #[schema(value_type = Vec<Object>)]
     pub targets: Vec<Target>,
@@ -58,6 +61,9 @@ pub struct AddRoute {
     pub path: Option<PathPrefix>,
     /// Left out for `tcp` and `udp`: one of the range is allotted.
     pub port: Option<u16>,
+    /// For `tcp`: the router ends TLS, with the certificate of the name that a client asks for.
+    #[serde(default)]
+    pub tls: bool,
     /// Left out: `web`.
     #[serde(default)]
     #[schema(value_type = Vec<Object>)]

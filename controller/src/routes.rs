@@ -21,7 +21,7 @@ const MAX_ROUTES: usize = 1000;
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Wanted {
     Http { host: DomainName, path: PathPrefix },
-    Tcp(Option<NonZeroU16>),
+    Tcp { port: Option<NonZeroU16>, tls: bool },
     Sni { host: DomainName, port: Option<NonZeroU16> },
     Udp(Option<NonZeroU16>),
 }
@@ -92,7 +92,7 @@ impl Controller {
             .retry(|| async {
                 // A port of the range is looked for anew when another came first.
                 let matches = match (&wanted, matches.clone()) {
-                    (Wanted::Tcp(None), _) => Match::Tcp { port: self.free_port("tcp").await?, tls: false },
+                    (Wanted::Tcp { port: None, tls }, _) => Match::Tcp { port: self.free_port("tcp").await?, tls: *tls },
                     (Wanted::Udp(None), _) => Match::Udp { port: self.free_port("udp").await? },
                     (_, given) => given,
                 };
@@ -192,14 +192,17 @@ impl Controller {
                 (Match::Http { host: host.clone(), path: path.clone() }, Some(owner))
             }
             Wanted::Sni { host, port } => {
-                let port = port.ok_or_else(|| invalid("A route by SNI needs a port, such as --port 5432."))?;
-                self.may_have_port(user, port)?;
-                let owner = self.may_route(user, app, host).await?;
-                (Match::Sni { host: host.clone(), port: Some(port) }, owner)
-            }
-            Wanted::Tcp(port) => {
                 port.map_or(Ok(()), |p| self.may_have_port(user, p))?;
-                (Match::Tcp { port: port.unwrap_or(any), tls: false }, None)
+                let owner = self.may_route(user, app, host).await?;
+                // On the HTTPS port a name that is nobody's would be taken from who adds it as a domain later.
+                if port.is_none() && owner.is_none() {
+                    return Err(invalid(format!("{host} is no domain of an app. Add it first: flex domains:add {host}")));
+                }
+                (Match::Sni { host: host.clone(), port: *port }, owner)
+            }
+            Wanted::Tcp { port, tls } => {
+                port.map_or(Ok(()), |p| self.may_have_port(user, p))?;
+                (Match::Tcp { port: port.unwrap_or(any), tls: *tls }, None)
             }
             Wanted::Udp(port) => {
                 port.map_or(Ok(()), |p| self.may_have_port(user, p))?;

@@ -682,7 +682,8 @@ async fn routes_reach_the_table_and_belong_to_somebody() {
         (json!({ "kind": "tcp", "targets": [{ "process": "nope" }] }), "has no process type nope; it has db, web"),
         (json!({ "kind": "tcp", "targets": [{ "process": "web", "weight": 0 }] }), "Weights"),
         (json!({ "kind": "tcp", "host": "a.b" }), "neither host nor path"),
-        (json!({ "kind": "sni", "host": "a.b" }), "--port"),
+        (json!({ "kind": "sni", "host": "a.b" }), "no domain of an app"),
+        (json!({ "kind": "udp", "tls": true }), "for TCP"),
         (json!({ "kind": "udp", "policy": { "proxy_protocol": "v1" } }), "UDP"),
         (json!({ "kind": "tcp", "policy": { "sticky": true } }), "for HTTP"),
         (json!({ "kind": "http", "host": "demo.localhost", "path": "x" }), "path"),
@@ -697,7 +698,9 @@ async fn routes_reach_the_table_and_belong_to_somebody() {
     assert_eq!(w.send(Method::POST, "/apps", &other, Some(json!({ "name": "other" }))).await.0.as_u16(), 201);
     assert_eq!(ask(json!({ "kind": "http", "host": "demo.localhost", "path": "/mine" })).await, 422);
     assert_eq!(ask(json!({ "kind": "tcp", "port": 22 })).await, 403);
-    assert_eq!(ask(json!({ "kind": "tcp" })).await, 201);
+    assert_eq!(ask(json!({ "kind": "tcp", "tls": true })).await, 201);
+    assert_eq!(ask(json!({ "kind": "sni", "host": "demo.localhost" })).await, 422);
+    assert_eq!(ask(json!({ "kind": "sni", "host": "other.localhost" })).await, 201);
     // A domain that leaves takes its routes out of force.
     w.post("/apps/demo/domains", json!({ "hostname": "www.example.com" })).await;
     w.post("/apps/demo/routes", json!({ "kind": "http", "host": "www.example.com", "path": "/x" })).await;

@@ -10,6 +10,7 @@ use crate::{
     },
     h2,
     io::{Guard, Io},
+    l4,
     metrics::{Counters, Limit},
     proxy_protocol::{self, Origin, Tlv},
     tls,
@@ -123,9 +124,18 @@ pub(crate) async fn serve(worker: &Rc<Worker>, mut stream: TcpStream, peer: Sock
 pub(crate) async fn serve_tls(worker: &Rc<Worker>, mut stream: TcpStream, peer: SocketAddr, local: SocketAddr) {
     let watched = worker.watch();
     let Some(origin) = worker.origin(&mut stream, peer, local).await else { return };
-    let mut meeting = Meeting::new(worker, origin, "https", "");
     let guard = watched.guard.clone();
     guard.arm(worker.shared.settings.timeouts.handshake);
+    if !worker.shared.routes.l4.load().names.is_empty()
+        && let Some(name) = Box::pin(tls::asked_for(&guard, &stream)).await
+        && worker.shared.routes.l4.load().names.find(&name).is_some()
+    {
+        if let Ok(stream) = stream.into_std() {
+            let _ = worker.shared.pass.send(l4::Passed { stream, origin, port: local.port(), name });
+        }
+        return;
+    }
+    let mut meeting = Meeting::new(worker, origin, "https", "");
     // Boxed, so that a connection that is past its handshake does not hold the room for one.
     let Some(stream) = Box::pin(tls::accept(worker, &guard, stream)).await else {
         return Counters::add(&worker.counters.tls_failed, 1);
@@ -277,6 +287,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Conn<'_, S> {
             trusted: self.meeting.trusted,
             port: self.meeting.origin.destination.port(),
             scheme: self.meeting.scheme,
+            two: matches!(self.meeting, Kept::Shared(_)),
             at_ms,
             random: rand::random(),
         };

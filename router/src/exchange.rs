@@ -337,6 +337,9 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Exchange<'_, '_, S> {
             let Some(mut response) = response::parse(&answer.buf[..n], limit, &self.request) else {
                 return failed(Code::PoorlyFormattedResponse);
             };
+            if record {
+                response.via = b"2.0 flex-router";
+            }
             answer.next(n);
             if response.status >= 200 || response.status == 101 {
                 break response;

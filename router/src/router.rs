@@ -66,6 +66,7 @@ pub struct Router {
     local_tls: Vec<SocketAddr>,
     registry: Arc<Mutex<Registry>>,
     table: watch::Receiver<Arc<RouteTable>>,
+    passed: tokio::sync::mpsc::UnboundedReceiver<l4::Passed>,
     status: watch::Sender<RouterStatus>,
 }
 
@@ -105,7 +106,9 @@ impl Router {
         // One more for what is not HTTP.
         let counters: Vec<_> = (0..=workers).map(|worker| Arc::new(Counters { worker, ..Counters::default() })).collect();
         let stats = StatsBook::new(counters.len(), settings.limits.metrics_apps);
+        let (pass, passed) = tokio::sync::mpsc::unbounded_channel();
         let shared = Arc::new(Shared {
+            pass,
             settings,
             routes: Routes::default(),
             changes: watch::Sender::new(0),
@@ -126,7 +129,7 @@ impl Router {
             revision: first.revision,
             ..RouterStatus::default()
         });
-        Ok(Self { shared, counters, listeners, local, local_tls, registry, table, status })
+        Ok(Self { shared, counters, listeners, local, local_tls, registry, table, status, passed })
     }
 
     /// The first address that it listens on, with the port that was taken.
@@ -157,11 +160,11 @@ impl Router {
     /// Serves until `shutdown` ends; then accepts no more, closes idle connections, lets running requests end (for at
     /// most the `drain` time), and returns.
     pub async fn serve(self, shutdown: impl Future<Output = ()>) -> Result<(), RouterError> {
-        let Self { shared, mut counters, listeners, registry, table, status, .. } = self;
+        let Self { shared, mut counters, listeners, registry, table, status, passed, .. } = self;
         let stop = watch::Sender::new(false);
         let mut threads = Vec::new();
         let (ended, mut end) = tokio::sync::mpsc::channel::<()>(1);
-        let l4 = l4::run(shared.clone(), counters.pop().unwrap_or_default(), stop.subscribe());
+        let l4 = l4::run(shared.clone(), counters.pop().unwrap_or_default(), passed, stop.subscribe());
         let l4 = tokio::spawn(l4);
         for (n, (listeners, counters)) in listeners.into_iter().zip(counters).enumerate() {
             let (shared, stop, ended) = (shared.clone(), stop.subscribe(), ended.clone());

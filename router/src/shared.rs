@@ -21,6 +21,8 @@ pub(crate) struct Shared {
     pub(crate) connections: AtomicUsize,
     pub(crate) clock: Clock,
     pub(crate) tls: Tls,
+    /// Takes connections whose TLS is passed through.
+    pub(crate) pass: tokio::sync::mpsc::UnboundedSender<crate::l4::Passed>,
     /// Ports that the router itself listens on.
     pub(crate) own_ports: Vec<u16>,
     /// Ports of routes that could not be opened.

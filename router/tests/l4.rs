@@ -10,6 +10,7 @@ use tokio::{
     io::{AsyncReadExt as _, AsyncWriteExt as _},
     net::{TcpStream, UdpSocket},
 };
+use tokio_rustls::client::TlsStream;
 
 fn tcp(port: u16) -> Match {
     Match::Tcp { port: port.try_into().unwrap(), tls: false }
@@ -444,4 +445,105 @@ async fn places_on_an_instance_are_limited_and_waited_for() {
         assert_eq!(client.answer().await.text(), "ok");
     }
     world.stop().await;
+}
+
+async fn over_tls(pair: &Pair, to: std::net::SocketAddr, name: &str) -> std::io::Result<TlsStream<TcpStream>> {
+    let config = client_config(&[pair], &[], &[&rustls::version::TLS13]);
+    let stream = within(TcpStream::connect(to)).await?;
+    let name = rustls::pki_types::ServerName::try_from(name.to_owned()).unwrap();
+    within(tokio_rustls::TlsConnector::from(config).connect(name, stream)).await
+}
+
+#[tokio::test]
+async fn tls_ends_at_a_tcp_route_with_the_certificate_of_the_name() {
+    let said = instance(|mut conn, _| async move {
+        let head = conn.exact(16).await;
+        let rest = conn.exact(usize::from(u16::from_be_bytes([head[14], head[15]]))).await;
+        let text = String::from_utf8_lossy(&rest).into_owned();
+        assert!(text.contains("db.test") && text.contains("TLSv1.3"), "{text}");
+        let ahead = std::mem::take(&mut conn.buf);
+        conn.send_bytes(&ahead).await;
+        let (mut read, mut write) = conn.stream.split();
+        let _ = tokio::io::copy(&mut read, &mut write).await;
+    })
+    .await;
+    let (pair, passed) = (Pair::new("one", &["db.test", "other.test"]), free_port().await);
+    let setup = Setup { certificates: Some(certificates(1, &[&pair])), ..Setup::default() };
+    let mut world = setup.start(table(1, vec![])).await;
+    let matches = Match::Tcp { port: passed.try_into().unwrap(), tls: true };
+    let policy = Policy { proxy_protocol: Some(ProxyVersion::V2), ..Policy::default() };
+    world.set(2, vec![with(app("db", Serving, vec![backend(1, said.address)]), vec![route(1, matches, policy)])]).await;
+    drop(connected(passed).await);
+    let mut client = over_tls(&pair, ([127, 0, 0, 1], passed).into(), "db.test").await.unwrap();
+    // More than any buffer along the way, both ways at once; then the client's end comes back as the instance's.
+    let sent: Vec<u8> = (0..3_000_000_u32).map(|n| n.to_le_bytes()[0] ^ n.to_le_bytes()[1]).collect();
+    let (mut read, mut write) = tokio::io::split(&mut client);
+    let up = async {
+        within(write.write_all(&sent)).await.unwrap();
+        within(write.shutdown()).await.unwrap();
+    };
+    let mut back = Vec::new();
+    let ((), n) = tokio::join!(up, within(read.read_to_end(&mut back)));
+    n.unwrap();
+    assert!(back == sent);
+    let line = loop {
+        let line = world.line().await;
+        if line.contains("protocol=tls") {
+            break line;
+        }
+    };
+    assert!(line.contains(&format!("port={passed} sni=db.test ")) && line.contains("bytes_in=3000000 bytes=3000000"), "{line}");
+    // No TLS, no connection to the instance.
+    let before = world.metrics.snapshot();
+    let mut plain = connected(passed).await;
+    plain.send("GET / HTTP/1.1\r\n\r\n").await;
+    plain.rest().await;
+    eventually(async || world.metrics.snapshot().tls_failed > before.tls_failed).await;
+    assert_eq!(world.metrics.snapshot().connects, before.connects);
+    world.stop_now().await;
+}
+
+#[tokio::test]
+async fn a_name_is_passed_through_on_the_https_port() {
+    // An instance that ends TLS itself, with a certificate that the router has not.
+    let (own, routers) = (Pair::new("own", &["own.test"]), Pair::new("one", &["aa.test"]));
+    let key = rustls::pki_types::pem::PemObject::from_pem_slice(own.certificate.key.expose().as_bytes()).unwrap();
+    let config = rustls::ServerConfig::builder_with_provider(Arc::new(rustls::crypto::ring::default_provider()))
+        .with_safe_default_protocol_versions()
+        .unwrap()
+        .with_no_client_auth()
+        .with_single_cert(vec![own.der.clone()], key)
+        .unwrap();
+    let acceptor = tokio_rustls::TlsAcceptor::from(Arc::new(config));
+    let itself = instance(move |conn, _| {
+        let acceptor = acceptor.clone();
+        async move {
+            let Ok(mut stream) = acceptor.accept(conn.stream).await else { return };
+            let _ = stream.write_all(b"from the instance").await;
+            let _ = stream.shutdown().await;
+        }
+    })
+    .await;
+    let plain = fixed("from the router").await;
+    let setup = Setup { certificates: Some(certificates(1, &[&routers])), ..Setup::default() };
+    let mut world = setup.start(table(1, vec![])).await;
+    let https = world.https.unwrap();
+    let matches = Match::Sni { host: "own.test".parse().unwrap(), port: None };
+    let passed = with(app("own", Serving, vec![backend(1, itself.address)]), vec![route(1, matches, Policy::default())]);
+    world.set(2, vec![passed, app("aa", Serving, vec![backend(2, plain.address)])]).await;
+    let mut client = over_tls(&own, https, "own.test").await.unwrap();
+    let mut said = String::new();
+    within(client.read_to_string(&mut said)).await.unwrap();
+    assert_eq!(said, "from the instance");
+    drop(client);
+    let line = world.line().await;
+    assert!(line.contains(&format!("port={} sni=own.test ", https.port())) && line.ends_with("protocol=tcp"), "{line}");
+    // Names that are not passed.
+    let mut client = over_tls(&routers, https, "aa.test").await.unwrap();
+    within(client.write_all(b"GET / HTTP/1.1\r\nHost: aa.test\r\nConnection: close\r\n\r\n")).await.unwrap();
+    let mut said = String::new();
+    within(client.read_to_string(&mut said)).await.unwrap();
+    assert!(said.ends_with("from the router"), "{said}");
+    assert!(over_tls(&routers, https, "nobody.test").await.is_err());
+    world.stop_now().await;
 }

@@ -52,7 +52,9 @@ pub enum Routes {
   flex routes:add www.example.com --weight web=90 --weight canary=10
   flex routes:add --tcp                       a port of the range, to the process type web
   flex routes:add --tcp 5432 --process db
+  flex routes:add --tcp 5433 --tls --process db        TLS ends at the router
   flex routes:add --sni db.example.com --port 5432 --process db
+  flex routes:add --sni own-tls.example.com   on the HTTPS port
   flex routes:add --udp 20053 --process dns")]
     Add(AddRoute),
     /// Change where a route leads, or how
@@ -81,12 +83,15 @@ pub struct AddRoute {
     /// Connections to a TCP port; without PORT one is allotted
     #[arg(long, value_name = "PORT", num_args = 0..=1, default_missing_value = "0", conflicts_with_all = ["sni", "udp"])]
     pub tcp: Option<u16>,
-    /// TLS connections that ask for this name, passed through as they are
-    #[arg(long, value_name = "HOST", requires = "port", conflicts_with = "udp")]
+    /// TLS connections that ask for this name, passed through as they are; without --port those to the HTTPS port
+    #[arg(long, value_name = "HOST", conflicts_with = "udp")]
     pub sni: Option<String>,
     /// The port of --sni
     #[arg(long, value_name = "PORT", requires = "sni")]
     pub port: Option<u16>,
+    /// End TLS, with the certificate of the name that a client asks for
+    #[arg(long, requires = "tcp")]
+    pub tls: bool,
     /// Datagrams to a UDP port; without PORT one is allotted
     #[arg(long, value_name = "PORT", num_args = 0..=1, default_missing_value = "0")]
     pub udp: Option<u16>,

@@ -32,7 +32,7 @@ async fn list(cx: &Context, path: &str) -> Result<()> {
         .iter()
         .map(|r| {
             problems.extend(r.problems.iter().map(|p| format!("{}: {p}", r.name)));
-            vec![r.name.clone(), targets(&r.targets), policy(&r.policy)]
+            vec![format!("{}{}", r.name, if r.tls { " (tls)" } else { "" }), targets(&r.targets), policy(&r.policy)]
         })
         .collect();
     output::table(&["route", "to", "policy"], &rows);
@@ -69,6 +69,7 @@ async fn add(cx: &Context, path: &str, args: AddRoute) -> Result<()> {
         host: host.map(|h| h.parse()).transpose().map_err(usage)?,
         path: args.path.as_deref().map(str::parse).transpose().map_err(usage)?,
         port,
+        tls: args.tls,
         targets: to(&args.to)?.unwrap_or_default(),
         policy: serde_json::from_value(changes(&args.policy, &[]).into()).map_err(|e| CliError::usage(e.to_string()))?,
     };
@@ -95,7 +96,15 @@ async fn set(cx: &Context, path: &str, args: &SetRoute) -> Result<()> {
             let set = changes.into_iter().filter(|(_, v)| !v.is_null()).collect::<Map<_, _>>();
             let policy = serde_json::from_value(set.into()).map_err(|e| CliError::usage(e.to_string()))?;
             let targets = body.targets.unwrap_or_default();
-            let add = flex_api::AddRoute { kind: route.kind, host: route.host, path: route.path, port: None, targets, policy };
+            let add = flex_api::AddRoute {
+                kind: route.kind,
+                host: route.host,
+                path: route.path,
+                port: None,
+                tls: false,
+                targets,
+                policy,
+            };
             cx.client.post(path, &add).await?
         }
     };

@@ -33,6 +33,7 @@ fn render(c: &Controller, app: &App, r: &RouteRecord) -> Route {
         host: host.cloned(),
         path: path.cloned(),
         port: port.map(NonZeroU16::get),
+        tls: matches!(matches, Match::Tcp { tls: true, .. }),
         targets: r.route.targets.clone(),
         policy: r.route.policy.as_deref().cloned().unwrap_or_default(),
         problems: problems(c, r.route.id),
@@ -51,6 +52,7 @@ fn own(app: &App, host: &DomainName) -> Route {
         host: Some(host.clone()),
         path: Some(flex_model::PathPrefix::default()),
         port: None,
+        tls: false,
         targets: vec![Target::to(ProcessType::web())],
         policy: Policy::default(),
         problems: Vec::new(),
@@ -96,12 +98,13 @@ fn wanted(body: &AddRoute) -> Result<Wanted, ApiError> {
         Some(n) => Some(NonZeroU16::new(n).ok_or_else(|| invalid("Port 0 is no port. Leave it out to have one allotted."))?),
     };
     match body.kind {
+        kind if body.tls && kind != RouteKind::Tcp => Err(invalid("tls is for TCP routes.")),
         RouteKind::Http if port.is_some() => Err(invalid("A route by host has no port: it is for the routers' HTTP listeners.")),
         RouteKind::Http => Ok(Wanted::Http { host: host()?, path: body.path.clone().unwrap_or_default() }),
         RouteKind::Sni if body.path.is_some() => Err(invalid("A route by SNI has no path: the router does not look into TLS.")),
         RouteKind::Sni => Ok(Wanted::Sni { host: host()?, port }),
         _ if body.host.is_some() || body.path.is_some() => Err(invalid("A route by port has neither host nor path.")),
-        RouteKind::Tcp => Ok(Wanted::Tcp(port)),
+        RouteKind::Tcp => Ok(Wanted::Tcp { port, tls: body.tls }),
         RouteKind::Udp => Ok(Wanted::Udp(port)),
     }
 }

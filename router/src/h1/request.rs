@@ -26,6 +26,8 @@ pub(crate) struct Arrival {
     pub(crate) port: u16,
     /// `http` or `https`.
     pub(crate) scheme: &'static str,
+    /// It came over HTTP/2.
+    pub(crate) two: bool,
     /// Milliseconds since 1970.
     pub(crate) at_ms: u64,
     /// Randomness for the request id.
@@ -106,8 +108,12 @@ pub(crate) fn parse(head: &[u8], max_headers: usize, arrival: &Arrival) -> Resul
         Framing::Chunked => write_field("Transfer-Encoding", b"chunked", &mut out),
         _ => {}
     }
-    if upgrade {
-        write_field("Connection", b"Upgrade", &mut out);
+    // RFC 9110 section 10.1.4: who sends TE names it, so that it ends at the next hop.
+    match (upgrade, seen.te_trailers) {
+        (true, true) => write_field("Connection", b"Upgrade, TE", &mut out),
+        (true, false) => write_field("Connection", b"Upgrade", &mut out),
+        (false, true) => write_field("Connection", b"TE", &mut out),
+        (false, false) => {}
     }
     write_arrival(&seen, arrival, &target, &forwarded_for, &request_id, http10, &mut out);
     out.extend_from_slice(b"\r\n");
@@ -144,6 +150,8 @@ struct Seen<'a> {
     proto: Option<&'a [u8]>,
     port: Option<&'a [u8]>,
     forwarded_host: Option<&'a [u8]>,
+    /// All of them, the first first.
+    forwarded: Vec<&'a [u8]>,
     start: Option<&'a [u8]>,
     /// Fields named by `Connection`, lower case: they end here.
     nominated: Vec<String>,
@@ -192,6 +200,7 @@ impl<'a> Seen<'a> {
                 Known::Port => seen.port = Some(value),
                 Known::ForwardedHost => seen.forwarded_host = Some(value),
                 Known::Start => seen.start = Some(value),
+                Known::Forwarded => seen.forwarded.push(value),
                 Known::ForwardedFor | Known::ForwardedOther | Known::Hop | Known::Look | Known::Other => {}
             }
         }
@@ -266,6 +275,7 @@ enum Known {
     Port,
     ForwardedHost,
     Start,
+    Forwarded,
     /// Other words about the client: passed on from trusted proxies only.
     ForwardedOther,
     /// For one hop only.
@@ -296,8 +306,8 @@ impl Known {
             b"x-forwarded-port" => Self::Port,
             b"x-forwarded-host" => Self::ForwardedHost,
             b"x-request-start" => Self::Start,
-            b"forwarded"
-            | b"x-real-ip"
+            b"forwarded" => Self::Forwarded,
+            b"x-real-ip"
             | b"x-forwarded-scheme"
             | b"x-forwarded-ssl"
             | b"x-forwarded-server"
@@ -466,11 +476,84 @@ fn write_arrival(
     write_field("X-Forwarded-Proto", &proto, out);
     let port = trusted(seen.port).filter(|p| content_length(p).is_some()).unwrap_or_else(|| arrival.port.to_string().into());
     write_field("X-Forwarded-Port", &port, out);
+    write_forwarded(seen, arrival, target, forwarded_for, &proto, out);
     let host = trusted(seen.forwarded_host).unwrap_or_else(|| target.authority.into());
     write_field("X-Forwarded-Host", &host, out);
     let start = trusted(seen.start).unwrap_or_else(|| arrival.at_ms.to_string().into());
     write_field("X-Request-Start", &start, out);
-    write_field("Via", if http10 { b"1.0 flex-router" } else { b"1.1 flex-router" }, out);
+    let via: &[u8] = match (arrival.two, http10) {
+        (true, _) => b"2.0 flex-router",
+        (false, true) => b"1.0 flex-router",
+        (false, false) => b"1.1 flex-router",
+    };
+    write_field("Via", via, out);
+}
+
+/// `Forwarded` (RFC 7239). A trusted proxy's own is continued; one that speaks only in `X-Forwarded-*` is understood.
+fn write_forwarded(
+    seen: &Seen<'_>,
+    arrival: &Arrival,
+    target: &Target<'_>,
+    forwarded_for: &str,
+    proto: &[u8],
+    out: &mut Vec<u8>,
+) {
+    out.extend_from_slice(b"Forwarded: ");
+    let told = arrival.trusted && !seen.forwarded.is_empty();
+    if told {
+        for value in &seen.forwarded {
+            out.extend_from_slice(value);
+            out.extend_from_slice(b", ");
+        }
+    } else if arrival.trusted {
+        let (first, rest) = forwarded_for.split_once(", ").unwrap_or((forwarded_for, ""));
+        let host = seen.forwarded_host.unwrap_or(target.authority.as_bytes());
+        write_element(first, Some((host, proto)), out);
+        for node in rest.split(", ").filter(|n| !n.is_empty()) {
+            out.extend_from_slice(b", ");
+            write_element(node, None, out);
+        }
+    }
+    if told || !arrival.trusted {
+        let own = (target.authority.as_bytes(), arrival.scheme.as_bytes());
+        match arrival.peer {
+            IpAddr::V4(_) => {
+                let at = forwarded_for.rfind(' ').map_or(0, |at| at + 1);
+                out.extend_from_slice(b"for=");
+                out.extend_from_slice(&forwarded_for.as_bytes()[at..]);
+                write_rest(own, out);
+            }
+            IpAddr::V6(peer) => write_element(&peer.to_string(), Some(own), out),
+        }
+    }
+    out.extend_from_slice(b"\r\n");
+}
+
+/// One element. What is no address is `unknown`: a proxy's word is believed, not its spelling.
+fn write_element(node: &str, rest: Option<(&[u8], &[u8])>, out: &mut Vec<u8>) {
+    use std::net::SocketAddr;
+    let node = match (node.parse::<IpAddr>(), node.parse::<SocketAddr>()) {
+        (Ok(IpAddr::V4(ip)), _) => ip.to_string(),
+        (Ok(IpAddr::V6(ip)), _) => format!("\"[{ip}]\""),
+        (Err(_), Ok(both)) => format!("\"{both}\""),
+        _ => "unknown".to_owned(),
+    };
+    out.extend_from_slice(b"for=");
+    out.extend_from_slice(node.as_bytes());
+    if let Some(rest) = rest {
+        write_rest(rest, out);
+    }
+}
+
+/// The host, quoted because of its port, and the scheme. Only what is sound in quotes is written.
+fn write_rest((host, proto): (&[u8], &[u8]), out: &mut Vec<u8>) {
+    if host.iter().all(|b| b.is_ascii_alphanumeric() || matches!(b, b'.' | b'-' | b'_' | b':' | b'[' | b']')) {
+        out.extend_from_slice(b";host=\"");
+        out.extend_from_slice(host);
+        out.push(b'"');
+    }
+    out.extend_from_slice(b";proto=");
+    out.extend_from_slice(proto);
 }
 
 /// Makes text safe inside the quotes of an access line: no quote, no control character.

@@ -4,7 +4,15 @@ use super::*;
 use proptest::prelude::*;
 
 fn arrival(trusted: bool) -> Arrival {
-    Arrival { peer: [192, 0, 2, 9].into(), trusted, port: 8080, scheme: "http", at_ms: 1_700_000_000_000, random: 0x1234 }
+    Arrival {
+        peer: [192, 0, 2, 9].into(),
+        trusted,
+        port: 8080,
+        scheme: "http",
+        two: false,
+        at_ms: 1_700_000_000_000,
+        random: 0x1234,
+    }
 }
 
 fn read(head: &str) -> Result<Request, Refusal> {
@@ -25,6 +33,7 @@ fn a_plain_request() {
     assert!(sent.starts_with("GET /a?b HTTP/1.1\r\nHost: App.Example:8080\r\nAccept: */*\r\nX-A: b\r\n"), "{sent}");
     for field in [
         "X-Forwarded-For: 192.0.2.9\r\n",
+        "Forwarded: for=192.0.2.9;host=\"App.Example:8080\";proto=http\r\n",
         "X-Forwarded-Proto: http\r\n",
         "X-Forwarded-Port: 8080\r\n",
         "X-Forwarded-Host: App.Example:8080\r\n",
@@ -58,7 +67,7 @@ fn clients_cannot_forge_what_names_them() {
         "X-Forwarded-Port: 443\r\n",
         "X-Request-ID: forged-forged-forged\r\n",
         "X-Request-Start: 1\r\n",
-        "Forwarded: for=1.1.1.1\r\n",
+        "Forwarded: for=1.1.1.1, for=192.0.2.9;host=\"a.b\";proto=http\r\n",
     ] {
         assert!(told.contains(truth), "{truth} in {told}");
     }
@@ -207,6 +216,39 @@ fn ambiguous_heads_are_refused() {
     for head in BAD_HEADS {
         assert!(read(head).is_err(), "{head:?}");
     }
+}
+
+#[test]
+fn forwarded_tells_the_way_as_rfc_7239_has_it() {
+    let forwarded = |fields: &str, arrival: &Arrival| {
+        let head = format!("GET / HTTP/1.1\r\nHost: a.b:81\r\n{fields}\r\n");
+        let told = sent(&parse(head.as_bytes(), 100, arrival).unwrap());
+        let mut all = told.lines().filter_map(|l| l.strip_prefix("Forwarded: ")).map(str::to_owned).collect::<Vec<_>>();
+        assert_eq!(all.len(), 1, "{told}");
+        all.remove(0)
+    };
+    let six = Arrival { peer: "2001:db8::7".parse().unwrap(), scheme: "https", ..arrival(false) };
+    assert_eq!(forwarded("Forwarded: for=6.6.6.6\r\n", &six), "for=\"[2001:db8::7]\";host=\"a.b:81\";proto=https");
+    // A trusted proxy that knows only the older fields.
+    let old = "X-Forwarded-For: 2001:db8::1, 192.0.2.1:4711, \";evil\r\nX-Forwarded-Proto: https\r\nX-Forwarded-Host: c.d\r\n";
+    let told = "for=\"[2001:db8::1]\";host=\"c.d\";proto=https, for=\"192.0.2.1:4711\", for=unknown, for=192.0.2.9";
+    assert_eq!(forwarded(old, &arrival(true)), told);
+    let bad = "X-Forwarded-Host: c\";for=1.1.1.1\r\n";
+    assert_eq!(forwarded(bad, &arrival(true)), "for=192.0.2.9;proto=http");
+    let two = "Forwarded: for=a\r\nForwarded: for=b\r\n";
+    assert_eq!(forwarded(two, &arrival(true)), "for=a, for=b, for=192.0.2.9;host=\"a.b:81\";proto=http");
+}
+
+#[test]
+fn via_tells_the_version_that_was_spoken() {
+    let via = |version: &str, two| {
+        let head = format!("GET / HTTP/{version}\r\nHost: a.b\r\nVia: 1.0 first\r\n\r\n");
+        let told = sent(&parse(head.as_bytes(), 100, &Arrival { two, ..arrival(false) }).unwrap());
+        told.lines().filter_map(|l| l.strip_prefix("Via: ")).collect::<Vec<_>>().join("|")
+    };
+    assert_eq!(via("1.1", false), "1.0 first|1.1 flex-router");
+    assert_eq!(via("1.0", false), "1.0 first|1.0 flex-router");
+    assert_eq!(via("1.1", true), "1.0 first|2.0 flex-router");
 }
 
 proptest! {

@@ -10,6 +10,8 @@ pub(crate) struct Response {
     pub(crate) framing: Framing,
     /// The instance lets its connection be used again.
     pub(crate) keep_alive: bool,
+    /// The version that the instance speaks, for `Via`.
+    pub(crate) via: &'static [u8],
     /// Without the fields that end here, and without the blank line: [`finish`] completes it.
     pub(crate) head: Vec<u8>,
 }
@@ -88,8 +90,9 @@ pub(crate) fn parse(head: &[u8], max_headers: usize, request: &Request) -> Optio
     {
         write_field("Content-Length", n.to_string().as_bytes(), &mut out);
     }
+    let via: &[u8] = if version == 0 { b"1.0 flex-router" } else { b"1.1 flex-router" };
     let reusable = if version == 0 { keep_alive && !close } else { !close };
-    Some(Response { status, framing, keep_alive: reusable && framing != Framing::Close && status != 101, head: out })
+    Some(Response { status, framing, keep_alive: reusable && framing != Framing::Close && status != 101, via, head: out })
 }
 
 /// Fields for one hop only.
@@ -102,7 +105,7 @@ fn is(field: &httparse::Header<'_>, name: &str) -> bool {
 /// Completes the head for this client. `chunked`: the content is framed so. `close`: the connection ends after it.
 pub(crate) fn finish(response: &mut Response, request: &Request, chunked: bool, close: bool) {
     let out = &mut response.head;
-    write_field("Via", b"1.1 flex-router", out);
+    write_field("Via", response.via, out);
     if chunked {
         write_field("Transfer-Encoding", b"chunked", out);
     }

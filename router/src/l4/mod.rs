@@ -3,9 +3,10 @@
 //!
 //! Runs on the caller's runtime, not on the workers: connections are long, and a busy one must not hold up requests.
 
-mod hello;
+pub(crate) mod hello;
 mod relay;
 mod tcp;
+mod tls;
 mod udp;
 
 pub(crate) use relay::keep_alive;
@@ -60,8 +61,21 @@ impl Ground {
     }
 }
 
+/// A connection to an HTTPS listener whose name is passed through: how it came, and who asked for what.
+pub(crate) struct Passed {
+    pub(crate) stream: std::net::TcpStream,
+    pub(crate) origin: crate::proxy_protocol::Origin,
+    pub(crate) port: u16,
+    pub(crate) name: String,
+}
+
 /// Follows the table until `stop` turns true, then lets connections end for at most the time to drain.
-pub(crate) async fn run(shared: Arc<Shared>, counters: Arc<Counters>, mut stop: watch::Receiver<bool>) {
+pub(crate) async fn run(
+    shared: Arc<Shared>,
+    counters: Arc<Counters>,
+    mut passed: tokio::sync::mpsc::UnboundedReceiver<Passed>,
+    mut stop: watch::Receiver<bool>,
+) {
     let ground = Arc::new(Ground {
         shared,
         counters,
@@ -75,11 +89,21 @@ pub(crate) async fn run(shared: Arc<Shared>, counters: Arc<Counters>, mut stop: 
     loop {
         changes.borrow_and_update();
         let complete = follow(&ground, &mut listening);
-        tokio::select! {
-            _ = changes.changed() => {}
-            _ = stop.wait_for(|stop| *stop) => break,
-            () = tokio::time::sleep(AGAIN), if !complete => {}
+        let again = tokio::time::Instant::now() + AGAIN;
+        let stopped = loop {
+            tokio::select! {
+                _ = changes.changed() => break false,
+                _ = stop.wait_for(|stop| *stop) => break true,
+                Some(passed) = passed.recv() => tcp::pass(&ground, passed),
+                () = tokio::time::sleep_until(again), if !complete => break false,
+            }
+        };
+        if stopped {
+            break;
         }
+    }
+    while let Ok(passed) = passed.try_recv() {
+        tcp::pass(&ground, passed);
     }
     // Listeners notice `stop` themselves, and take who had connected already.
     let drained = async {

@@ -58,27 +58,29 @@ pub(super) async fn relay(client: &TcpStream, instance: &TcpStream, ahead: &[u8]
             Broken::To => End::Client,
         })
     };
-    let watch = async {
-        let sum = || moved.from_client.load(Relaxed) + moved.to_client.load(Relaxed);
-        let (mut seen, mut since) = (sum(), Instant::now());
-        loop {
-            tokio::time::sleep_until((since + idle).into()).await;
-            // Looked at once a period: something that moved early in it gets between one and two of them.
-            if sum() == seen {
-                return;
-            }
-            (seen, since) = (sum(), Instant::now());
-        }
-    };
     let end = tokio::select! {
         both = async { tokio::try_join!(up, down) } => both.map_or_else(|e| e, |_| End::Whole),
-        () = watch => End::Idle,
+        () = while_moving(moved, idle) => End::Idle,
     };
     if end != End::Whole {
         reset(client);
         reset(instance);
     }
     end
+}
+
+/// Ends when nothing moved for `idle`.
+pub(super) async fn while_moving(moved: &Moved, idle: Duration) {
+    let sum = || moved.from_client.load(Relaxed) + moved.to_client.load(Relaxed);
+    let (mut seen, mut since) = (sum(), Instant::now());
+    loop {
+        tokio::time::sleep_until((since + idle).into()).await;
+        // Looked at once a period: something that moved early in it gets between one and two of them.
+        if sum() == seen {
+            return;
+        }
+        (seen, since) = (sum(), Instant::now());
+    }
 }
 
 enum Broken {
@@ -128,7 +130,7 @@ pub(super) async fn write_all(to: &TcpStream, mut bytes: &[u8]) -> io::Result<()
 }
 
 /// Closing will send a reset, not an end.
-fn reset(stream: &TcpStream) {
+pub(super) fn reset(stream: &TcpStream) {
     let now = nix::libc::linger { l_onoff: 1, l_linger: 0 };
     let _ = setsockopt(&stream.as_fd(), sockopt::Linger, &now);
 }

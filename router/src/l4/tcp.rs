@@ -2,9 +2,10 @@
 //! instance, and relays.
 
 use super::{
-    Ended, Ground, connect,
+    Ended, Ground, Passed, connect,
     hello::{self, Hello},
     relay::{self, End, Moved},
+    tls,
 };
 use crate::{
     Code,
@@ -53,19 +54,23 @@ pub(super) async fn listen(ground: Arc<Ground>, listener: TcpListener, port: u16
 }
 
 /// Counts a connection in, and out again when dropped.
-struct Open(Arc<Ground>);
+///
+/// What a worker counted already is not counted again.
+struct Open(Arc<Ground>, bool);
 
 impl Drop for Open {
     fn drop(&mut self) {
         self.0.open.fetch_sub(1, SeqCst);
-        Counters::add(&self.0.counters.connections_ended, 1);
+        if self.1 {
+            Counters::add(&self.0.counters.connections_ended, 1);
+        }
     }
 }
 
 fn admit(ground: &Arc<Ground>, stream: TcpStream, peer: SocketAddr, port: u16) {
     ground.open.fetch_add(1, SeqCst);
     Counters::add(&ground.counters.connections, 1);
-    let open = Open(ground.clone());
+    let open = Open(ground.clone(), true);
     tokio::spawn(async move {
         let ground = &open.0;
         let limit = ground.shared.settings.limits.connections;
@@ -76,6 +81,26 @@ fn admit(ground: &Arc<Ground>, stream: TcpStream, peer: SocketAddr, port: u16) {
                 ground.counters.hit(Limit::Connections, ());
             }
         }
+    });
+}
+
+/// Takes over a connection to an HTTPS listener, from before its first byte.
+pub(super) fn pass(ground: &Arc<Ground>, passed: Passed) {
+    ground.open.fetch_add(1, SeqCst);
+    let open = Open(ground.clone(), false);
+    tokio::spawn(async move {
+        let ground = &open.0;
+        let Passed { stream, origin, port, name } = passed;
+        let Some(_place) = Place::take(&ground.shared.connections, ground.shared.settings.limits.connections) else {
+            return Counters::add(&ground.counters.connections_refused, 1);
+        };
+        let Ok(stream) = TcpStream::from_std(stream) else { return };
+        let _ = stream.set_nodelay(true);
+        let wanted = name.clone();
+        let find = || ground.shared.routes.l4.load().names.find(&wanted).cloned();
+        let Some(route) = find() else { return };
+        let client = Client::Plain(stream);
+        Connection { ground, client, origin, port, name: Some(name), ahead: Vec::new() }.run(&route, find).await;
     });
 }
 
@@ -118,7 +143,35 @@ async fn serve(ground: &Ground, mut stream: TcpStream, peer: SocketAddr, port: u
         }
         return;
     };
-    Connection { ground, stream, origin, port, name: name.clone(), ahead }.run(&route, find).await;
+    relay::keep_alive(&stream);
+    let (mut origin, mut name_told) = (origin, name.clone());
+    let client = if ends_here(ground, port, name.as_deref()) {
+        let Some(client) = tls::accept(&ground.shared, &ground.counters, stream, std::mem::take(&mut ahead)).await else {
+            return;
+        };
+        let session = client.get_ref().1;
+        let newest = session.protocol_version() == Some(rustls::ProtocolVersion::TLSv1_3);
+        name_told = session.server_name().map(str::to_owned);
+        if origin.tlv(proxy_protocol::SSL).is_none() {
+            origin.tlvs.push(proxy_protocol::Tlv::ssl(if newest { "TLSv1.3" } else { "TLSv1.2" }));
+        }
+        Client::Tls(client)
+    } else {
+        Client::Plain(stream)
+    };
+    Connection { ground, client, origin, port, name: name_told, ahead }.run(&route, find).await;
+}
+
+/// Whether TLS ends here, for a connection to this port that asked for this name.
+fn ends_here(ground: &Ground, port: u16, name: Option<&str>) -> bool {
+    let l4 = ground.shared.routes.l4.load();
+    l4.ports.get(&port).is_some_and(|on| on.tls && name.and_then(|n| on.names.find(n)).is_none())
+}
+
+/// The client's side of a connection.
+enum Client {
+    Plain(TcpStream),
+    Tls(Box<tls::Client>),
 }
 
 /// Reads until a hello is whole, or is none. Outer None: the client went away.
@@ -142,7 +195,7 @@ async fn read_hello(stream: &TcpStream, ahead: &mut Vec<u8>) -> Option<Option<St
 
 struct Connection<'a> {
     ground: &'a Ground,
-    stream: TcpStream,
+    client: Client,
     origin: Origin,
     port: u16,
     name: Option<String>,
@@ -161,8 +214,7 @@ impl Connection<'_> {
             let line = self.ended(&id).with(Code::TooManyConnections);
             return self.ground.shared.access.line(route.app, line);
         };
-        relay::keep_alive(&self.stream);
-        let (app, lease, instance) = match connect(self.ground, find).await {
+        let (app, lease, mut instance) = match connect(self.ground, find).await {
             Ok(connected) => connected,
             Err((app, code)) => {
                 if let Some(app) = app {
@@ -183,7 +235,12 @@ impl Connection<'_> {
                     .policy
                     .idle_seconds
                     .map_or(self.ground.shared.settings.timeouts.tcp_idle, |s| Duration::from_secs(s.into()));
-                match relay::relay(&self.stream, &instance, &std::mem::take(&mut self.ahead), idle, &moved).await {
+                let ahead = std::mem::take(&mut self.ahead);
+                let end = match &mut self.client {
+                    Client::Plain(stream) => relay::relay(stream, &instance, &ahead, idle, &moved).await,
+                    Client::Tls(stream) => tls::relay(stream, &mut instance, idle, &moved).await,
+                };
+                match end {
                     End::Whole | End::Client => {}
                     End::Instance => code = Some(Code::ServerRequestInterrupted),
                     End::Idle => code = Some(Code::IdleConnection),
@@ -215,7 +272,7 @@ impl Connection<'_> {
     fn ended<'a>(&'a self, id: &'a str) -> Ended<'a> {
         let (name, client) = (self.name.as_deref(), self.origin.source);
         Ended {
-            protocol: "tcp",
+            protocol: if matches!(self.client, Client::Tls(_)) { "tls" } else { "tcp" },
             port: self.port,
             name,
             id,

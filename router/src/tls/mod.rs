@@ -7,7 +7,15 @@ mod store;
 
 pub(crate) use store::{ACME_PROTOCOL, CertStore};
 
-use crate::{RouterError, io::Guard, metrics::Counters, settings::MinTls, shared::Shared, worker::Worker};
+use crate::{
+    RouterError,
+    io::Guard,
+    l4::hello::{self, Hello},
+    metrics::Counters,
+    settings::MinTls,
+    shared::Shared,
+    worker::Worker,
+};
 use flex_model::CertificateTable;
 use rustls::{
     ServerConfig,
@@ -27,11 +35,16 @@ use tokio_rustls::{LazyConfigAcceptor, server::TlsStream};
 /// Sessions remembered for clients without tickets; a quarter of a KiB each.
 const SESSIONS: usize = 10_000;
 
+/// A hello that came in part is looked at again after this time: what is left in the socket says nothing of what comes.
+const LOOK_AGAIN: std::time::Duration = std::time::Duration::from_millis(10);
+
 /// What the workers share of TLS.
 #[derive(Debug)]
 pub(crate) struct Tls {
     pub(crate) store: Arc<CertStore>,
     config: Arc<ServerConfig>,
+    /// For TCP routes: which protocol is inside is not ours to choose.
+    pub(crate) for_tcp: Arc<ServerConfig>,
 }
 
 impl Tls {
@@ -51,7 +64,9 @@ impl Tls {
         config.session_storage = ServerSessionMemoryCache::new(SESSIONS);
         // The default of two costs a system call's worth of encryption for a ticket that hardly anybody uses.
         config.send_tls13_tickets = 1;
-        Ok(Self { store, config: Arc::new(config) })
+        let mut for_tcp = config.clone();
+        for_tcp.alpn_protocols = Vec::new();
+        Ok(Self { store, config: Arc::new(config), for_tcp: Arc::new(for_tcp) })
     }
 
     pub(crate) fn replace(&self, table: &CertificateTable) {
@@ -98,6 +113,19 @@ pub(crate) async fn accept(worker: &Worker, guard: &Guard, stream: TcpStream) ->
         Counters::add(&worker.counters.tls_resumed, 1);
     }
     Some(stream)
+}
+
+/// The name that a client asks for, without taking anything of what it sent. `None`: none, or no TLS, or not in time.
+pub(crate) async fn asked_for(guard: &Guard, stream: &TcpStream) -> Option<String> {
+    let mut seen = vec![0; hello::MAX];
+    loop {
+        let n = within(guard, stream.peek(&mut seen)).await?.ok()?;
+        match hello::look(&seen[..n]) {
+            Hello::Yes(name) => return name,
+            Hello::Partial if n > 0 => within(guard, tokio::time::sleep(LOOK_AGAIN)).await?,
+            _ => return None,
+        }
+    }
 }
 
 /// Waits for `what`, or `None` when the guard's time is over.
