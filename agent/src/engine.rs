@@ -96,7 +96,9 @@ impl Engine {
             let (instance, attempt, app, name) = (o.instance, o.attempt, o.app, o.name.clone());
             Some(Source { instance, attempt, app, name, path: o.log_file.clone()?, ended })
         };
-        self.tailer.sources(observed.iter().filter_map(source).collect()).await;
+        // One-off commands that nobody need look at write files as instances do.
+        let jobs = in_time(self.runtime.jobs()).await?;
+        self.tailer.sources(observed.iter().chain(jobs.iter()).filter_map(source).collect()).await;
         Ok(observed)
     }
 }

@@ -76,6 +76,78 @@ pub struct CreateDyno {
     /// No terminal.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub force_no_tty: Option<bool>,
+    /// The process type whose size it has, and whose command if `command` is empty.
+    #[serde(default, rename = "type", skip_serializing_if = "Option::is_none")]
+    pub kind: Option<String>,
+    /// Seconds after which it is stopped, at most the server's own limit.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub time_to_live: Option<u64>,
+    /// Flex: a terminal for a run that nobody waits for, to attach to later.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub tty: Option<bool>,
+}
+
+/// Flex: a command to run inside a running instance.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct CreateExec {
+    /// As typed, for the app's shell; empty (and no `argv`): a shell.
+    #[serde(default)]
+    pub command: String,
+    /// Words that no shell sees, instead of `command`.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub argv: Vec<String>,
+    /// Environment variables of this command alone.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub env: BTreeMap<String, String>,
+    /// Whether it gets a terminal; its size is in `COLUMNS` and `LINES`.
+    #[serde(default)]
+    pub tty: bool,
+}
+
+/// Flex: a look at a running instance or one-off command.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct CreateAttach {
+    /// How many lines of earlier output are shown first, at most 1000.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub lines: Option<u32>,
+}
+
+/// Flex: a session that waits for its client.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct SessionCreated {
+    /// Where to attach: a WebSocket, once.
+    pub attach_url: String,
+    /// Of the instance, such as `web.1`.
+    pub name: String,
+    /// Whether there is a terminal.
+    pub tty: bool,
+    /// Whether what is sent reaches it.
+    pub stdin: bool,
+}
+
+/// Flex: a one-off command, running or over.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct RunInfo {
+    #[schema(value_type = Id)]
+    pub id: InstanceId,
+    /// `run.4711`.
+    pub name: String,
+    pub app: AppRef,
+    pub command: String,
+    /// Memory, such as `512M`.
+    pub size: String,
+    /// E-mail of who started it.
+    pub user: String,
+    pub release: ReleaseRef,
+    /// Whether somebody waited for it.
+    pub attached: bool,
+    pub started_at: Time,
+    /// None: it runs.
+    pub ended_at: Option<Time>,
+    /// Exit status, 128+n for a signal; none: it runs, or nobody knows.
+    pub status: Option<i64>,
+    /// Why there is no status.
+    pub error: Option<String>,
 }
 
 /// Why an instance is where it is, or is not running.

@@ -29,7 +29,10 @@ pub use app::{
 };
 pub use build::{Build, BuildSource, BuildStatus, CreateBuild, NewSource, PhaseTime, Slug, SlugBlob, Source, SourceUrls};
 pub use certificate::{PutSniEndpoint, SniEndpoint, SslCert};
-pub use dyno::{CreateDyno, Dyno, DynoState, Formation, Scale, UpdateFormation, UpdateFormations, Why};
+pub use dyno::{
+    CreateAttach, CreateDyno, CreateExec, Dyno, DynoState, Formation, RunInfo, Scale, SessionCreated, UpdateFormation,
+    UpdateFormations, Why,
+};
 pub use error::{ApiError, ErrorBody, ErrorId};
 pub use log::{AddLogDrain, CreateLogSession, LogDrain, LogDrainStatus, LogRetention, LogSession, SetLogRetention};
 pub use refs::{AppRef, NameRef, ReleaseRef, SlugRef, UserRef};

@@ -9,6 +9,11 @@ use reqwest::{Method, Response, StatusCode};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 use std::time::Duration;
+use tokio_tungstenite::WebSocketStream;
+use tokio_tungstenite::tungstenite::protocol::Role;
+
+/// An open WebSocket.
+pub type Socket = WebSocketStream<reqwest::Upgraded>;
 
 /// Long enough for a slow disk, short enough that a dead server is not waited for.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
@@ -142,6 +147,30 @@ impl Client {
     /// Uploads a body of unknown length.
     pub async fn upload(&self, url: &str, body: reqwest::Body) -> Result<()> {
         self.send(self.request(Method::PUT, url).body(body)).await.map(drop)
+    }
+
+    /// Opens a WebSocket, at a path of the API or at an address that the server gave.
+    pub async fn websocket(&self, url: &str) -> Result<Socket> {
+        let url = match url.strip_prefix("ws") {
+            Some(rest) if !url.starts_with('/') => format!("http{rest}"),
+            _ => url.to_owned(),
+        };
+        let request = self
+            .request(Method::GET, &url)
+            .header("Connection", "Upgrade")
+            .header("Upgrade", "websocket")
+            .header("Sec-WebSocket-Version", "13")
+            .header("Sec-WebSocket-Key", tokio_tungstenite::tungstenite::handshake::client::generate_key());
+        let response = self.send_any(request).await?;
+        if response.status() != StatusCode::SWITCHING_PROTOCOLS {
+            return Err(refusal(response).await);
+        }
+        let upgraded = response.upgrade().await.map_err(|e| self.unreachable(&e))?;
+        Ok(Socket::from_raw_socket(upgraded, Role::Client, None).await)
+    }
+
+    async fn send_any(&self, request: reqwest::RequestBuilder) -> Result<Response> {
+        request.send().await.map_err(|e| self.unreachable(&e))
     }
 
     /// Reads a text stream and hands on each line as it comes. `Ok(false)` from `each` ends it.

@@ -9,19 +9,20 @@ mod error;
 mod git;
 mod output;
 mod settings;
+mod terminal;
 
 use args::{Cli, Command};
 use clap::Parser;
 use commands::{
-    access, apps, authorizations, buildpacks, builds, certs, config, deploy, doctor, domains, drains, keys, logs, ps, releases,
-    routes, run, seen, session,
+    access, apps, authorizations, buildpacks, builds, certs, config, cp, deploy, doctor, domains, drains, exec, keys, logs,
+    port_forward, ps, releases, routes, run, seen, session,
 };
 use context::Context;
 use error::{EXIT_USAGE, Result};
 use std::process::ExitCode;
 
 fn main() -> ExitCode {
-    let args = args::split_topic(std::env::args());
+    let args = args::hoist_app(args::split_topic(std::env::args()));
     let cli = match Cli::try_parse_from(args) {
         Ok(cli) => cli,
         Err(e) => {
@@ -70,6 +71,11 @@ async fn dispatch(cli: Cli) -> Result<ExitCode> {
         Command::Releases { verb, num } => releases::run(cx, verb, num).await,
         Command::Rollback { to } => releases::rollback(cx, to.as_deref()).await,
         Command::Run(args) => return run::run(cx, args).await,
+        Command::Runs(args) => run::list(cx, &args).await,
+        Command::Attach(args) => return exec::attach(cx, &args).await,
+        Command::Exec(args) => return exec::exec(cx, &args).await,
+        Command::Cp(args) => cp::run(cx, &args).await,
+        Command::PortForward(args) => port_forward::run(cx, &args).await,
         Command::Certs { verb } => certs::run(cx, verb).await,
         Command::Domains { verb } => domains::run(cx, verb).await,
         Command::Routes { verb } => routes::run(cx, verb).await,

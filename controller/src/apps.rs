@@ -168,6 +168,7 @@ impl Controller {
             keys::configs(id),
             keys::certificates(id),
             keys::drains(id),
+            keys::runs(id),
         ] {
             let (entries, _) =
                 self.deps.store.list(&prefix).await.map_err(|e| ApiError::new(flex_api::ErrorId::Unavailable, e.to_string()))?;

@@ -7,7 +7,7 @@ use flex_api::{ApiError, ErrorId};
 use flex_logs::LogStore;
 use flex_model::{
     App, AppId, AppName, Assignment, BuildId, Certificate, CertificateTable, DomainName, Email, Event, EventId, Host, HostId,
-    LogLine, LogSource, Report, RouteTable, RouterStatus, StackName, Timestamp, UserId, Uuid,
+    InstanceId, LogLine, LogSource, Report, RouteTable, RouterStatus, StackName, Timestamp, UserId, Uuid,
 };
 use flex_scheduler::{Pending, ReportView};
 use flex_store::StateStore;
@@ -41,6 +41,22 @@ pub struct Settings {
     pub route_ports: std::ops::RangeInclusive<u16>,
     /// The most that an app may keep of its log.
     pub max_log_retention: flex_logs::Retention,
+    pub runs: RunLimits,
+}
+
+/// Limits of one-off commands.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct RunLimits {
+    /// One that takes longer is stopped.
+    pub max_life: std::time::Duration,
+    /// Of one app, at a time.
+    pub per_app: usize,
+}
+
+impl Default for RunLimits {
+    fn default() -> Self {
+        Self { max_life: std::time::Duration::from_secs(24 * 3600), per_app: 50 }
+    }
 }
 
 /// What the executable hands in.
@@ -100,8 +116,10 @@ pub struct Inner {
     pub build_locks: Mutex<HashMap<AppId, Arc<tokio::sync::Mutex<()>>>>,
     pub running_builds: Mutex<HashMap<BuildId, CancellationToken>>,
     pub phases_running: Mutex<std::collections::HashSet<(AppId, u64)>>,
-    pub attach: Mutex<HashMap<String, crate::runs::Waiting>>,
     pub drain_turn: tokio::sync::Mutex<()>,
+    pub attach: Mutex<HashMap<String, crate::sessions::Waiting>>,
+    /// One-off commands that run.
+    pub open_runs: Mutex<BTreeMap<InstanceId, Arc<crate::db::RunRecord>>>,
     pub log_sessions: Mutex<HashMap<String, crate::http::logs::LogSession>>,
     pub vars: Mutex<HashMap<(AppId, u64), Arc<Vars>>>,
     /// What the plan loop read last.
@@ -173,6 +191,7 @@ impl Controller {
             phases_running: Mutex::default(),
             attach: Mutex::default(),
             drain_turn: tokio::sync::Mutex::default(),
+            open_runs: Mutex::default(),
             log_sessions: Mutex::default(),
             vars: Mutex::default(),
             desired: Mutex::default(),
@@ -188,6 +207,7 @@ impl Controller {
         controller.apply_log_retentions().await.map_err(|e| e.to_string())?;
         controller.apply_drains().await.map_err(|e| e.to_string())?;
         controller.interrupt_old_builds().await.map_err(|e| e.to_string())?;
+        controller.adopt_runs().await.map_err(|e| e.to_string())?;
         Ok(controller)
     }
 

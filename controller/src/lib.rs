@@ -20,13 +20,16 @@ mod releases;
 mod retention;
 mod routes;
 mod runs;
+mod sessions;
 mod signals;
 mod users;
 
-pub use crate::core::{Actor, Controller, Deps, Settings};
+pub use crate::core::{Actor, Controller, Deps, RunLimits, Settings};
 pub use deploy::{DeployEvent, DeployRequest};
 pub use gate::{GitCaller, GitUpdate};
 pub use http::Exposes;
+pub use runs::{RunRequest, Started};
+pub use sessions::ExecRequest;
 
 use flex_api::{ApiError, ErrorId};
 

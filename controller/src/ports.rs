@@ -125,10 +125,77 @@ pub struct RunSession {
     pub exit: oneshot::Receiver<Result<i64, String>>,
 }
 
+/// A command to run in an instance.
+#[derive(Debug, Clone)]
+pub struct ExecJob {
+    pub argv: Vec<String>,
+    pub env: BTreeMap<String, Secret>,
+    /// Columns and rows of a terminal, if there is to be one.
+    pub tty: Option<(u16, u16)>,
+}
+
+/// A look at what runs anyway.
+pub struct AttachedRun {
+    pub session: RunSession,
+    pub tty: bool,
+    /// Whether what is sent reaches it.
+    pub stdin: bool,
+}
+
+/// How a one-off container that needs no client stands.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct JobState {
+    pub instance: InstanceId,
+    /// Exit status and time; none: it runs.
+    pub ended: Option<(i64, Timestamp)>,
+}
+
+/// Why an engine did not do it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum RunFault {
+    /// It does not run (any more).
+    NotFound(String),
+    Refused(String),
+    /// Not now.
+    Unavailable(String),
+}
+
 /// Runs one-off containers.
 #[async_trait]
 pub trait Runs: Send + Sync + 'static {
+    /// With a client: it ends when the session is dropped.
     async fn run(&self, job: RunJob) -> Result<RunSession, String>;
+    /// Without one: it goes on whatever becomes of this process, and stays until [`Runs::remove`].
+    async fn start(&self, job: RunJob) -> Result<(), RunFault> {
+        Err(RunFault::Refused(format!("{} cannot be run here without a client", job.name)))
+    }
+    /// What [`Runs::start`] started and nobody removed.
+    async fn jobs(&self) -> Result<Vec<JobState>, RunFault> {
+        Ok(Vec::new())
+    }
+    async fn remove(&self, instance: InstanceId) -> Result<(), RunFault> {
+        let _ = instance;
+        Ok(())
+    }
+    /// SIGTERM, the grace in seconds, SIGKILL.
+    async fn stop(&self, instance: InstanceId, grace: u32) -> Result<(), RunFault> {
+        let _ = grace;
+        Err(RunFault::NotFound(format!("{instance} does not run here")))
+    }
+    /// Runs a command in an instance; it ends when the session is dropped.
+    async fn exec(&self, instance: InstanceId, job: ExecJob) -> Result<RunSession, RunFault> {
+        let _ = job;
+        Err(RunFault::NotFound(format!("{instance} does not run here")))
+    }
+    /// Looks on, beginning with the last lines.
+    async fn attach(&self, instance: InstanceId, lines: u32) -> Result<AttachedRun, RunFault> {
+        let _ = lines;
+        Err(RunFault::NotFound(format!("{instance} does not run here")))
+    }
+    /// Where this machine reaches it.
+    async fn address(&self, instance: InstanceId) -> Result<std::net::IpAddr, RunFault> {
+        Err(RunFault::NotFound(format!("{instance} does not run here")))
+    }
 }
 
 /// What else the controller needs to know of the machine it is on.

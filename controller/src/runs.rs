@@ -4,6 +4,7 @@ use crate::core::{Actor, Controller, invalid, lock};
 use crate::db::keys;
 use crate::deploy::phase_name;
 use crate::ports::{RunJob, RunOutput, RunSession};
+use crate::sessions::Waiting;
 use bytes::Bytes;
 use flex_api::{ApiError, ErrorId};
 use flex_model::{
@@ -18,23 +19,18 @@ use std::time::Duration;
 pub const PORT: u16 = 5000;
 /// Processes and threads of an instance: far beyond an ordinary app, far below what harms a host.
 const PIDS: u32 = 1024;
-/// How long a started run waits for its client.
-const ATTACH_PATIENCE: Duration = Duration::from_secs(60);
-
-/// A run that waits for its client to attach.
-pub struct Waiting {
-    pub session: RunSession,
-    pub app: AppId,
-    pub name: String,
-}
-
 /// What a user asks for.
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, Default)]
 pub struct RunRequest {
+    /// As typed; empty: that of the process type.
     pub command: String,
     pub env: BTreeMap<String, String>,
     pub memory: Option<Memory>,
+    /// Whose size it has, and whose command if there is none.
+    pub process: Option<ProcessType>,
     pub tty: bool,
+    /// When it is to be stopped, if not at the server's own limit.
+    pub life: Option<Duration>,
 }
 
 /// A run that was started.
@@ -43,13 +39,26 @@ pub struct Started {
     pub instance: InstanceId,
     /// `run.4711`.
     pub name: String,
+    pub command: String,
     pub memory: Memory,
+    pub stop_grace_seconds: u32,
     pub release: Arc<Release>,
 }
 
 impl Started {
-    fn of(job: &RunJob, release: &Arc<Release>) -> Self {
-        Self { instance: job.instance, name: job.name.clone(), memory: job.spec.memory, release: release.clone() }
+    fn of(job: &RunJob, release: &Arc<Release>, request: &RunRequest) -> Self {
+        let command = match &job.spec.command {
+            Command::Launch(line) | Command::Shell(line) => line.clone(),
+            Command::Image | Command::Exec(_) => request.command.clone(),
+        };
+        Self {
+            instance: job.instance,
+            name: job.name.clone(),
+            command,
+            memory: job.spec.memory,
+            stop_grace_seconds: job.spec.stop_grace_seconds,
+            release: release.clone(),
+        }
     }
 }
 
@@ -184,49 +193,66 @@ impl Controller {
         if release.image.is_none() { Err(nothing()) } else { Ok(release) }
     }
 
+    /// Starts a run for a client that is there: it ends when the session is dropped.
+    pub async fn open_run(&self, actor: &Actor, app: &App, request: RunRequest) -> Result<(Started, RunSession), ApiError> {
+        let (mut job, release) = self.run_job(app, &request).await?;
+        job.stdin = true;
+        let started = Started::of(&job, &release, &request);
+        let record = self.begin_run(actor, app, &started, true, request.life).await?;
+        match self.deps.runs.run(job).await {
+            Ok(session) => Ok((started, self.supervise(record, session))),
+            Err(e) => {
+                self.finish_run(&record, Err(e.clone())).await;
+                Err(unavailable(e))
+            }
+        }
+    }
+
     /// Starts a run that its client attaches to by the secret that comes back with its name.
     pub async fn run_attached(&self, actor: &Actor, app: &App, request: RunRequest) -> Result<(Started, String), ApiError> {
-        let (mut job, release) = self.run_job(app, &request).await?;
-        let number = |k: &str| request.env.get(k).and_then(|v| v.parse().ok());
-        job.tty = request.tty.then(|| (number("COLUMNS").unwrap_or(80), number("LINES").unwrap_or(24)));
-        job.stdin = true;
-        let started = Started::of(&job, &release);
-        self.log_api(app.id, format!("Starting process with command `{}` by user {}", request.command, actor.name));
-        let session = self.deps.runs.run(job).await.map_err(unavailable)?;
-        let secret = hex::encode(crate::crypt::random::<32>());
-        lock(&self.attach).insert(secret.clone(), Waiting { session, app: app.id, name: started.name.clone() });
-        let (this, key) = (self.clone(), secret.clone());
-        tokio::spawn(async move {
-            tokio::time::sleep(ATTACH_PATIENCE).await;
-            // Dropping the session of a client that never came stops its container.
-            lock(&this.attach).remove(&key);
-        });
+        let (started, session) = self.open_run(actor, app, request).await?;
+        let secret = self.await_client(Waiting { session, app: app.id, name: started.name.clone(), is_run: true });
         Ok((started, secret))
     }
 
-    /// Starts a run whose output goes to the log.
+    /// Starts a run that nobody need look at: its output goes to the log.
     pub async fn run_detached(&self, actor: &Actor, app: &App, request: RunRequest) -> Result<Started, ApiError> {
         let (job, release) = self.run_job(app, &request).await?;
-        let started = Started::of(&job, &release);
-        self.log_api(app.id, format!("Starting process with command `{}` by user {}", request.command, actor.name));
-        let session = self.deps.runs.run(job).await.map_err(unavailable)?;
-        let (this, id, process) = (self.clone(), app.id, started.name.clone());
-        tokio::spawn(async move { this.log_session(id, &process, session).await });
+        let started = Started::of(&job, &release, &request);
+        let record = self.begin_run(actor, app, &started, false, request.life).await?;
+        if let Err(fault) = self.deps.runs.start(job).await {
+            let e = ApiError::from(fault);
+            self.finish_run(&record, Err(e.message.clone())).await;
+            return Err(e);
+        }
         Ok(started)
     }
 
     async fn run_job(&self, app: &App, request: &RunRequest) -> Result<(RunJob, Arc<Release>), ApiError> {
-        if request.command.trim().is_empty() || request.command.contains('\0') || request.command.len() > 32 << 10 {
+        let release = self.running_release(app).await?;
+        let mut line = request.command.clone();
+        if let Some(process) = &request.process {
+            let known = release.processes.get(process);
+            let known = known.ok_or_else(|| {
+                let all: Vec<_> = release.processes.keys().map(ToString::to_string).collect();
+                invalid(format!("There is no process type {process}. There are: {}.", all.join(", ")))
+            })?;
+            if line.trim().is_empty() {
+                let none = || invalid(format!("Process type {process} runs what its image says. Give a command."));
+                line = known.command.clone().ok_or_else(none)?;
+            }
+        }
+        if line.trim().is_empty() || line.contains('\0') || line.len() > 32 << 10 {
             return Err(invalid("Give a command to run, of at most 32 KiB."));
         }
-        let release = self.running_release(app).await?;
-        let [a, b] = crate::crypt::random::<2>();
-        let name = format!("run.{}", 1000 + (u32::from(a) * 256 + u32::from(b)) % 9000);
-        let mut job = self.job(app, &release, request.command.clone(), &name, request.memory).await?;
+        let name = self.run_name(app.id);
+        let of_process = request.process.as_ref().and_then(|p| app.formation.get(p)).map(|s| s.memory);
+        let mut job = self.job(app, &release, line, &name, request.memory.or(of_process)).await?;
         for (k, v) in &request.env {
             let key: flex_model::ConfigKey = k.parse().map_err(invalid)?;
             job.spec.env.insert(key.to_string(), Secret::new(v));
         }
+        job.tty = request.tty.then(|| crate::sessions::terminal(&request.env));
         Ok((job, release))
     }
 
@@ -308,10 +334,10 @@ impl Controller {
 }
 
 /// How a Procfile line runs in a release's image.
-fn command(release: &Release, line: String) -> Command {
+pub(crate) fn command(release: &Release, line: String) -> Command {
     if release.has_launcher { Command::Launch(line) } else { Command::Shell(line) }
 }
 
-fn unavailable(e: String) -> ApiError {
+pub(crate) fn unavailable(e: String) -> ApiError {
     ApiError::new(ErrorId::Unavailable, e)
 }

@@ -281,9 +281,14 @@ async fn runs_detached_end_in_the_log() {
     w.until("its end is in the log", async || {
         let url = w.post("/apps/demo/log-sessions", json!({ "lines": 50, "dyno": name })).await["logplex_url"].clone();
         let text = reqwest::get(url.as_str().unwrap()).await.unwrap().text().await.unwrap();
-        text.contains("ran say hello") && text.contains("Process exited with status 0")
+        text.contains("Starting process with command `say hello`") && text.contains("Process exited with status 3")
     })
     .await;
+    let runs = w.get("/apps/demo/runs").await;
+    assert_eq!((&runs[0]["name"], &runs[0]["status"], &runs[0]["attached"]), (&json!(name), &json!(3), &json!(false)), "{runs}");
+    w.until("what it left is removed", async || w.runs.started.lock().unwrap().is_empty()).await;
+    let events = w.get("/apps/demo/events").await.to_string();
+    assert!(events.contains("run.start") && events.contains("exited with status 3 after"), "{events}");
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -595,6 +600,9 @@ async fn every_route_answers_as_the_document_says() {
     ask(patch.clone(), "/apps/demo/formation/web", json!({ "quantity": 1, "size": "256M" })).await;
     ask(post.clone(), "/apps/demo/dynos", json!({ "command": "say hello" })).await;
     ask(post.clone(), "/apps/demo/dynos", json!({ "command": "cat", "attach": true })).await;
+    ask(post.clone(), "/apps/demo/dynos/web.1/exec", json!({ "argv": ["ls"] })).await;
+    ask(post.clone(), "/apps/demo/dynos/web.1/attach", none()).await;
+    ask(get.clone(), "/apps/demo/runs", Value::Null).await;
     for path in ["/apps/demo/dynos", "/apps/demo/dynos/web.1", "/apps/demo/formations/web", "/apps/demo/build-cache"] {
         ask(delete.clone(), path, none()).await;
     }
@@ -639,6 +647,7 @@ async fn every_route_answers_as_the_document_says() {
     // Attaching and the images of a registry have tests of their own.
     let elsewhere = [
         "GET /runs/{secret}",
+        "GET /apps/{app}/dynos/{dyno}/ports/{port}",
         "GET /v2/{app}/manifests/{reference}",
         "GET /v2/{app}/blobs/{digest}",
         "GET /router/table",

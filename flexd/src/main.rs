@@ -9,8 +9,10 @@ mod log_settings;
 mod metrics;
 mod ports;
 mod router_role;
+mod runs;
 mod server;
 mod settings;
+mod ssh_sessions;
 mod tls;
 
 use clap::Parser;

@@ -3,14 +3,12 @@
 
 use async_trait::async_trait;
 use flex_builder::{BuildError, BuildInput, Builder, Prepared};
-use flex_controller::ports::{
-    BuildFailure, BuildJob, BuildProduct, Builders, Machine, RunInput, RunJob, RunOutput, RunSession, Runs, Source,
-};
+use flex_controller::ports::{BuildFailure, BuildJob, BuildProduct, Builders, Machine, Source};
 use flex_controller::{Controller, DeployEvent, GitCaller, GitUpdate};
 use flex_gitreceive::{Access, Caller, Gate, Push, PushEvent, Refusal};
 use flex_model::{AppId, AppName, BuildId, StackName};
-use flex_runtime::{Input, JobSpec, Output, Runtime, TtySize};
-use futures_util::{FutureExt, StreamExt};
+use flex_runtime::Runtime;
+use futures_util::FutureExt;
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -172,54 +170,6 @@ impl Builders for BuilderPort {
     }
 }
 
-pub struct RunPort(pub Arc<dyn Runtime>);
-
-#[async_trait]
-impl Runs for RunPort {
-    async fn run(&self, job: RunJob) -> Result<RunSession, String> {
-        let job = JobSpec {
-            instance: job.instance,
-            app: job.app,
-            app_name: job.app_name,
-            name: job.name,
-            version: job.version,
-            spec: job.spec,
-            tty: job.tty.map(|(cols, rows)| TtySize { rows, cols }),
-            stdin: job.stdin,
-        };
-        let session = self.0.run_once(job).await.map_err(|e| e.to_string())?;
-        let (input, mut orders) = mpsc::channel(32);
-        let to_engine = session.input;
-        tokio::spawn(async move {
-            while let Some(order) = orders.recv().await {
-                let order = match order {
-                    RunInput::Data(data) => Input::Data(data),
-                    RunInput::Eof => Input::Eof,
-                    RunInput::Resize(cols, rows) => Input::Resize(TtySize { rows, cols }),
-                    RunInput::Signal(n) => Input::Signal(n),
-                };
-                if to_engine.send(order).await.is_err() {
-                    break;
-                }
-            }
-        });
-        let output = session.output.map(|piece| match piece {
-            Ok(Output::Stdout(data)) => Ok(RunOutput::Stdout(data)),
-            Ok(Output::Stderr(data)) => Ok(RunOutput::Stderr(data)),
-            Err(e) => Err(e.to_string()),
-        });
-        let (done, exit) = tokio::sync::oneshot::channel();
-        tokio::spawn(async move {
-            let status = match session.exit.await {
-                Ok(result) => result.map_err(|e| e.to_string()),
-                Err(_) => Err("the container was lost".into()),
-            };
-            let _ = done.send(status);
-        });
-        Ok(RunSession { input, output: output.boxed(), exit })
-    }
-}
-
 /// Checks of this machine, for `flex doctor`.
 pub struct MachinePort {
     pub runtime: Arc<dyn Runtime>,
@@ -332,6 +282,16 @@ impl Gate for GatePort {
 
     async fn receiving(&self, app: AppId, reference: &str) -> Option<Box<dyn Send>> {
         self.controller.receiving(app, reference).await
+    }
+
+    async fn session(
+        &self,
+        caller: &Caller,
+        app: &str,
+        wanted: flex_gitreceive::Wanted,
+        terminal: Option<flex_gitreceive::Terminal>,
+    ) -> Result<flex_gitreceive::Live, Refusal> {
+        crate::ssh_sessions::begin(&self.controller, caller, app, wanted, terminal).await
     }
 
     async fn push(&self, push: Push) -> mpsc::Receiver<PushEvent> {

@@ -3,7 +3,8 @@
 
 use crate::control;
 use crate::installation::Installation;
-use crate::ports::{BuilderPort, GatePort, MachinePort, RunPort};
+use crate::ports::{BuilderPort, GatePort, MachinePort};
+use crate::runs::RunPort;
 use crate::settings::Settings;
 use flex_agent::{Agent, AgentSettings, ControlLink};
 use flex_builder::{BuildSettings, Builder};
@@ -371,6 +372,7 @@ fn controller_settings(
         version: env!("CARGO_PKG_VERSION").into(),
         route_ports: settings.route_ports.clone(),
         max_log_retention: settings.logs.limit,
+        runs: settings.runs,
     })
 }
 
@@ -495,6 +497,18 @@ impl flex_gitreceive::Gate for LateGate {
     }
     async fn receiving(&self, app: flex_model::AppId, reference: &str) -> Option<Box<dyn Send>> {
         self.0.get()?.receiving(app, reference).await
+    }
+    async fn session(
+        &self,
+        caller: &flex_gitreceive::Caller,
+        app: &str,
+        wanted: flex_gitreceive::Wanted,
+        terminal: Option<flex_gitreceive::Terminal>,
+    ) -> Result<flex_gitreceive::Live, flex_gitreceive::Refusal> {
+        match self.0.get() {
+            Some(gate) => gate.session(caller, app, wanted, terminal).await,
+            None => Err(starting()),
+        }
     }
     async fn push(&self, push: flex_gitreceive::Push) -> tokio::sync::mpsc::Receiver<flex_gitreceive::PushEvent> {
         match self.0.get() {

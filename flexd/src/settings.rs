@@ -107,6 +107,18 @@ struct File {
     network: NetworkFile,
     #[serde(default)]
     logs: LogsFile,
+    #[serde(default)]
+    runs: RunsFile,
+}
+
+/// One-off commands.
+#[derive(Debug, Clone, Default, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct RunsFile {
+    /// Seconds after which one is stopped.
+    max_life_seconds: Option<u64>,
+    /// The most of one app at a time.
+    per_app: Option<usize>,
 }
 
 #[derive(Debug, Clone, Default, Deserialize)]
@@ -180,6 +192,7 @@ pub struct Settings {
     pub route_ports: std::ops::RangeInclusive<u16>,
     pub network: Network,
     pub logs: Logs,
+    pub runs: flex_controller::RunLimits,
 }
 
 /// What apps and builds may reach.
@@ -271,9 +284,19 @@ impl Settings {
             route_ports: port_range(file.router.route_ports.as_deref().unwrap_or("20000-29999"))?,
             network: network(file.network)?,
             logs: file.logs.read()?,
+            runs: runs(&file.runs)?,
             data_dir,
         })
     }
+}
+
+fn runs(file: &RunsFile) -> Result<flex_controller::RunLimits, String> {
+    let default = flex_controller::RunLimits::default();
+    let max_life = file.max_life_seconds.map_or(default.max_life, Duration::from_secs);
+    if max_life.is_zero() {
+        return Err("runs.max_life_seconds: 0 would let nothing run".into());
+    }
+    Ok(flex_controller::RunLimits { max_life, per_app: file.per_app.unwrap_or(default.per_app) })
 }
 
 fn network(file: NetworkFile) -> Result<Network, String> {
@@ -358,6 +381,7 @@ mod tests {
             ("[build]\nmemory = \"1\"", "build.memory"),
             ("[network]\ndeny = [\"10.0.0.0/40\"]", "network.deny"),
             ("[network]\nallow = [\"a b\"]", "network.allow"),
+            ("[runs]\nmax_life_seconds = 0", "runs.max_life_seconds"),
         ] {
             let e = load(toml, Flags::default()).unwrap_err();
             assert!(e.contains(word), "{toml}: {e}");

@@ -3,8 +3,9 @@
 //! Invariants: nothing of a command string is ever handed to a shell or, unparsed, to a program; what comes out is one of
 //! the variants of [`Request`], and an app in it obeys the grammar of app names.
 //!
-//! Further verbs (`run`, `logs`) join as variants of [`Request`] and as arms of the one `match` in [`parse`].
+//! What may be asked of a running app is read by [`session::parse`].
 
+use crate::session::{self, Wanted};
 use flex_model::AppName;
 
 /// The longest command that is looked at, in bytes: a verb, two quotes and a 30-character name need 60.
@@ -23,6 +24,7 @@ pub enum Service {
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Request {
     Git { service: Service, app: AppName },
+    App { app: AppName, wanted: Wanted },
 }
 
 /// A command that is not.
@@ -30,6 +32,8 @@ pub enum Request {
 pub enum Unsupported {
     /// Not on the list. The text is safe to print.
     Verb(String),
+    /// An app's command that is not as it should be, in words for the user.
+    Usage(String),
     /// A git command whose path does not name an app. The text is safe to print.
     Path(String),
 }
@@ -37,6 +41,12 @@ pub enum Unsupported {
 /// Reads `git-receive-pack 'app.git'` in the spellings that git clients use: `git receive-pack` for `git-receive-pack`,
 /// single, double or no quotes, with or without a leading `/` and the ending `.git`.
 pub fn parse(command: &[u8]) -> Result<Request, Unsupported> {
+    let asked = std::str::from_utf8(command).ok().filter(|s| s.len() <= session::MAX_COMMAND && !s.contains('\0'));
+    match asked.and_then(session::parse) {
+        Some(Ok((app, wanted))) => return Ok(Request::App { app, wanted }),
+        Some(Err(why)) => return Err(Unsupported::Usage(why)),
+        None => {}
+    }
     let text = std::str::from_utf8(command).ok().filter(|s| s.len() <= MAX_COMMAND && !s.chars().any(char::is_control));
     let text = text.ok_or_else(|| Unsupported::Verb(printable(command)))?.trim_matches(' ');
     let (verb, rest) = text.split_once(' ').unwrap_or((text, ""));
@@ -174,8 +184,8 @@ mod tests {
             let verbs: [&[u8]; 5] = [b"git-receive-pack ", b"git upload-pack '", b"git-upload-pack ", b"git ", b""];
             let command = [verbs[verb], &tail].concat();
             match parse(&command) {
-                Ok(Request::Git { app, .. }) => prop_assert!(app.as_str().bytes().all(|b| b.is_ascii_alphanumeric() || b == b'-')),
-                Err(Unsupported::Verb(t) | Unsupported::Path(t)) => {
+                Ok(Request::Git { app, .. } | Request::App { app, .. }) => prop_assert!(app.as_str().bytes().all(|b| b.is_ascii_alphanumeric() || b == b'-')),
+                Err(Unsupported::Verb(t) | Unsupported::Path(t) | Unsupported::Usage(t)) => {
                     prop_assert!(t.len() <= 80 && t.bytes().all(|b| (b' '..=b'~').contains(&b)));
                 }
             }

@@ -1,5 +1,7 @@
 //! The git receiver: SSH in, stock `git` for the packs, one verdict per push from the gate.
 //!
+//! Beside git, a client may ask for what [`session`] knows (`run`, `exec`, `attach`, `logs`, `ps`), which the gate does.
+//!
 //! Must not: decide who may do what (the gate does), run any program but `git` with an argument vector made here, or
 //! start a shell.
 //!
@@ -16,9 +18,11 @@ mod limits;
 mod relay;
 mod repository;
 mod server;
+mod session;
 mod ssh;
 mod text;
 mod verdicts;
+mod words;
 
 pub use git::GitLimits;
 pub use hook::run_hook;
@@ -26,6 +30,7 @@ pub use host_key::HostKeyError;
 pub use limits::ConnectionLimits;
 pub use repository::{RepositoryError, init_repository};
 pub use server::{BindError, GitServer, GitSettings};
+pub use session::{Live, LiveInput, LiveOutput, Terminal, Wanted};
 
 use async_trait::async_trait;
 use flex_model::{AppId, AppName, Email, UserId};
@@ -99,6 +104,11 @@ pub trait Gate: Send + Sync + 'static {
     async fn receiving(&self, app: AppId, reference: &str) -> Option<Box<dyn Send>> {
         let _ = (app, reference);
         None
+    }
+    /// Begins what a command asks of an app, if the caller may.
+    async fn session(&self, caller: &Caller, app: &str, wanted: Wanted, terminal: Option<Terminal>) -> Result<Live, Refusal> {
+        let _ = (caller, wanted, terminal);
+        Err(Refusal { lines: vec![format!("Nothing can be run in {app} over SSH here.")] })
     }
     /// Takes a push. Events end with one [`PushEvent::Verdict`]; a channel closed before that is a refusal. The push goes
     /// on when the receiver drops the channel (the pusher's connection was lost).

@@ -32,6 +32,9 @@ use tokio_util::{sync::CancellationToken, task::TaskTracker};
 /// How long git and its clients have to say goodbye at a shutdown.
 const LAST_WORDS: Duration = Duration::from_secs(5);
 
+/// Sessions with apps at a time.
+pub const MAX_SESSIONS: usize = 200;
+
 /// What the receiver needs to know.
 #[derive(Debug, Clone)]
 pub struct GitSettings {
@@ -90,6 +93,8 @@ pub struct Shared {
     pub verdicts: Arc<Verdicts>,
     pub socket: PathBuf,
     pub places: Semaphore,
+    /// Places for sessions with apps, which last longer than git commands and take none of theirs.
+    pub sessions: Semaphore,
     pub max_commands: usize,
     pub pushes: Arc<Turns>,
     pub commands: TaskTracker,
@@ -158,6 +163,7 @@ impl GitServer {
             verdicts: Arc::new(Verdicts::new(limits.max_refs)),
             socket: socket_path,
             places: Semaphore::new(limits.max_commands),
+            sessions: Semaphore::new(MAX_SESSIONS),
             max_commands: limits.max_commands,
             pushes: Arc::new(Turns::new(limits.max_pushes_per_user)),
             commands: TaskTracker::new(),

@@ -1,19 +1,20 @@
 //! One SSH connection: who it is, what it asks for. All of russh's callbacks are here.
 //!
 //! Invariants: only a public key that the gate knows opens a session; of what a session can ask for, `exec` of an
-//! allow-listed command and the `GIT_PROTOCOL` variable are all there is. Callbacks return at once (they run in the
+//! allow-listed command, a terminal for it and the `GIT_PROTOCOL` variable are all there is. Callbacks return at once (they run in the
 //! connection's read loop); work is done in tasks.
 //!
 //! Keyboard-interactive is offered for its words alone: a client turns to it after its last key was refused, which is the
 //! one moment to tell a stranger what to do without disturbing users who own several keys. It never lets anybody in.
 
 use crate::{
-    Access, Caller, Refusal,
+    Access, Caller, Refusal, Terminal,
     exec::{self, Request, Service, Unsupported},
     git::{HookPass, Protocol},
     relay::relay,
     repository::adopt_head,
-    server::{Shared, Ticket},
+    server::{MAX_SESSIONS, Shared, Ticket},
+    session::{self, Asked},
     text::{self, UnknownKey},
     verdicts::Expected,
 };
@@ -36,6 +37,7 @@ const MAX_OPEN: usize = 10;
 struct Open {
     channel: Channel<Msg>,
     protocol: Option<Protocol>,
+    terminal: Option<Terminal>,
 }
 
 /// The state of one connection.
@@ -127,7 +129,7 @@ impl Handler for Connection {
         _session: &mut Session,
     ) -> Result<(), Self::Error> {
         if self.caller.is_some() && self.open.len() < MAX_OPEN {
-            self.open.insert(channel.id(), Open { channel, protocol: None });
+            self.open.insert(channel.id(), Open { channel, protocol: None, terminal: None });
             reply.accept().await;
         }
         Ok(())
@@ -192,15 +194,23 @@ impl Handler for Connection {
     async fn pty_request(
         &mut self,
         channel: ChannelId,
-        _term: &str,
-        _columns: u32,
-        _rows: u32,
+        term: &str,
+        columns: u32,
+        rows: u32,
         _width: u32,
         _height: u32,
         _modes: &[(russh::Pty, u32)],
         session: &mut Session,
     ) -> Result<(), Self::Error> {
-        session.channel_failure(channel)
+        let good = term.len() <= 64 && term.bytes().all(|b| b.is_ascii_graphic());
+        match self.open.get_mut(&channel) {
+            Some(open) if good => {
+                let (cols, rows) = (session::side(columns), session::side(rows));
+                open.terminal = Some(Terminal { term: term.to_owned(), cols, rows });
+                session.channel_success(channel)
+            }
+            _ => session.channel_failure(channel),
+        }
     }
 
     async fn subsystem_request(&mut self, channel: ChannelId, _name: &str, session: &mut Session) -> Result<(), Self::Error> {
@@ -223,7 +233,7 @@ impl Handler for Connection {
 /// One command, from the parsed request to the exit status.
 async fn run(shared: Arc<Shared>, caller: Caller, request: Result<Request, Unsupported>, open: Open, gone: CancellationToken) {
     let started = Instant::now();
-    let protocol = open.protocol;
+    let (protocol, terminal) = (open.protocol, open.terminal);
     let (input, output) = open.channel.split();
     let (lines, status) = match request {
         Ok(Request::Git { service, app }) => {
@@ -233,12 +243,34 @@ async fn run(shared: Arc<Shared>, caller: Caller, request: Result<Request, Unsup
                 Err(refusal) => (refusal.lines, 1),
             }
         }
+        Ok(Request::App { app, wanted }) => {
+            let asked = Asked { caller, app, wanted, terminal };
+            match sit(&shared, asked, input, &output, &gone).await {
+                Ok(ended) => ended,
+                Err(refusal) => (refusal.lines, 1),
+            }
+        }
         Err(what) => {
             let status = if matches!(what, Unsupported::Verb(_)) { 127 } else { 1 };
             (text::unsupported(&what).lines, status)
         }
     };
     finish(&output, &lines, status, &gone).await;
+}
+
+/// A session with an app.
+async fn sit(
+    shared: &Shared,
+    asked: Asked,
+    input: russh::ChannelReadHalf,
+    output: &ChannelWriteHalf<Msg>,
+    gone: &CancellationToken,
+) -> Result<(Vec<String>, u32), Refusal> {
+    if shared.closing.is_cancelled() {
+        return Err(text::restarting());
+    }
+    let Ok(_place) = shared.sessions.try_acquire() else { return Err(text::busy(MAX_SESSIONS)) };
+    session::hold(&*shared.gate, asked, input, output, gone, &shared.closing).await
 }
 
 /// Prints what is left to say and ends the channel.

@@ -69,11 +69,18 @@ pub fn unsupported(what: &Unsupported) -> Refusal {
         Unsupported::Verb(v) if v.trim().is_empty() => "There is no shell here.".to_owned(),
         Unsupported::Verb(v) => format!("Flex does not run this over SSH: {v}"),
         Unsupported::Path(p) => format!("This path does not name an app: {p}"),
+        Unsupported::Usage(why) => {
+            let mut refusal =
+                lines(&["Possible are, with -a APP:", "  run COMMAND, exec -p web.1 [COMMAND], attach web.1, logs [-t], ps"]);
+            refusal.lines.insert(0, why.clone());
+            return refusal;
+        }
     };
     let mut refusal = lines(&[
         "Possible are git push, git fetch and git clone of APP.git, for example:",
         "  git clone ssh://git@HOST:PORT/my-app.git",
-        "flex apps lists your apps; flex run and flex logs work with a running one.",
+        "and run, exec, attach, logs and ps of an app that runs, for example:",
+        "  ssh -t -p PORT flex@HOST run bash -a my-app",
     ]);
     refusal.lines.insert(0, first);
     refusal

@@ -1,7 +1,8 @@
 //! The two traits: an engine, and a container to build in.
 
 use crate::{
-    Desired, DockerfileSpec, EngineFacts, ExecSpec, ImageFacts, ImageFiles, JobSpec, Observed, RuntimeError, SandboxSpec, Session,
+    Attached, Desired, DockerfileSpec, EngineFacts, ExecSpec, ImageFacts, ImageFiles, JobSpec, Observed, RuntimeError,
+    SandboxSpec, Session,
 };
 use async_trait::async_trait;
 use bytes::Bytes;
@@ -36,11 +37,41 @@ pub trait Runtime: Send + Sync + 'static {
     async fn observe(&self) -> Result<Vec<Observed>, RuntimeError>;
     /// Wakes when [`Runtime::observe`] may answer something new.
     fn changes(&self) -> tokio::sync::watch::Receiver<u64>;
-    /// Runs a command in a running instance.
+    /// Runs a command in a running instance or one-off container. It ends with its client (`input` and `output` dropped):
+    /// SIGHUP, SIGTERM and SIGKILL, a few seconds apart.
     async fn exec(&self, instance: InstanceId, exec: ExecSpec) -> Result<Session, RuntimeError>;
     /// Runs a one-off container to its end; it is removed afterwards. It is stopped when it loses its client
     /// (`input` dropped and `output` dropped).
     async fn run_once(&self, job: JobSpec) -> Result<Session, RuntimeError>;
+    /// Starts a one-off container that needs no client: its output goes to files of the engine's, it outlives this process,
+    /// and it stays after its end until [`Runtime::remove_job`].
+    async fn start_job(&self, job: JobSpec) -> Result<(), RuntimeError> {
+        Err(RuntimeError::Refused(format!("starting {}: this engine runs nothing without a client", job.name)))
+    }
+    /// What [`Runtime::start_job`] started and nobody removed yet.
+    async fn jobs(&self) -> Result<Vec<Observed>, RuntimeError> {
+        Ok(Vec::new())
+    }
+    /// Kills and removes such a container; absent is fine.
+    async fn remove_job(&self, instance: InstanceId) -> Result<(), RuntimeError> {
+        let _ = instance;
+        Ok(())
+    }
+    /// Looks on at a running instance or one-off container: its last lines (at most `replay`), then its output as it comes,
+    /// and its input where it has a terminal. Whoever looks on slows nothing and ends nothing.
+    async fn attach(&self, instance: InstanceId, replay: u32) -> Result<Attached, RuntimeError> {
+        let _ = replay;
+        Err(RuntimeError::NotFound(format!("instance {instance} is not running on this host")))
+    }
+    /// SIGTERM, the grace in seconds, SIGKILL: for one-off containers, whose ends stay as they are.
+    async fn stop(&self, instance: InstanceId, grace: u32) -> Result<(), RuntimeError> {
+        let _ = grace;
+        Err(RuntimeError::NotFound(format!("instance {instance} is not running on this host")))
+    }
+    /// Where a running instance or one-off container can be reached from this host.
+    async fn address(&self, instance: InstanceId) -> Result<std::net::IpAddr, RuntimeError> {
+        Err(RuntimeError::NotFound(format!("instance {instance} is not running on this host")))
+    }
     /// Makes a container to build in.
     async fn sandbox(&self, spec: SandboxSpec) -> Result<Box<dyn Sandbox>, RuntimeError>;
     /// Removes sandboxes and jobs that an earlier run of this process left behind. Returns their ids.

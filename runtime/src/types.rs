@@ -138,6 +138,15 @@ pub struct Session {
     pub exit: tokio::sync::oneshot::Receiver<Result<i64, RuntimeError>>,
 }
 
+/// A look at what runs anyway.
+pub struct Attached {
+    pub session: Session,
+    /// Whether it has a terminal, which those who look on share.
+    pub tty: bool,
+    /// Whether what is sent reaches it.
+    pub stdin: bool,
+}
+
 /// A one-off container: `flex run`, the release phase, `postdeploy`.
 #[derive(Debug, Clone)]
 pub struct JobSpec {

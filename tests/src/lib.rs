@@ -18,6 +18,7 @@ use std::time::{Duration, Instant};
 ///
 /// # Panics
 /// When it takes longer than `limit`: with what was waited for.
+#[track_caller]
 pub fn wait_for<T>(what: &str, limit: Duration, mut probe: impl FnMut() -> Option<T>) -> T {
     let started = Instant::now();
     loop {

@@ -121,6 +121,16 @@ pub enum Command {
     },
     /// Run a one-off command in a new instance
     Run(Run),
+    /// One-off commands, running and over
+    Runs(Runs),
+    /// Look on at an instance or a detached run, and type where it has a terminal
+    Attach(Attach),
+    /// Run a command inside a running instance; without one, a shell
+    Exec(Exec),
+    /// Copy files to or from an instance
+    Cp(Cp),
+    /// Reach a port of an instance at a port of this machine
+    PortForward(PortForward),
     /// Domains: list, add, remove
     #[command(after_help = "Examples:\n  flex domains\n  flex domains:add www.example.com")]
     Domains {
@@ -228,6 +238,13 @@ mod tests {
             "flex ps",
             "flex config",
             "flex run -e A=1 ls -la",
+            "flex run --type worker",
+            "flex run -- ls -la",
+            "flex exec -p web.2 ls -la",
+            "flex exec",
+            "flex attach run.4711",
+            "flex cp web.1:/app/x .",
+            "flex port-forward 5432 8080:80 -p web.1",
             "flex releases -n 3",
             "flex apps:info x --url",
             "flex builds:cache:purge -a x",

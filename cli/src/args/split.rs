@@ -29,6 +29,10 @@ pub fn split_topic(args: impl IntoIterator<Item = String>) -> Vec<String> {
 fn standing_alone(topic: &str, verb: &str) -> Option<Vec<String>> {
     let words: &[&str] = match (topic, verb) {
         ("run", "detached") => &["run", "--detach"],
+        ("run", "list") => &["runs"],
+        ("ps", "exec") => &["exec"],
+        ("ps", "copy") => &["cp"],
+        ("ps", "forward") => &["port-forward"],
         ("auth", "whoami") => &["whoami"],
         ("auth", "login") => &["login"],
         ("auth", "logout") => &["logout"],

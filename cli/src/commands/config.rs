@@ -95,7 +95,7 @@ pub fn parse_pair(text: &str) -> Result<(ConfigKey, String)> {
 }
 
 /// Reads a file whole, `-` being stdin.
-fn read(file: &Path) -> Result<String> {
+pub fn read(file: &Path) -> Result<String> {
     let doing = || while_doing(format!("read {}", file.display()));
     if file == Path::new("-") {
         std::io::read_to_string(std::io::stdin()).map_err(doing())
@@ -106,7 +106,7 @@ fn read(file: &Path) -> Result<String> {
 
 /// The lines of a `.env` file: blank lines and comments passed over, `export` allowed, one pair of quotes taken off. No
 /// expansion of any kind.
-fn parse_env(text: &str) -> std::result::Result<Vec<(ConfigKey, String)>, String> {
+pub fn parse_env(text: &str) -> std::result::Result<Vec<(ConfigKey, String)>, String> {
     let mut out = Vec::new();
     for (i, line) in text.lines().enumerate() {
         let line = line.trim();

@@ -27,7 +27,9 @@ async fn list(cx: &Context) -> Result<()> {
         return Ok(());
     }
     let mut groups = BTreeMap::<(String, String, String), Vec<&Dyno>>::new();
-    for d in &dynos {
+    let runs: Vec<&Dyno> = dynos.iter().filter(|d| d.kind.to_string() == "run").collect();
+    super::run::print_running(&runs);
+    for d in dynos.iter().filter(|d| d.kind.to_string() != "run") {
         let key = (d.kind.to_string(), d.size.clone(), d.command.clone());
         groups.entry(key).or_default().push(d);
     }

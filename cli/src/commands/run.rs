@@ -1,69 +1,37 @@
-//! `flex run`: a one-off instance attached to this terminal.
+//! `flex run`: a one-off instance, attached to this terminal or left to itself.
 //!
 //! The connection is a WebSocket with the messages of `flex_api::run`.
 
-use crate::args::Run;
+use super::config;
+use crate::args::{Run, Runs};
 use crate::context::{Context, typed};
-use crate::error::{CliError, Result, while_doing};
-use crate::output::{self, Progress};
-use flex_api::run::{RunControl, RunEnd, STDERR};
-use flex_api::{CreateDyno, Dyno};
-use futures_util::{SinkExt, StreamExt};
-use nix::sys::termios::{SetArg, Termios, cfmakeraw, tcgetattr, tcsetattr};
+use crate::error::{CliError, Result};
+use crate::output::{self, Colour, Progress, paint};
+use crate::terminal::{self, End, Mode};
+use flex_api::{CreateDyno, Dyno, RunInfo};
 use serde_json::Value;
 use std::collections::BTreeMap;
-use std::io::{IsTerminal, Write};
+use std::io::Write;
+use std::path::Path;
 use std::process::ExitCode;
-use tokio::io::AsyncReadExt;
-use tokio::signal::unix::{SignalKind, signal};
-use tokio_tungstenite::tungstenite::Message;
-
-/// The terminal in raw mode; as it was before when this goes.
-struct Raw(Option<Termios>);
-
-impl Raw {
-    fn enter() -> Result<Self> {
-        let stdin = std::io::stdin();
-        let before = tcgetattr(&stdin).map_err(while_doing("read the terminal's settings"))?;
-        let mut raw = before.clone();
-        cfmakeraw(&mut raw);
-        tcsetattr(&stdin, SetArg::TCSANOW, &raw).map_err(while_doing("set the terminal"))?;
-        Ok(Self(Some(before)))
-    }
-}
-
-impl Drop for Raw {
-    fn drop(&mut self) {
-        if let Some(before) = &self.0 {
-            let _ = tcsetattr(std::io::stdin(), SetArg::TCSANOW, before);
-        }
-    }
-}
-
-/// Columns and rows, where there is a terminal.
-fn terminal_size() -> Option<(u16, u16)> {
-    let (rows, cols) = console::Term::stdout().size_checked()?;
-    (rows > 0 && cols > 0).then_some((cols, rows))
-}
 
 pub async fn run(cx: &Context, args: Run) -> Result<ExitCode> {
     let app = cx.app()?;
-    let tty = !args.no_tty && !args.detach && std::io::stdin().is_terminal() && std::io::stdout().is_terminal();
-    let mut env = BTreeMap::new();
-    for pair in &args.env {
-        let (key, value) = super::config::parse_pair(pair)?;
-        env.insert(key.to_string(), value);
-    }
-    if tty {
-        env.insert("TERM".into(), std::env::var("TERM").unwrap_or_else(|_| "xterm".into()));
-        if let Some((cols, rows)) = terminal_size() {
-            env.insert("COLUMNS".into(), cols.to_string());
-            env.insert("LINES".into(), rows.to_string());
-        }
-    }
-    let command = command_line(&args.command);
-    let progress = Progress::start(format!("Running {command} on {app}"));
-    let body = CreateDyno { command, attach: !args.detach, env, size: args.size, force_no_tty: Some(!tty) };
+    let tty = !args.no_tty && !args.detach && terminal::is_one();
+    let env = environment(&args.env, args.env_file.as_deref(), tty)?;
+    let command = as_typed(&args.command);
+    let what = if command.is_empty() { args.r#type.clone().unwrap_or_default() } else { command.clone() };
+    let progress = Progress::start(format!("Running {what} on {app}"));
+    let body = CreateDyno {
+        command,
+        attach: !args.detach,
+        env,
+        size: args.size,
+        force_no_tty: Some(!tty),
+        kind: args.r#type,
+        time_to_live: args.timeout.as_deref().map(seconds).transpose()?,
+        tty: args.tty.then_some(true),
+    };
     let made: Value = cx.client.post(&format!("/apps/{app}/dynos"), &body).await?;
     let dyno: Dyno = typed(made.clone())?;
     if args.detach {
@@ -72,15 +40,57 @@ pub async fn run(cx: &Context, args: Run) -> Result<ExitCode> {
             output::json(&made)?;
         }
         output::say(format!("Its output: flex logs --app {app} --process {}", dyno.name));
+        output::say(format!("Look on:    flex attach --app {app} {}", dyno.name));
         return Ok(ExitCode::SUCCESS);
     }
     progress.done_with(&format!("up, {}", dyno.name));
     let url = dyno.attach_url.ok_or_else(|| CliError::failed("The server gave no way to attach."))?;
-    attach(&url, tty).await
+    let socket = cx.client.websocket(&url).await?;
+    leave_with(terminal::hold(socket, Mode { tty, stdin: true, leaves: false }).await?)
+}
+
+/// Ends this process: a read of stdin may be waiting in a thread of its own, and would keep it.
+pub fn leave_with(end: End) -> ! {
+    std::io::stdout().flush().ok();
+    std::process::exit(match end {
+        End::Exit(status) => status,
+        End::Left => 0,
+    })
+}
+
+/// What is set for one command alone: a file's lines, then `-e`, then what a terminal needs.
+pub fn environment(pairs: &[String], file: Option<&Path>, tty: bool) -> Result<BTreeMap<String, String>> {
+    let mut env = BTreeMap::new();
+    if let Some(file) = file {
+        let found = config::parse_env(&config::read(file)?);
+        let found = found.map_err(|e| CliError::usage(format!("{}: {e}", file.display())))?;
+        env.extend(found.into_iter().map(|(k, v)| (k.to_string(), v)));
+    }
+    if tty {
+        env.extend(terminal::environment());
+    }
+    for pair in pairs {
+        let (key, value) = config::parse_pair(pair)?;
+        env.insert(key.to_string(), value);
+    }
+    Ok(env)
+}
+
+/// `90`, `30s`, `5m`, `2h`, in seconds.
+fn seconds(text: &str) -> Result<u64> {
+    let bad = || CliError::usage(format!("{text} is no time.")).hint("Examples: 90, 30s, 5m, 2h");
+    let (number, unit) = match text.char_indices().last() {
+        Some((at, 's')) => (&text[..at], 1),
+        Some((at, 'm')) => (&text[..at], 60),
+        Some((at, 'h')) => (&text[..at], 3600),
+        _ => (text, 1),
+    };
+    let seconds = number.parse::<u64>().ok().and_then(|n| n.checked_mul(unit)).filter(|n| *n > 0);
+    seconds.ok_or_else(bad)
 }
 
 /// One argument is a command line, as typed; several are words, each kept whole.
-fn command_line(words: &[String]) -> String {
+pub fn as_typed(words: &[String]) -> String {
     match words {
         [one] => one.clone(),
         many => many.iter().map(|w| quoted(w)).collect::<Vec<_>>().join(" "),
@@ -93,56 +103,44 @@ fn quoted(word: &str) -> String {
     if !word.is_empty() && word.chars().all(safe) { word.to_owned() } else { format!("'{}'", word.replace('\'', r"'\''")) }
 }
 
-async fn attach(url: &str, tty: bool) -> Result<ExitCode> {
-    let (socket, _) = tokio_tungstenite::connect_async(url).await.map_err(while_doing("attach to the instance"))?;
-    let (mut to_server, mut from_server) = socket.split();
-    let raw = if tty { Some(Raw::enter()?) } else { None };
-    let mut resized = signal(SignalKind::window_change()).map_err(while_doing("watch the terminal's size"))?;
-    // On a terminal in raw mode Ctrl-C is a byte like any other; without one, signals are passed on.
-    let mut interrupted = signal(SignalKind::interrupt()).map_err(while_doing("watch for signals"))?;
-    let mut terminated = signal(SignalKind::terminate()).map_err(while_doing("watch for signals"))?;
-    let (mut stdin, mut stdin_open, mut buffer) = (tokio::io::stdin(), true, vec![0; 32 << 10]);
-    let text = |order: RunControl| Message::Text(serde_json::to_string(&order).unwrap_or_default().into());
-    let end = loop {
-        tokio::select! {
-            message = from_server.next() => match message {
-                Some(Ok(Message::Binary(data))) => show(&data)?,
-                Some(Ok(Message::Text(t))) => break serde_json::from_str::<RunEnd>(&t).ok(),
-                Some(Ok(Message::Ping(_) | Message::Pong(_) | Message::Frame(_))) => {}
-                Some(Ok(Message::Close(_)) | Err(_)) | None => break None,
-            },
-            read = stdin.read(&mut buffer), if stdin_open => {
-                let n = read.unwrap_or(0);
-                stdin_open = n > 0;
-                let message = if n > 0 { Message::Binary(buffer[..n].to_vec().into()) } else { text(RunControl::Eof(true)) };
-                if to_server.send(message).await.is_err() { stdin_open = false; }
-            },
-            _ = resized.recv() => if let (true, Some((cols, rows))) = (tty, terminal_size()) {
-                let _ = to_server.send(text(RunControl::Resize(cols, rows))).await;
-            },
-            _ = interrupted.recv() => { let _ = to_server.send(text(RunControl::Signal(2))).await; },
-            _ = terminated.recv() => { let _ = to_server.send(text(RunControl::Signal(15))).await; },
-        }
-    };
-    drop(raw);
-    let status = match end.ok_or_else(|| CliError::failed("The connection to the instance was lost."))? {
-        RunEnd::Exit(status) => status,
-        RunEnd::Error(why) => return Err(CliError::failed(why)),
-    };
-    // A read of stdin may be waiting in a thread of its own, and would keep the process from ending.
-    std::io::stdout().flush().ok();
-    std::process::exit(i32::try_from(status).unwrap_or(1));
+/// One-off commands among the instances, as Heroku heads them.
+pub fn print_running(runs: &[&Dyno]) {
+    if runs.is_empty() {
+        return;
+    }
+    let now = jiff::Timestamp::now();
+    output::line(paint(&format!("=== run: one-off processes ({})", runs.len()), Colour::Blue));
+    output::line("");
+    for d in runs {
+        let state = paint(d.state.name(), Colour::Green);
+        output::line(format!("{} ({}): {state} {}: {}", d.name, d.size, output::moment(d.updated_at, now), d.command));
+    }
+    output::line("");
 }
 
-fn show(data: &[u8]) -> Result<()> {
-    let Some((stream, bytes)) = data.split_first() else { return Ok(()) };
-    let written = if *stream == STDERR {
-        std::io::stderr().write_all(bytes)
-    } else {
-        let mut out = std::io::stdout().lock();
-        out.write_all(bytes).and_then(|()| out.flush())
+/// `flex runs`.
+pub async fn list(cx: &Context, args: &Runs) -> Result<()> {
+    let value: Value = cx.client.get_newest(&cx.path("/runs")?, "started_at", args.num).await?;
+    let Some(runs) = cx.show_or::<Vec<RunInfo>>(value)? else { return Ok(()) };
+    if runs.is_empty() {
+        output::say(format!("Nothing was run on {} yet. Try: flex run bash", cx.app()?));
+        return Ok(());
+    }
+    let rows: Vec<Vec<String>> = runs.iter().map(row).collect();
+    output::table(&["NAME", "STARTED", "TOOK", "STATUS", "BY", "COMMAND"], &rows);
+    Ok(())
+}
+
+fn row(r: &RunInfo) -> Vec<String> {
+    let took = r.ended_at.map(|end| format!("{}s", end.0.since(r.started_at.0).as_secs()));
+    let status = match (r.status, &r.error, r.ended_at) {
+        (Some(n), ..) => n.to_string(),
+        (None, Some(why), _) => why.clone(),
+        (None, None, Some(_)) => "unknown".into(),
+        (None, None, None) => "running".into(),
     };
-    written.map_err(while_doing("write the output"))
+    let command: String = r.command.chars().take(60).collect();
+    vec![r.name.clone(), r.started_at.to_string(), took.unwrap_or_default(), status, r.user.clone(), command]
 }
 
 #[cfg(test)]
@@ -151,9 +149,17 @@ mod tests {
 
     #[test]
     fn words_stay_whole() {
-        let words = |w: &[&str]| command_line(&w.iter().map(|s| (*s).to_owned()).collect::<Vec<_>>());
+        let words = |w: &[&str]| as_typed(&w.iter().map(|s| (*s).to_owned()).collect::<Vec<_>>());
         assert_eq!(words(&["echo $PORT | cat"]), "echo $PORT | cat");
         assert_eq!(words(&["python", "-c", "print('a b')"]), r"python -c 'print('\''a b'\'')'");
         assert_eq!(words(&["rake", "db:migrate", ""]), "rake db:migrate ''");
+        assert_eq!(words(&[]), "");
+    }
+
+    #[test]
+    fn times() {
+        let all: Vec<_> = ["90", "30s", "5m", "2h"].iter().map(|t| seconds(t).unwrap()).collect();
+        assert_eq!(all, [90, 30, 300, 7200]);
+        assert!(["", "0", "x", "5d", "-1", "m"].iter().all(|t| seconds(t).is_err()));
     }
 }

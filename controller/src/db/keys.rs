@@ -17,6 +17,7 @@
 //! | `routes/ID`, `route-matches/MATCH` | route, and its id by what it is chosen by |
 //! | `router-tokens/SHA256` | token of a router elsewhere |
 //! | `placements/ID`, `hosts/ID` | as named |
+//! | `runs/APP/ID` | one-off command, running or over |
 //! | `sources/ID` | uploaded source |
 //! | `master-key` | fingerprint of the key that config vars are encrypted with |
 //! | `events/TIME-ID` | event; times padded, so that they sort |
@@ -42,6 +43,7 @@ pub const HOSTS: &str = "hosts/";
 pub const EVENTS: &str = "events/";
 pub const BUILDS: &str = "builds/";
 pub const POSTDEPLOYS: &str = "postdeploys/";
+pub const RUNS: &str = "runs/";
 
 pub fn app(id: AppId) -> String {
     format!("{APPS}{id}")
@@ -131,6 +133,12 @@ pub fn placement(id: InstanceId) -> String {
 }
 pub fn host(id: HostId) -> String {
     format!("{HOSTS}{id}")
+}
+pub fn runs(app: AppId) -> String {
+    format!("{RUNS}{app}/")
+}
+pub fn run(app: AppId, id: InstanceId) -> String {
+    format!("{RUNS}{app}/{id}")
 }
 pub fn source(id: SourceId) -> String {
     format!("sources/{id}")

@@ -8,7 +8,8 @@ mod record;
 mod tx;
 
 pub use record::{
-    CertificateRecord, DomainRecord, DrainRecord, LogRetentionRecord, PostdeployRecord, RouteRecord, RouterToken, SourceRecord,
+    CertificateRecord, DomainRecord, DrainRecord, LogRetentionRecord, PostdeployRecord, RouteRecord, RouterToken, RunRecord,
+    SourceRecord,
 };
 pub use tx::Tx;
 
@@ -22,7 +23,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 const ATTEMPTS: usize = 50;
 
 /// What is many and seldom asked for is decoded each time rather than kept in memory.
-const SELDOM_READ: [&str; 5] = [keys::EVENTS, keys::BUILDS, "slugs/", "sources/", "config/"];
+const SELDOM_READ: [&str; 6] = [keys::EVENTS, keys::BUILDS, keys::RUNS, "slugs/", "sources/", "config/"];
 
 /// A value with the revision that wrote it.
 #[derive(Debug, Clone)]

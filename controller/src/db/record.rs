@@ -1,7 +1,9 @@
 //! Records that only the control plane knows.
 
 use crate::crypt::Sealed;
-use flex_model::{AppId, CertificateId, DomainId, DomainName, DrainId, Route, SourceId, Timestamp, UserId};
+use flex_model::{
+    AppId, CertificateId, DomainId, DomainName, DrainId, InstanceId, Memory, ReleaseId, Route, SourceId, Timestamp, UserId,
+};
 use serde::{Deserialize, Serialize};
 use std::sync::Arc;
 
@@ -89,4 +91,32 @@ pub struct PostdeployRecord {
     pub started: bool,
     /// How often the engine could not start it.
     pub failures: u32,
+}
+
+/// A one-off command: kept after its end, as history.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct RunRecord {
+    pub id: InstanceId,
+    pub app: AppId,
+    /// `run.4711`.
+    pub name: String,
+    pub command: String,
+    /// Who started it, by e-mail.
+    pub user: String,
+    pub release: ReleaseId,
+    pub version: u64,
+    pub memory: Memory,
+    /// It ends with its client; without, it outlives the server's process.
+    pub attached: bool,
+    /// Which run of the server started it.
+    pub epoch: u64,
+    pub stop_grace_seconds: u32,
+    pub started_at: Timestamp,
+    /// When it is stopped.
+    pub deadline: Timestamp,
+    pub ended_at: Option<Timestamp>,
+    /// Exit status, 128+n for a signal.
+    pub status: Option<i64>,
+    /// Why there is none.
+    pub error: Option<String>,
 }

@@ -51,6 +51,34 @@ impl Controller {
         Ok(found.map(|_| Role::Collaborator))
     }
 
+    /// Whether a user who signed in by another way than the API may what a route of the API does to an app: the same table
+    /// decides.
+    ///
+    /// # Errors
+    /// As the API answers.
+    pub async fn may(
+        &self,
+        user: flex_model::UserId,
+        app: &str,
+        method: &str,
+        path: &str,
+    ) -> Result<(Actor, Arc<App>), ApiError> {
+        let method = axum::http::Method::from_bytes(method.as_bytes()).unwrap_or_default();
+        let route = find(&method, path).ok_or_else(|| ApiError::new(ErrorId::NotFound, "There is no such route."))?;
+        let user = self.user(user).await?.ok_or_else(app_not_found)?;
+        let found = self.find_app(app).await?;
+        match (self.role_in(&user, &found).await?, route.needs) {
+            (None, _) => Err(app_not_found()),
+            (Some(Role::Collaborator), Needs::AppOwner) => {
+                Err(ApiError::new(ErrorId::Forbidden, "Only the app's owner may do this."))
+            }
+            (Some(role), Needs::Admin) if role != Role::Admin => {
+                Err(ApiError::new(ErrorId::Forbidden, "Only an administrator may do this."))
+            }
+            (Some(_), _) => Ok((Actor::user(user.id, &user.email), found)),
+        }
+    }
+
     /// The user whose credentials a request carries: `Bearer TOKEN`, or Basic with a token as the password, as git and
     /// Heroku's client send it.
     async fn caller(&self, authorization: Option<&str>) -> Result<Option<(Arc<User>, Arc<Token>)>, ApiError> {

@@ -8,6 +8,7 @@ mod accounts;
 mod answer;
 mod apps;
 mod builds;
+mod carry;
 mod certificates;
 mod drains;
 mod feed;
@@ -23,6 +24,7 @@ mod routes;
 mod run;
 mod seen;
 mod server;
+mod sessions;
 pub mod table;
 
 pub use seen::Exposes;

@@ -1,22 +1,16 @@
-//! Instances, and one-off runs with a way to attach.
+//! Instances, and the start of one-off runs.
 
 use super::access::Caller;
-use super::answer::{Answer, Begun, Body, Listed, Made, Shown, Upgraded};
+use super::answer::{Answer, Begun, Body, Listed, Made, Shown};
 use super::list::{Key, Range};
 use super::{parse, render};
 use crate::core::{Controller, lock, not_found};
 use crate::db::keys;
-use crate::ports::{RunInput, RunOutput};
-use crate::runs::{RunRequest, Waiting};
+use crate::runs::RunRequest;
 use axum::Extension;
-use axum::extract::ws::rejection::WebSocketUpgradeRejection;
-use axum::extract::ws::{Message, WebSocket, WebSocketUpgrade};
 use axum::extract::{Path, State};
-use bytes::{BufMut, BytesMut};
-use flex_api::run::{RunControl, RunEnd, STDERR, STDOUT};
-use flex_api::{ApiError, CreateDyno, Dyno, DynoState, ErrorId, Nothing, ReleaseRef, Why};
-use flex_model::{App, InstanceReport, LogSource, Placement, ProcessType};
-use futures_util::StreamExt;
+use flex_api::{ApiError, CreateDyno, Dyno, DynoState, Nothing, ReleaseRef, Why};
+use flex_model::{App, InstanceReport, Placement, ProcessType};
 use std::sync::Arc;
 
 type TheApp = Extension<Arc<App>>;
@@ -37,7 +31,21 @@ async fn render_dynos(c: &Controller, app: &App) -> Result<Vec<Dyno>, ApiError> 
         let release = c.find_release(app.id, &version.to_string()).await?;
         out.extend(pending.iter().map(|p| render::pending_dyno(app, p, &release, c.now())));
     }
+    let kind: ProcessType = parse("run")?;
+    out.extend(c.runs_of(app.id).iter().map(|r| super::sessions::dyno(app, r, kind.clone())));
     Ok(out)
+}
+
+impl Controller {
+    /// What runs of an app, a line each.
+    ///
+    /// # Errors
+    /// The store's.
+    pub async fn ps_lines(&self, app: &App) -> Result<Vec<String>, ApiError> {
+        let dynos = render_dynos(self, app).await?;
+        let line = |d: &Dyno| format!("{}: {} {} {}", d.name, d.state.name(), d.updated_at, d.command);
+        Ok(dynos.iter().map(line).collect())
+    }
 }
 
 fn report_of(c: &Controller, p: &Placement) -> Option<InstanceReport> {
@@ -78,6 +86,10 @@ pub async fn restart(
     Extension(caller): Extension<Caller>,
     Path((_, dyno)): Path<(String, String)>,
 ) -> Answer<Begun<Nothing>> {
+    if let Some(run) = c.open_run_named(app.id, &dyno) {
+        c.stop_run(&caller.actor(), &run).await?;
+        return Ok(Begun(Nothing {}));
+    }
     let (kind, index) = dyno.split_once('.').map_or((dyno.as_str(), None), |(k, i)| (k, Some(i)));
     let kind: ProcessType = parse(kind)?;
     let wanted = app.formation.get(&kind).map_or(0, |s| s.quantity);
@@ -105,13 +117,15 @@ pub async fn start(
     Body(body): Body<CreateDyno>,
 ) -> Answer<Made<Dyno>> {
     let memory = body.size.as_deref().filter(|s| s.starts_with(|c: char| c.is_ascii_digit())).map(parse).transpose()?;
-    let request =
-        RunRequest { command: body.command.clone(), env: body.env, memory, tty: body.attach && body.force_no_tty != Some(true) };
+    // Heroku's clients send the type that a run is of.
+    let process = body.kind.as_deref().filter(|k| !k.is_empty() && *k != "run").map(parse).transpose()?;
+    let tty = if body.attach { body.force_no_tty != Some(true) } else { body.tty == Some(true) };
+    let life = body.time_to_live.map(std::time::Duration::from_secs);
+    let request = RunRequest { command: body.command, env: body.env, memory, process, tty, life };
     let actor = caller.actor();
     let (run, attach_url) = if body.attach {
         let (run, secret) = c.run_attached(&actor, &app, request).await?;
-        let base = c.deps.settings.api_url.replacen("http", "ws", 1);
-        (run, Some(format!("{base}/runs/{secret}")))
+        (run, Some(c.attach_url(&secret)))
     } else {
         (c.run_detached(&actor, &app, request).await?, None)
     };
@@ -121,7 +135,7 @@ pub async fn start(
         name: run.name,
         kind: parse("run")?,
         app: render::app_ref(&app),
-        command: body.command,
+        command: run.command,
         size: run.memory.to_string(),
         state: DynoState::Starting,
         release: ReleaseRef { id: run.release.id, version: run.release.version },
@@ -131,75 +145,4 @@ pub async fn start(
         restarts: 0,
         message: None,
     }))
-}
-
-pub async fn attach(
-    State(c): State<Controller>,
-    Path(secret): Path<String>,
-    upgrade: Result<WebSocketUpgrade, WebSocketUpgradeRejection>,
-) -> Answer<Upgraded> {
-    let upgrade = upgrade.map_err(|e| ApiError::new(ErrorId::BadRequest, format!("Open this as a WebSocket: {e}")))?;
-    let waiting = lock(&c.attach).remove(&secret).ok_or_else(|| not_found("There is no run to attach to (any more)."))?;
-    Ok(Upgraded(upgrade.on_upgrade(move |socket| carry(c, socket, waiting))))
-}
-
-/// Carries bytes both ways until the run ends or its client is gone; a run without a client is stopped by dropping it.
-async fn carry(c: Controller, mut socket: WebSocket, waiting: Waiting) {
-    let Waiting { session, app, name } = waiting;
-    let (input, mut output, exit) = (session.input, session.output, session.exit);
-    loop {
-        tokio::select! {
-            piece = output.next() => {
-                let message = match piece {
-                    Some(Ok(RunOutput::Stdout(data))) => framed(STDOUT, &data),
-                    Some(Ok(RunOutput::Stderr(data))) => framed(STDERR, &data),
-                    Some(Err(_)) | None => break,
-                };
-                if socket.send(message).await.is_err() {
-                    return;
-                }
-            }
-            message = socket.recv() => {
-                let order = match message {
-                    Some(Ok(Message::Binary(data))) => RunInput::Data(data),
-                    Some(Ok(Message::Text(text))) => match serde_json::from_str(&text) {
-                        Ok(RunControl::Eof(_)) => RunInput::Eof,
-                        Ok(RunControl::Resize(cols, rows)) => RunInput::Resize(cols, rows),
-                        Ok(RunControl::Signal(n)) => RunInput::Signal(n),
-                        Err(_) => continue,
-                    },
-                    Some(Ok(Message::Ping(_) | Message::Pong(_))) => continue,
-                    Some(Ok(Message::Close(_)) | Err(_)) | None => {
-                        // As when a terminal is closed.
-                        let _ = input.send(RunInput::Signal(1)).await;
-                        c.log(app, LogSource::Flex, &name, "Client connection closed. Sending SIGHUP to the process");
-                        return;
-                    }
-                };
-                // A command that no longer reads must not keep its output from being carried.
-                if input.send(order).await.is_err() {
-                    continue;
-                }
-            }
-        }
-    }
-    let end = match exit.await {
-        Ok(Ok(status)) => {
-            c.log(app, LogSource::Flex, &name, format!("Process exited with status {status}"));
-            RunEnd::Exit(status)
-        }
-        Ok(Err(e)) => RunEnd::Error(e),
-        Err(_) => RunEnd::Error("the container was lost".into()),
-    };
-    if let Ok(text) = serde_json::to_string(&end) {
-        let _ = socket.send(Message::Text(text.into())).await;
-    }
-    let _ = socket.send(Message::Close(None)).await;
-}
-
-fn framed(stream: u8, data: &[u8]) -> Message {
-    let mut out = BytesMut::with_capacity(data.len() + 1);
-    out.put_u8(stream);
-    out.put_slice(data);
-    Message::Binary(out.freeze())
 }

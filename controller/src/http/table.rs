@@ -4,7 +4,7 @@
 use super::openapi::Operation;
 use super::{
     access, accounts, apps, builds, certificates, drains, feed, headers, logs, openapi, registry, releases, routes, run, seen,
-    server,
+    server, sessions,
 };
 use crate::core::Controller;
 use axum::Router;
@@ -12,6 +12,9 @@ use axum::http::Method;
 use axum::routing::{MethodRouter, delete, get, patch, post, put};
 use flex_model::user::Scope;
 use std::sync::LazyLock;
+
+/// What runs inside an instance sees its config vars.
+const SESSIONS: [&str; 3] = ["sessions::exec", "sessions::look_on", "sessions::port"];
 
 /// What a caller must be.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -55,7 +58,9 @@ impl Route {
             return scope == Scope::Global;
         }
         // What a run prints may be any config var.
-        let shows_config = self.path.ends_with("/config-vars") || self.handler_name.ends_with("run::start");
+        let shows_config = self.path.ends_with("/config-vars")
+            || self.handler_name.ends_with("run::start")
+            || SESSIONS.contains(&self.handler_name);
         let reads = reads || self.handler_name.ends_with("logs::create");
         match scope {
             Scope::Global | Scope::WriteProtected => true,
@@ -129,7 +134,11 @@ routes! {
     DELETE delete "/apps/{app}/formations/{dyno}" App run::restart, "Restart a process type";
     POST post "/apps/{app}/dynos/{dyno}/actions/stop" App run::restart, "Stop an instance; it is replaced";
     GET get "/apps/{app}/dynos/{dyno}/why" App run::why, "Why an instance is where it is, or is not running";
-    GET get "/runs/{secret}" Nothing run::attach, "Attach to a run over a WebSocket; the URL holds a secret";
+    POST post "/apps/{app}/dynos/{dyno}/exec" App sessions::exec, "Run a command inside an instance; attach to it over a WebSocket";
+    POST post "/apps/{app}/dynos/{dyno}/attach" App sessions::look_on, "Look on at an instance over a WebSocket";
+    GET get "/apps/{app}/dynos/{dyno}/ports/{port}" App sessions::port, "A connection to a port of an instance, over a WebSocket";
+    GET get "/apps/{app}/runs" App sessions::runs, "One-off commands, running and over";
+    GET get "/runs/{secret}" Nothing sessions::attach, "Attach to a run over a WebSocket; the URL holds a secret";
     GET get "/apps/{app}/releases" App releases::list, "Releases";
     POST post "/apps/{app}/releases" App releases::rollback, "Go back to an earlier release";
     GET get "/apps/{app}/releases/{release}" App releases::info, "One release";

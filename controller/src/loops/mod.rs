@@ -17,6 +17,7 @@ impl Controller {
     /// Runs until told to stop. Stopping stops no app.
     pub async fn run_loops(&self, stop: CancellationToken) {
         let tidy = tokio::spawn(self.clone().tidy_loop(stop.clone()));
+        let runs = tokio::spawn(self.clone().runs_loop(stop.clone()));
         let postdeploys = tokio::spawn(self.clone().postdeploy_loop(stop.clone()));
         let Ok(mut changes) = self.deps.store.watch("", 0).await else { return };
         while !stop.is_cancelled() {
@@ -40,6 +41,6 @@ impl Controller {
                 () = tokio::time::sleep(sleep) => {}
             }
         }
-        let _ = tokio::join!(tidy, postdeploys);
+        let _ = tokio::join!(tidy, runs, postdeploys);
     }
 }

@@ -89,6 +89,7 @@ impl World {
             version: "0".into(),
             route_ports: 20_000..=20_009,
             max_log_retention: flex_logs::Retention { max_bytes: 4 << 30, max_age: std::time::Duration::from_secs(365 * 86_400) },
+            runs: flex_controller::RunLimits::default(),
         };
         let deps = Deps {
             store: store.clone(),

@@ -1,6 +1,7 @@
 //! The simulated builder, host and router.
 
 use flex_controller::Controller;
+use flex_controller::ports::{AttachedRun, ExecJob, JobState, RunFault};
 use flex_controller::ports::{BuildFailure, BuildJob, BuildProduct, Machine, RunInput, RunJob, RunOutput, RunSession};
 use flex_model::app_json::AppJson;
 use flex_model::{
@@ -101,6 +102,8 @@ pub struct Runs {
     pub jobs: Mutex<Vec<RunJob>>,
     /// Exit statuses, in the order of ending.
     pub ended: Arc<Mutex<Vec<i64>>>,
+    /// Those without a client, which all have ended.
+    pub started: Mutex<Vec<flex_model::InstanceId>>,
 }
 
 #[async_trait::async_trait]
@@ -131,7 +134,12 @@ impl flex_controller::ports::Runs for Runs {
                         status = 128 + i64::from(n);
                         break;
                     }
-                    Some(RunInput::Eof) | None => break,
+                    Some(RunInput::Eof) => break,
+                    // As an engine does when its client goes.
+                    None => {
+                        status = 129;
+                        break;
+                    }
                 };
                 let _ = out.send(piece).await;
             }
@@ -141,6 +149,35 @@ impl flex_controller::ports::Runs for Runs {
         let output = futures_util::stream::poll_fn(move |cx| pieces.poll_recv(cx));
         let output = futures_util::StreamExt::map(output, |text| Ok(RunOutput::Stdout(text.into())));
         Ok(RunSession { input, output: Box::pin(output), exit })
+    }
+
+    async fn start(&self, job: RunJob) -> Result<(), RunFault> {
+        self.started.lock().unwrap().push(job.instance);
+        Ok(())
+    }
+
+    async fn jobs(&self) -> Result<Vec<JobState>, RunFault> {
+        let at = flex_model::Timestamp::from_micros(1);
+        Ok(self.started.lock().unwrap().iter().map(|i| JobState { instance: *i, ended: Some((3, at)) }).collect())
+    }
+
+    async fn remove(&self, instance: flex_model::InstanceId) -> Result<(), RunFault> {
+        self.started.lock().unwrap().retain(|i| *i != instance);
+        Ok(())
+    }
+
+    async fn exec(&self, _: flex_model::InstanceId, job: ExecJob) -> Result<RunSession, RunFault> {
+        let (input, _) = mpsc::channel(1);
+        let text = job.argv.join(" ");
+        let output = futures_util::stream::iter([Ok(RunOutput::Stdout(text.into()))]);
+        let (done, exit) = oneshot::channel();
+        done.send(Ok(0)).unwrap();
+        Ok(RunSession { input, output: Box::pin(output), exit })
+    }
+
+    async fn attach(&self, instance: flex_model::InstanceId, _: u32) -> Result<AttachedRun, RunFault> {
+        let job = ExecJob { argv: vec!["looking".into()], env: std::collections::BTreeMap::new(), tty: None };
+        Ok(AttachedRun { session: self.exec(instance, job).await?, tty: false, stdin: false })
     }
 }
 

@@ -290,13 +290,6 @@ impl Inner {
         }
     }
 
-    /// The container of a running instance.
-    pub(super) async fn running(&self, instance: InstanceId) -> Result<String, RuntimeError> {
-        let list = self.list(Some(instance)).await?;
-        let newest = list.into_iter().filter(|c| c.state == State::RUNNING).max_by_key(|c| c.tag.attempt);
-        newest.map(|c| c.id).ok_or_else(|| RuntimeError::NotFound(format!("instance {instance} is not running on this host")))
-    }
-
     /// Containers, networks and volumes of this installation, whatever their kind.
     pub(super) async fn purge(&self) -> Result<(), RuntimeError> {
         use bollard::query_parameters::{

@@ -12,12 +12,17 @@ use crate::{ExecSpec, JobSpec, RuntimeError, Session};
 use bollard::{models::ExecConfig, query_parameters::ListContainersOptionsBuilder};
 use std::{collections::HashMap, sync::Arc};
 
+/// The keys at which the engine lets go of a terminal, Ctrl-P Ctrl-Q if none are given: it would keep each Ctrl-P back until
+/// the next key. This many NULs nobody types.
+pub(super) const NO_DETACH: &str =
+    "ctrl-@,ctrl-@,ctrl-@,ctrl-@,ctrl-@,ctrl-@,ctrl-@,ctrl-@,ctrl-@,ctrl-@,ctrl-@,ctrl-@,ctrl-@,ctrl-@,ctrl-@,ctrl-@";
+
 /// The first API version that takes a terminal's size before the program starts.
-const CONSOLE_SIZE: (u32, u32) = (1, 42);
+pub(super) const CONSOLE_SIZE: (u32, u32) = (1, 42);
 
 impl Inner {
-    /// Runs a command in a container.
-    pub(super) async fn exec(self: Arc<Self>, container: &str, exec: ExecSpec) -> Result<Session, RuntimeError> {
+    /// Runs a command in a container; an attended one ends with its client.
+    pub(super) async fn exec(self: Arc<Self>, container: &str, exec: ExecSpec, attended: bool) -> Result<Session, RuntimeError> {
         if exec.argv.is_empty() {
             return Err(RuntimeError::Refused("running a command: it has no words".into()));
         }
@@ -28,6 +33,7 @@ impl Inner {
             attach_stdout: Some(true),
             attach_stderr: Some(true),
             tty: Some(exec.tty.is_some()),
+            detach_keys: Some(NO_DETACH.into()),
             console_size: size.clone(),
             env: Some(spec::env(&exec.env)),
             cmd: Some(exec.argv),
@@ -39,7 +45,7 @@ impl Inner {
         let id = self.engine.call(doing, SLOW, async |d| d.create_exec(container, config).await).await?.id;
         let body = serde_json::json!({ "Detach": false, "Tty": exec.tty.is_some(), "ConsoleSize": size });
         let conn = hijack(self.engine.socket(), &format!("/exec/{id}/start"), &body.to_string(), doing).await?;
-        let process = Process::Exec(id);
+        let process = Process::Exec(id, attended);
         if let (Some(size), false) = (exec.tty, console_size) {
             session::resize(&self, &process, size).await;
         }
@@ -76,7 +82,7 @@ impl Inner {
     /// Attached before the start, so that no output is missed.
     async fn attach_and_start(&self, id: &str, job: &JobSpec) -> Result<super::hijack::Hijacked, RuntimeError> {
         let stdin = if job.stdin { "&stdin=1" } else { "" };
-        let path = format!("/containers/{id}/attach?stream=1&stdout=1&stderr=1{stdin}");
+        let path = format!("/containers/{id}/attach?stream=1&stdout=1&stderr=1{stdin}&detachKeys={NO_DETACH}");
         let conn = hijack(self.engine.socket(), &path, "", &format!("attaching to {}", job.name)).await?;
         self.start(id).await?;
         Ok(conn)

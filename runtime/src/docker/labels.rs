@@ -23,7 +23,10 @@ pub(crate) const REAP: &str = "flex.reap-id";
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Kind {
     Instance,
+    /// One-off, and gone with its client.
     Job,
+    /// One-off, and nobody need look.
+    Run,
     Sandbox,
 }
 
@@ -32,6 +35,7 @@ impl Kind {
         match self {
             Self::Instance => "instance",
             Self::Job => "job",
+            Self::Run => "run",
             Self::Sandbox => "sandbox",
         }
     }
@@ -127,6 +131,11 @@ pub(crate) fn filter(cluster: &str, kind: Kind) -> HashMap<String, Vec<String>> 
 /// The engine's label filter for one instance.
 pub(crate) fn filter_instance(cluster: &str, instance: InstanceId) -> HashMap<String, Vec<String>> {
     filter_with(cluster, vec![format!("{KIND}={}", Kind::Instance.label()), format!("{INSTANCE}={instance}")])
+}
+
+/// The engine's label filter for whatever has this id.
+pub(crate) fn filter_id(cluster: &str, instance: InstanceId) -> HashMap<String, Vec<String>> {
+    filter_with(cluster, vec![format!("{INSTANCE}={instance}")])
 }
 
 fn filter_with(cluster: &str, mut more: Vec<String>) -> HashMap<String, Vec<String>> {

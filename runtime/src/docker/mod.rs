@@ -16,6 +16,7 @@ mod guard;
 mod hijack;
 mod images;
 mod import;
+mod jobs;
 mod labels;
 mod observe;
 mod sandbox;
@@ -23,8 +24,8 @@ mod session;
 mod spec;
 
 use crate::{
-    Desired, DockerfileSpec, EngineFacts, ExecSpec, GuardSettings, ImageFacts, ImageFiles, Isolation, JobSpec, Observed, Runtime,
-    RuntimeError, Sandbox, SandboxSpec, Session,
+    Attached, Desired, DockerfileSpec, EngineFacts, ExecSpec, GuardSettings, ImageFacts, ImageFiles, Isolation, JobSpec,
+    Observed, Runtime, RuntimeError, Sandbox, SandboxSpec, Session,
 };
 use async_trait::async_trait;
 use bollard::models::{NetworkCreateRequest, SystemInfoCgroupVersionEnum};
@@ -265,8 +266,32 @@ impl Runtime for DockerRuntime {
     }
 
     async fn exec(&self, instance: InstanceId, exec: ExecSpec) -> Result<Session, RuntimeError> {
-        let container = self.inner.running(instance).await?;
-        self.inner.clone().exec(&container, exec).await
+        let container = self.inner.container_of(instance).await?;
+        self.inner.clone().exec(&container, exec, true).await
+    }
+
+    async fn start_job(&self, job: JobSpec) -> Result<(), RuntimeError> {
+        self.inner.start_job(job).await
+    }
+
+    async fn jobs(&self) -> Result<Vec<Observed>, RuntimeError> {
+        self.inner.jobs().await
+    }
+
+    async fn remove_job(&self, instance: InstanceId) -> Result<(), RuntimeError> {
+        self.inner.remove_job(instance).await
+    }
+
+    async fn attach(&self, instance: InstanceId, replay: u32) -> Result<Attached, RuntimeError> {
+        self.inner.clone().attach(instance, replay).await
+    }
+
+    async fn stop(&self, instance: InstanceId, grace: u32) -> Result<(), RuntimeError> {
+        self.inner.stop_job(instance, grace).await
+    }
+
+    async fn address(&self, instance: InstanceId) -> Result<std::net::IpAddr, RuntimeError> {
+        self.inner.address(instance).await
     }
 
     async fn run_once(&self, job: JobSpec) -> Result<Session, RuntimeError> {

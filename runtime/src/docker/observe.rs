@@ -20,11 +20,11 @@ const INSPECTIONS: usize = 8;
 /// What only inspection tells, and the state in which it was told.
 #[derive(Debug, Clone)]
 pub(super) struct Detail {
-    state: State,
-    pid: Option<u32>,
-    started_at: Option<Timestamp>,
-    exit: Option<ExitInfo>,
-    log_file: Option<std::path::PathBuf>,
+    pub(super) state: State,
+    pub(super) pid: Option<u32>,
+    pub(super) started_at: Option<Timestamp>,
+    pub(super) exit: Option<ExitInfo>,
+    pub(super) log_file: Option<std::path::PathBuf>,
 }
 
 /// A container of ours in the engine's list.
@@ -46,7 +46,7 @@ impl Inner {
         Ok(list.into_iter().filter_map(|c| self.read_summary(c)).collect())
     }
 
-    fn read_summary(&self, c: ContainerSummary) -> Option<Listed> {
+    pub(super) fn read_summary(&self, c: ContainerSummary) -> Option<Listed> {
         let tag = Tag::read(&c.labels?)?;
         let ip = c.network_settings.and_then(|n| n.networks?.remove(&self.names.network)?.ip_address?.parse().ok());
         Some(Listed { id: c.id?, tag, state: c.state.unwrap_or(State::EMPTY), ip })
@@ -148,7 +148,7 @@ fn phase(c: &Listed, detail: Option<&Detail>, stopping: bool) -> ObservedPhase {
     }
 }
 
-fn read_inspection(c: &ContainerInspectResponse) -> Detail {
+pub(super) fn read_inspection(c: &ContainerInspectResponse) -> Detail {
     let state = c.state.clone().unwrap_or_default();
     let status = state.status.map_or(State::EMPTY, |s| match s.to_string().as_str() {
         "created" => State::CREATED,

@@ -127,7 +127,7 @@ impl Sandbox for DockerSandbox {
     }
 
     async fn exec(&self, exec: ExecSpec) -> Result<Session, RuntimeError> {
-        self.inner.clone().exec(&self.container, exec).await
+        self.inner.clone().exec(&self.container, exec, false).await
     }
 
     async fn get(&self, path: &str) -> Result<BoxStream<'static, Result<Bytes, RuntimeError>>, RuntimeError> {

@@ -149,6 +149,25 @@ pub(crate) fn job(j: &JobSpec, names: &Names, console_size: bool) -> ContainerCr
     body
 }
 
+/// As [`job`], for one that needs no client: its output goes to the engine's files, and it stays until it is removed.
+pub(crate) fn run(j: &JobSpec, names: &Names, console_size: bool) -> ContainerCreateBody {
+    let mut body = job(j, names, console_size);
+    // Input can only be given at a terminal that somebody attaches to; who leaves does not end it.
+    body.open_stdin = Some(j.tty.is_some());
+    body.stdin_once = Some(false);
+    body.attach_stdin = Some(false);
+    body.attach_stdout = Some(false);
+    body.attach_stderr = Some(false);
+    if let Some(labels) = &mut body.labels {
+        labels.remove(labels::REAP);
+        labels.insert(labels::KIND.into(), Kind::Run.label().into());
+    }
+    if let Some(host) = &mut body.host_config {
+        host.log_config = Some(log_files());
+    }
+    body
+}
+
 /// A sandbox's container: lives until it is destroyed.
 pub(crate) fn sandbox(s: &SandboxSpec, names: &Names) -> ContainerCreateBody {
     let mut host = hardened(s.memory, s.pids, OPEN_FILES, &names.build_network);

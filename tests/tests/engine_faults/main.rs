@@ -16,6 +16,7 @@ mod engine;
 mod logs;
 mod private;
 mod proxy;
+mod runs;
 mod store;
 mod tiny;
 mod world;
