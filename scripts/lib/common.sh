@@ -68,3 +68,15 @@ build_release() {
   for p in "$@"; do args+=(-p "$p"); done
   (cd "$ROOT" && cargo build --release --locked "${args[@]}") || die "The build failed; cargo's message is above."
 }
+
+# Programs of others that the router is tested with; exports FLEX_TEST_PYTHON. Their services are not started.
+ensure_peers() {
+  say "Programs that the router is tested with"
+  RUNLEVEL=1 apt_install haproxy nginx-light libnginx-mod-stream openssl python3-venv
+  local venv=$ROOT/target/test-python
+  "$venv/bin/python" -c 'import grpc, websockets' 2>/dev/null || {
+    /usr/bin/python3 -m venv "$venv" && "$venv/bin/pip" install -q grpcio websockets >"$(log_of pip)" 2>&1 ||
+      die "pip could not install grpcio and websockets." "Its output is in $(log_of pip)"
+  }
+  export FLEX_TEST_PYTHON=$venv/bin/python
+}
