@@ -211,6 +211,8 @@ impl Loop {
                     let _ = events.send(Event::Probed { instance, attempt, result }).await;
                 });
             }
+            // Kept by the core, and told in reports.
+            Action::Ended(_) => {}
             Action::FindListeners { instance, attempt, pid } => {
                 let events = self.events.clone();
                 self.probes.spawn(async move {

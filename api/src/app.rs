@@ -26,6 +26,11 @@ pub struct App {
     pub internal_routing: bool,
     /// Every request is answered with a maintenance page.
     pub maintenance: bool,
+    /// Flex: nothing can be deployed.
+    pub locked: bool,
+    /// Flex: whose lock it is.
+    pub locked_by: Option<String>,
+    pub lock_reason: Option<String>,
     pub organization: Option<NameRef>,
     pub process_tier: String,
     pub region: NameRef,

@@ -170,6 +170,12 @@ pub struct Formation {
     /// Memory, such as `512M`.
     pub size: String,
     pub dyno_size: NameRef,
+    /// Flex: CPU weight, 1024 being ordinary.
+    pub cpu_shares: u32,
+    /// Flex: hard limit in thousandths of a core.
+    pub cpu_millis: Option<u32>,
+    /// Flex: none of it runs until it is started again.
+    pub stopped: bool,
     /// None: the image's own.
     pub command: Option<String>,
     pub created_at: Time,
@@ -190,9 +196,15 @@ pub struct UpdateFormation {
     pub kind: ProcessType,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub quantity: Option<Quantity>,
-    /// Memory, such as `512M`. Heroku's names of sizes change nothing.
+    /// Memory, such as `512M`, or one of `/dyno-sizes`. Heroku's names of sizes change nothing.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub size: Option<String>,
+    /// Flex: CPU weight, 1024 being ordinary.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub cpu_shares: Option<u32>,
+    /// Flex: hard limit in thousandths of a core; 0 takes it away.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub cpu_millis: Option<u32>,
 }
 
 /// A change of the process type in the path.

@@ -14,6 +14,7 @@ pub mod certificate;
 pub mod dyno;
 pub mod error;
 pub mod log;
+pub mod process;
 pub mod refs;
 pub mod release;
 pub mod route;
@@ -35,6 +36,7 @@ pub use dyno::{
 };
 pub use error::{ApiError, ErrorBody, ErrorId};
 pub use log::{AddLogDrain, CreateLogSession, LogDrain, LogDrainStatus, LogRetention, LogSession, SetLogRetention};
+pub use process::{CheckKind, CheckSource, DynoSize, LockApp, PastInstance, ProcessCheck, Rollout, SetCheck, TransferApp};
 pub use refs::{AppRef, NameRef, ReleaseRef, SlugRef, UserRef};
 pub use release::{ConfigChanges, ConfigVars, Release, ReleaseStatus, Rollback};
 pub use route::{AddRoute, Route, RouteKind, UpdateRoute};

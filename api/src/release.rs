@@ -52,6 +52,10 @@ pub struct Release {
     pub updated_at: Time,
     /// Flex.
     pub commit: Option<String>,
+    /// Flex: the process types and their commands.
+    pub processes: BTreeMap<String, Option<String>>,
+    /// Flex: what runs before anything of it is started.
+    pub release_command: Option<String>,
     /// Flex: why it failed, with the last lines of its log.
     pub failure: Option<String>,
 }

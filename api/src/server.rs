@@ -57,6 +57,10 @@ pub struct Event {
     pub actor_name: String,
     #[schema(value_type = Option<Id>)]
     pub app: Option<AppId>,
+    /// From where: an address, or `ssh`. None: from the server itself.
+    pub from: Option<String>,
+    /// `done` or `failed`.
+    pub outcome: String,
     /// Such as `app.create`.
     pub kind: String,
     pub message: String,

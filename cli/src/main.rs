@@ -14,8 +14,8 @@ mod terminal;
 use args::{Cli, Command};
 use clap::Parser;
 use commands::{
-    access, apps, authorizations, buildpacks, builds, certs, config, cp, deploy, doctor, domains, drains, exec, keys, logs,
-    port_forward, ps, releases, routes, run, seen, session,
+    access, apps, authorizations, buildpacks, builds, certs, checks, config, cp, deploy, doctor, domains, drains, events, exec,
+    keys, logs, manual, port_forward, ps, releases, routes, run, seen, session,
 };
 use context::Context;
 use error::{EXIT_USAGE, Result};
@@ -52,6 +52,9 @@ async fn dispatch(cli: Cli) -> Result<ExitCode> {
     let cx = match &cli.command {
         // What must work without readable settings, or changes them.
         Command::Logout => return session::logout().map(|()| ExitCode::SUCCESS),
+        Command::Help { topic } => return manual::help(topic).map(|()| ExitCode::SUCCESS),
+        Command::Completions { shell } => return manual::completions(*shell).map(|()| ExitCode::SUCCESS),
+        Command::Man { folder } => return manual::pages(folder).map(|()| ExitCode::SUCCESS),
         _ => Context { client: client::Client::new(settings::Settings::load()?)?, common: cli.common },
     };
     let cx = &cx;
@@ -63,13 +66,14 @@ async fn dispatch(cli: Cli) -> Result<ExitCode> {
         Command::Rename { new_name } => apps::rename(cx, &new_name).await,
         Command::Open => apps::open(cx).await,
         Command::Config { verb } => config::run(cx, verb).await,
-        Command::Ps { verb } => ps::run(cx, verb).await,
+        Command::Ps { list, verb } => ps::run(cx, list, verb).await,
         Command::Scale(args) => ps::scale(cx, args).await,
-        Command::Restart { process } => ps::restart(cx, process.as_deref()).await,
+        Command::Restart(args) => ps::restart(cx, args).await,
+        Command::Checks { verb } => checks::run(cx, verb).await,
         Command::Drains { verb } => drains::run(cx, verb).await,
         Command::Logs(args) => logs::run(cx, args).await,
         Command::Releases { verb, num } => releases::run(cx, verb, num).await,
-        Command::Rollback { to } => releases::rollback(cx, to.as_deref()).await,
+        Command::Rollback { to, wait } => releases::rollback(cx, to.as_deref(), wait).await,
         Command::Run(args) => return run::run(cx, args).await,
         Command::Runs(args) => run::list(cx, &args).await,
         Command::Attach(args) => return exec::attach(cx, &args).await,
@@ -88,12 +92,14 @@ async fn dispatch(cli: Cli) -> Result<ExitCode> {
         Command::Access { verb } => access::run(cx, verb).await,
         Command::Authorizations { verb } => authorizations::run(cx, verb).await,
         Command::Maintenance { verb } => apps::maintenance(cx, verb).await,
-        Command::Events { num } => access::events(cx, num).await,
+        Command::Events(args) => events::run(cx, args).await,
         Command::Git { verb: args::Git::Remote } => apps::git_remote(cx).await,
         Command::Login(args) => session::login(args).await,
         Command::Logout => session::logout(),
         Command::Whoami => session::whoami(cx).await,
         Command::Users { verb } => access::users(cx, verb).await,
+        // Done above.
+        Command::Help { .. } | Command::Completions { .. } | Command::Man { .. } => Ok(()),
         Command::Version => doctor::version(cx).await,
         Command::Doctor => doctor::doctor(cx).await,
     }

@@ -45,6 +45,64 @@ pub fn json(value: &impl Serialize) -> Result<()> {
     Ok(())
 }
 
+/// Prints bytes as they are.
+pub fn raw(bytes: &[u8]) {
+    if std::io::stdout().write_all(bytes).is_err() {
+        std::process::exit(0);
+    }
+}
+
+/// Whether stdout is a terminal that can be written over.
+pub fn is_screen() -> bool {
+    std::io::stdout().is_terminal() && !plain()
+}
+
+/// Steps on a way: one line that changes on a terminal, a line each elsewhere. Nothing at all for a way of no steps.
+pub struct Steps {
+    bar: Option<ProgressBar>,
+    steps: usize,
+}
+
+impl Steps {
+    pub fn new() -> Self {
+        Self { bar: None, steps: 0 }
+    }
+
+    pub fn step(&mut self, text: &str) {
+        self.steps += 1;
+        if !std::io::stderr().is_terminal() || plain() {
+            eprintln!("Waiting... {text}");
+            return;
+        }
+        let bar = self.bar.get_or_insert_with(|| {
+            let bar = ProgressBar::new_spinner();
+            if let Ok(style) = ProgressStyle::with_template("Waiting... {msg} {spinner}") {
+                bar.set_style(style);
+            }
+            bar.enable_steady_tick(Duration::from_millis(100));
+            bar
+        });
+        bar.set_message(text.to_owned());
+    }
+
+    pub fn done(self, text: &str) {
+        if let Some(bar) = &self.bar {
+            bar.finish_and_clear();
+        }
+        if self.steps > 0 {
+            eprintln!("Waiting... done, {text}");
+        }
+    }
+}
+
+impl Drop for Steps {
+    fn drop(&mut self) {
+        if let Some(bar) = &self.bar {
+            bar.finish_and_clear();
+        }
+    }
+}
+
 /// `=== title`, as Heroku heads its lists.
 pub fn heading(text: &str) {
     line(paint(&format!("=== {text}"), Colour::Blue));

@@ -7,7 +7,7 @@ use flex_api::{ApiError, Quantity};
 use flex_model::{
     App, AppId, AppName, BuildpackRef, Collaborator, DomainName, Email, Memory, ProcessScale, ProcessType, StackName, User,
 };
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
 /// Seconds between SIGTERM and SIGKILL, as Heroku's.
@@ -19,6 +19,9 @@ pub struct ScaleChange {
     pub process: ProcessType,
     pub quantity: Option<Quantity>,
     pub memory: Option<Memory>,
+    pub cpu_shares: Option<u32>,
+    /// 0 takes the limit away.
+    pub cpu_millis: Option<u32>,
 }
 
 impl Controller {
@@ -45,6 +48,8 @@ impl Controller {
             target: None,
             good: None,
             restarts: BTreeMap::new(),
+            stopped: BTreeSet::new(),
+            locked: None,
             stop_grace_seconds: STOP_GRACE_SECONDS,
             read_only_root: false,
         };
@@ -169,6 +174,7 @@ impl Controller {
             keys::certificates(id),
             keys::drains(id),
             keys::runs(id),
+            keys::history(id),
         ] {
             let (entries, _) =
                 self.deps.store.list(&prefix).await.map_err(|e| ApiError::new(flex_api::ErrorId::Unavailable, e.to_string()))?;
@@ -218,6 +224,12 @@ impl Controller {
                 }
                 if let Some(m) = c.memory {
                     scale.memory = m;
+                }
+                if let Some(shares) = c.cpu_shares {
+                    scale.cpu_shares = shares;
+                }
+                if let Some(millis) = c.cpu_millis {
+                    scale.cpu_millis = Some(millis).filter(|m| *m > 0);
                 }
             }
             let said: Vec<String> = app

@@ -7,7 +7,7 @@ use flex_api::{ApiError, ErrorId};
 use flex_logs::LogStore;
 use flex_model::{
     App, AppId, AppName, Assignment, BuildId, Certificate, CertificateTable, DomainName, Email, Event, EventId, Host, HostId,
-    InstanceId, LogLine, LogSource, Report, RouteTable, RouterStatus, StackName, Timestamp, UserId, Uuid,
+    InstanceId, LogLine, LogSource, NamedSize, Outcome, Report, RouteTable, RouterStatus, StackName, Timestamp, UserId, Uuid,
 };
 use flex_scheduler::{Pending, ReportView};
 use flex_store::StateStore;
@@ -41,6 +41,8 @@ pub struct Settings {
     pub route_ports: std::ops::RangeInclusive<u16>,
     /// The most that an app may keep of its log.
     pub max_log_retention: flex_logs::Retention,
+    /// Sizes that have a name, in lower case.
+    pub sizes: BTreeMap<String, NamedSize>,
     pub runs: RunLimits,
 }
 
@@ -78,15 +80,22 @@ pub struct Actor {
     pub user: Option<UserId>,
     /// E-mail, or `flex`.
     pub name: String,
+    /// From where: an address, or `ssh`. None: from the server itself.
+    pub from: Option<String>,
 }
 
 impl Actor {
     /// The platform itself.
     pub fn platform() -> Self {
-        Self { user: None, name: "flex".into() }
+        Self { user: None, name: "flex".into(), from: None }
     }
     pub fn user(id: UserId, email: &Email) -> Self {
-        Self { user: Some(id), name: email.to_string() }
+        Self { user: Some(id), name: email.to_string(), from: None }
+    }
+    /// The same, who came from there.
+    #[must_use]
+    pub fn at(self, from: Option<String>) -> Self {
+        Self { from, ..self }
     }
     /// Whose name a build or a release carries.
     pub fn id(&self) -> UserId {
@@ -128,6 +137,8 @@ pub struct Inner {
     pub sign_ins: Mutex<HashMap<String, (u32, std::time::Instant)>>,
     /// How many requests each user may still make.
     pub calls: Mutex<HashMap<UserId, crate::http::limit::Bucket>>,
+    /// Why instances were let go of lately, for the history of what ended.
+    pub let_go: Mutex<crate::history::LetGo>,
     /// Turns at hashing passwords.
     pub hashing: tokio::sync::Semaphore,
     pub started: std::time::Instant,
@@ -197,6 +208,7 @@ impl Controller {
             desired: Mutex::default(),
             sign_ins: Mutex::default(),
             calls: Mutex::default(),
+            let_go: Mutex::default(),
             hashing: tokio::sync::Semaphore::new(2),
             started: std::time::Instant::now(),
             signals: Mutex::default(),
@@ -249,6 +261,7 @@ impl Controller {
 
     /// Keeps a host's newest report.
     pub fn take_report(&self, report: Report) {
+        self.note_ends(&report);
         let counts = report.epoch == self.epoch;
         let mut reports = lock(&self.reports);
         // A report to an earlier controller is a guess that a newer one must not be overwritten by.
@@ -337,9 +350,17 @@ impl Controller {
             actor: actor.user,
             actor_name: actor.name.clone(),
             app,
+            from: actor.from.clone(),
+            outcome: if kind.ends_with(".failed") { Outcome::Failed } else { Outcome::Done },
             kind: kind.into(),
             message: message.into(),
         }
+    }
+
+    /// Commits an event of what changed nothing else in the store.
+    pub async fn note(&self, actor: &Actor, app: AppId, kind: &str, message: String) -> Result<(), ApiError> {
+        let event = self.event(actor, Some(app), kind, message);
+        self.db.commit(Tx::new().put(keys::event(&event), &event)).await.map(drop).map_err(crate::core_error)
     }
 
     /// A line in an app's log stream.

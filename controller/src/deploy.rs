@@ -89,6 +89,7 @@ impl Controller {
     /// Queues a build and starts on it. The events end with a verdict; dropping them changes nothing.
     pub async fn deploy(&self, actor: Actor, request: DeployRequest) -> Result<(Build, mpsc::Receiver<DeployEvent>), ApiError> {
         let app = self.find_app(&request.app.to_string()).await?;
+        crate::owners::refuse_locked(&app)?;
         let source = match &request.source {
             Source::Git { commit, .. } => BuildSource::Push(commit.parse::<CommitId>().map_err(crate::core::invalid)?),
             Source::Tar(path) => {

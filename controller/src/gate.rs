@@ -129,7 +129,7 @@ impl Controller {
             source_version: Some(update.new.clone()),
             phases: vec![PhaseTime { phase: BuildPhase::Receive, millis: receive_millis }],
         };
-        match self.deploy(Actor::user(caller.user, &caller.email), request).await {
+        match self.deploy(Actor::user(caller.user, &caller.email).at(Some("ssh".into())), request).await {
             Err(e) => {
                 say(format!(" !     {e}")).await;
                 false

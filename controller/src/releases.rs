@@ -20,17 +20,31 @@ const KEPT_IMAGES: usize = 20;
 const SPARE_IMAGES: usize = 5;
 
 /// What a new release is to be.
-struct Draft<'a> {
+pub(crate) struct Draft<'a> {
     /// All config vars from now on.
-    vars: Vars,
-    description: String,
+    pub vars: Vars,
+    pub description: String,
     /// Of its event.
-    kind: &'static str,
-    code: Code<'a>,
+    pub kind: &'static str,
+    pub code: Code<'a>,
+    pub beside: Beside,
+}
+
+/// What else a release does.
+#[derive(Clone, Default)]
+pub(crate) enum Beside {
+    #[default]
+    Nothing,
+    /// Instances that run stay as they are.
+    KeepInstances,
+    /// The owner's health check of a process type is this from now on; none: app.json's, or the default.
+    Check(ProcessType, Option<HealthCheck>),
+    /// The release phase runs again.
+    ReleasePhase,
 }
 
 /// Where a release's code comes from.
-enum Code<'a> {
+pub(crate) enum Code<'a> {
     /// What should run now.
     Same,
     /// An earlier release's.
@@ -79,11 +93,18 @@ impl Controller {
         actor: &Actor,
         id: AppId,
         changes: &BTreeMap<ConfigKey, Option<Secret>>,
+        restart: bool,
     ) -> Result<Arc<Vars>, ApiError> {
         let draft = |_: &App, before: &Vars| {
             let vars = changed(before, changes)?;
             let description = describe_changes(changes);
-            Ok((vars != *before).then_some(Draft { vars, description, kind: "config.update", code: Code::Same }))
+            Ok((vars != *before).then_some(Draft {
+                vars,
+                description,
+                kind: "config.update",
+                code: Code::Same,
+                beside: if restart { Beside::Nothing } else { Beside::KeepInstances },
+            }))
         };
         Ok(self.make_release(actor, id, draft).await?.0)
     }
@@ -91,7 +112,7 @@ impl Controller {
     /// Makes the app's next release: with its config vars, its event and the end of the release that it takes the place
     /// of, in one commit. `draft` says what it is to be, from the app and its config vars as they are at the moment; it may be
     /// asked again. Without a draft nothing changes. Gives back the newest config vars as well.
-    async fn make_release<'a>(
+    pub(crate) async fn make_release<'a>(
         &self,
         actor: &Actor,
         id: AppId,
@@ -102,7 +123,7 @@ impl Controller {
             .retry(|| async {
                 let stored = self.read_app(&id.to_string()).await?;
                 let before = self.vars(id, stored.value.config_rev).await?;
-                let Some(Draft { vars, description, kind, code }) = draft(&stored.value, &before)? else {
+                let Some(Draft { vars, description, kind, code, beside }) = draft(&stored.value, &before)? else {
                     return Ok((Tx::new(), (before, None)));
                 };
                 let mut app = (*stored.value).clone();
@@ -119,6 +140,7 @@ impl Controller {
                     Code::Built(..) => None,
                 };
                 let mut release = self.next_release(actor, &mut app, &description, base.as_deref());
+                self.beside(&stored.value, &mut app, &mut release, base.as_deref(), &beside).await?;
                 if let Code::Built(build, slug) = code {
                     take_code(&mut app, &mut release, build, slug);
                     let done = Build {
@@ -176,6 +198,7 @@ impl Controller {
             config_rev: app.config_rev,
             processes: base.map(|b| b.processes.clone()).unwrap_or_default(),
             release_command: None,
+            keeps_from: None,
             released: true,
             user: actor.id(),
             created_at: self.now(),
@@ -215,6 +238,7 @@ impl Controller {
 
     /// Goes back to an earlier release: its code and its config, as a new release.
     pub async fn rollback(&self, actor: &Actor, id: AppId, to: &Release) -> Result<Arc<Release>, ApiError> {
+        crate::owners::refuse_locked(&*self.find_app(&id.to_string()).await?)?;
         if to.status == ReleaseStatus::Failed {
             return Err(invalid(format!("v{} failed: there is nothing good in it to go back to.", to.version)));
         }
@@ -232,7 +256,7 @@ impl Controller {
         let description = format!("Rollback to v{}", to.version);
         let draft = |_: &App, _: &Vars| {
             let (vars, description) = ((*vars).clone(), description.clone());
-            Ok(Some(Draft { vars, description, kind: "release.rollback", code: Code::Of(to) }))
+            Ok(Some(Draft { vars, description, kind: "release.rollback", code: Code::Of(to), beside: Beside::Nothing }))
         };
         made(self.make_release(actor, id, draft).await?)
     }
@@ -247,7 +271,13 @@ impl Controller {
     ) -> Result<Arc<Release>, ApiError> {
         let draft = |app: &App, before: &Vars| {
             let vars = if app.good.is_none() { first_vars(before, slug, app_json)? } else { before.clone() };
-            Ok(Some(Draft { vars, description: describe(build), kind: "release.create", code: Code::Built(build, slug) }))
+            Ok(Some(Draft {
+                vars,
+                description: describe(build),
+                kind: "release.create",
+                code: Code::Built(build, slug),
+                beside: Beside::Nothing,
+            }))
         };
         made(self.make_release(actor, build.app, draft).await?)
     }
@@ -351,7 +381,7 @@ fn with_newest_images(releases: &[Arc<Release>], count: usize) -> BTreeSet<u64> 
 }
 
 /// The release of a draft that there always is.
-fn made((_, release): (Arc<Vars>, Option<Arc<Release>>)) -> Result<Arc<Release>, ApiError> {
+pub(crate) fn made((_, release): (Arc<Vars>, Option<Arc<Release>>)) -> Result<Arc<Release>, ApiError> {
     release.ok_or_else(|| ApiError::new(ErrorId::Internal, "No release was made."))
 }
 

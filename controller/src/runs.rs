@@ -144,6 +144,7 @@ impl Controller {
             port,
             memory: scale.memory,
             cpu_shares: scale.cpu_shares,
+            cpu_millis: scale.cpu_millis,
             pids: PIDS,
             stop_grace_seconds: app.stop_grace_seconds,
             read_only_root: app.read_only_root,

@@ -148,6 +148,7 @@ impl Controller {
     /// Makes a token; its text is given out here and never again.
     pub async fn create_token(
         &self,
+        actor: &Actor,
         user: &User,
         description: &str,
         scope: Vec<Scope>,
@@ -163,8 +164,7 @@ impl Controller {
             expires_at,
             scope,
         };
-        let event =
-            self.event(&Actor::user(user.id, &user.email), None, "token.create", format!("Made a token: {}", token.description));
+        let event = self.event(actor, None, "token.create", format!("Made a token: {}", token.description));
         let tx = Tx::new().put(keys::token(&token.sha256), &token).put(keys::event(&event), &event);
         self.db.commit(tx).await.map_err(crate::core_error)?;
         Ok((token, Secret::new(text)))
@@ -175,15 +175,10 @@ impl Controller {
         Ok(all.into_iter().map(|s| s.value).filter(|t| t.user == user).collect())
     }
 
-    pub async fn delete_token(&self, user: &User, id: TokenId) -> Result<Arc<Token>, ApiError> {
+    pub async fn delete_token(&self, actor: &Actor, user: &User, id: TokenId) -> Result<Arc<Token>, ApiError> {
         let token = self.tokens_of(user.id).await?.into_iter().find(|t| t.id == id);
         let token = token.ok_or_else(|| not_found("Couldn't find that authorization."))?;
-        let event = self.event(
-            &Actor::user(user.id, &user.email),
-            None,
-            "token.delete",
-            format!("Removed a token: {}", token.description),
-        );
+        let event = self.event(actor, None, "token.delete", format!("Removed a token: {}", token.description));
         let tx = Tx::new().delete(keys::token(&token.sha256)).put(keys::event(&event), &event);
         self.db.commit(tx).await.map_err(crate::core_error)?;
         Ok(token)
@@ -202,7 +197,7 @@ impl Controller {
         self.user(key.value.user).await
     }
 
-    pub async fn add_key(&self, user: &User, text: &str) -> Result<Arc<SshKey>, ApiError> {
+    pub async fn add_key(&self, actor: &Actor, user: &User, text: &str) -> Result<Arc<SshKey>, ApiError> {
         let (public_key, fingerprint, comment) = parse_key(text)?;
         let key = SshKey { id: self.id(), user: user.id, public_key, fingerprint, comment, created_at: self.now() };
         self.db
@@ -213,12 +208,7 @@ impl Controller {
                     let mine = owner.is_some_and(|o| o.value.user == user.id);
                     return Err(invalid(if mine { "You have added this key already." } else { "Another user has this key." }));
                 }
-                let event = self.event(
-                    &Actor::user(user.id, &user.email),
-                    None,
-                    "key.create",
-                    format!("Added SSH key {}", key.fingerprint),
-                );
+                let event = self.event(actor, None, "key.create", format!("Added SSH key {}", key.fingerprint));
                 let tx = Tx::new()
                     .absent(&by_fingerprint)
                     .put(by_fingerprint.clone(), &key.id)
@@ -239,14 +229,9 @@ impl Controller {
             .ok_or_else(|| not_found("Couldn't find that key."))
     }
 
-    pub async fn remove_key(&self, user: &User, id_or_fingerprint: &str) -> Result<Arc<SshKey>, ApiError> {
+    pub async fn remove_key(&self, actor: &Actor, user: &User, id_or_fingerprint: &str) -> Result<Arc<SshKey>, ApiError> {
         let key = self.find_key(user.id, id_or_fingerprint).await?;
-        let event = self.event(
-            &Actor::user(user.id, &user.email),
-            None,
-            "key.delete",
-            format!("Removed SSH key {}", key.value.fingerprint),
-        );
+        let event = self.event(actor, None, "key.delete", format!("Removed SSH key {}", key.value.fingerprint));
         let tx = Tx::new()
             .delete(keys::ssh_key(key.value.id))
             .delete(keys::fingerprint(&key.value.fingerprint))

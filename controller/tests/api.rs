@@ -508,6 +508,66 @@ async fn signing_in_with_a_password_and_out_again() {
     assert_eq!(w.send(Method::GET, "/account", token, None).await.0.as_u16(), 401);
 }
 
+/// The event of each route that changes something.
+const EVENTS: &[(&str, &str)] = &[
+    ("POST /oauth/authorizations", "token.create"),
+    ("DELETE /oauth/authorizations/{id}", "token.delete"),
+    ("POST /account/keys", "key.create"),
+    ("DELETE /account/keys/{key}", "key.delete"),
+    ("POST /users", "user.create"),
+    ("POST /apps", "app.create"),
+    ("PATCH /apps/{app}", "app.update"),
+    ("DELETE /apps/{app}", "app.destroy"),
+    ("PUT /apps/{app}/lock", "app.lock"),
+    ("DELETE /apps/{app}/lock", "app.unlock"),
+    ("POST /apps/{app}/transfer", "app.transfer"),
+    ("PATCH /apps/{app}/config-vars", "config.update"),
+    ("PATCH /apps/{app}/formation", "formation.update"),
+    ("PATCH /apps/{app}/formation/{type}", "formation.update"),
+    ("PUT /apps/{app}/checks/{type}", "checks.update"),
+    ("DELETE /apps/{app}/checks/{type}", "checks.update"),
+    ("DELETE /apps/{app}/dynos", "ps.restart"),
+    ("DELETE /apps/{app}/dynos/{dyno}", "ps.restart"),
+    ("DELETE /apps/{app}/formations/{dyno}", "ps.restart"),
+    ("POST /apps/{app}/dynos/{dyno}/actions/stop", "ps.stop"),
+    ("POST /apps/{app}/dynos/{dyno}/actions/start", "ps.start"),
+    ("POST /apps/{app}/actions/stop", "ps.stop"),
+    ("POST /apps/{app}/actions/start", "ps.start"),
+    ("POST /apps/{app}/releases", "release.rollback"),
+    ("POST /apps/{app}/releases/{release}/actions/retry", "release.retry"),
+    ("POST /apps/{app}/builds", "build.create"),
+    ("DELETE /apps/{app}/builds/{build}", "build.cancel"),
+    ("PATCH /apps/{app}/builds/{build}", "build.cancel"),
+    ("DELETE /apps/{app}/build-cache", "build-cache.delete"),
+    ("PUT /apps/{app}/buildpack-installations", "buildpacks.update"),
+    ("POST /apps/{app}/collaborators", "collaborator.create"),
+    ("DELETE /apps/{app}/collaborators/{user}", "collaborator.delete"),
+    ("POST /apps/{app}/domains", "domain.create"),
+    ("DELETE /apps/{app}/domains/{domain}", "domain.delete"),
+    ("POST /apps/{app}/sni-endpoints", "sni-endpoint.update"),
+    ("PATCH /apps/{app}/sni-endpoints/{endpoint}", "sni-endpoint.update"),
+    ("DELETE /apps/{app}/sni-endpoints/{endpoint}", "sni-endpoint.delete"),
+    ("POST /apps/{app}/log-drains", "log-drain.create"),
+    ("DELETE /apps/{app}/log-drains/{drain}", "log-drain.delete"),
+    ("PATCH /apps/{app}/log-retention", "log-retention.update"),
+    ("POST /apps/{app}/routes", "route.create"),
+    ("PATCH /apps/{app}/routes/{route}", "route.update"),
+    ("DELETE /apps/{app}/routes/{route}", "route.delete"),
+];
+
+/// Routes that take something and change nothing that lasts.
+const WITHOUT_EVENT: &[(&str, &str)] = &[
+    ("POST /sources", "a promise that ends by itself"),
+    ("PUT /sources/{id}/{secret}", "the build that uses it is the event"),
+    ("POST /apps/{app}/log-sessions", "it reads"),
+    ("POST /apps/{app}/dynos", "a one-off run tells of itself"),
+    ("POST /apps/{app}/dynos/{dyno}/exec", "a session tells of itself"),
+    ("POST /apps/{app}/dynos/{dyno}/attach", "it looks on"),
+    ("POST /router/status", "observed, not desired"),
+    ("POST /router/lines", "observed, not desired"),
+    ("POST /router/signals", "observed, not desired"),
+];
+
 /// One good answer of each route, each held against the document (`World::send` does that for all that is asked).
 #[tokio::test(flavor = "multi_thread")]
 #[allow(clippy::too_many_lines, reason = "one line for each route")]
@@ -525,12 +585,22 @@ async fn every_route_answers_as_the_document_says() {
     let slug = text(&w.get("/apps/demo/releases/1").await["slug"]["id"]);
     let key = "ssh-ed25519 AAAAC3NzaC1lZDI1NTE5AAAAIOMqqnkVzrm0SdG6UOoqKLsabgH5C9okWi0dh2l9GKJl me";
     let mut seen = BTreeSet::new();
+    let happened = async |kind: &str| {
+        let entries = w.store.list("events/").await.unwrap().0;
+        let events = entries.iter().map(|e| serde_json::from_slice::<Value>(&e.value).unwrap());
+        events.filter(|e| e["kind"] == kind && e["actor_name"] == "admin@example.com" && e["from"] == "127.0.0.1").count()
+    };
     let mut ask = async |method: Method, path: &str, body: Value| {
+        let route = common::schema::route_of(&method, path.strip_prefix(&w.url).unwrap_or(path)).unwrap();
+        let kind = EVENTS.iter().find(|(r, _)| *r == format!("{} {}", route.method, route.path)).map(|(_, kind)| *kind);
+        let before = happened(kind.unwrap_or_default()).await;
         let body = (method != Method::GET).then_some(body);
         let path = path.strip_prefix(&w.url).unwrap_or(path);
         let (status, answer) = w.send(method.clone(), path, &w.admin, body).await;
         assert!(status.is_success(), "{method} {path}: {status} {answer}");
-        let route = common::schema::route_of(&method, path).unwrap();
+        if let Some(kind) = kind {
+            assert!(happened(kind).await > before, "{method} {path} is no event {kind}");
+        }
         seen.insert(format!("{} {}", route.method, route.path));
         answer
     };
@@ -555,6 +625,11 @@ async fn every_route_answers_as_the_document_says() {
         "/apps/demo",
         "/v2/",
         "/apps/demo/config-vars",
+        "/apps/demo/checks",
+        "/apps/demo/history",
+        "/apps/demo/rollout",
+        "/apps/demo/releases/v1/output",
+        "/dyno-sizes",
         "/apps/demo/formation",
         "/apps/demo/formation/web",
         "/apps/demo/dynos",
@@ -598,6 +673,14 @@ async fn every_route_answers_as_the_document_says() {
     ask(patch.clone(), "/apps/demo/config-vars", json!({ "A": "1", "B": null })).await;
     ask(patch.clone(), "/apps/demo/formation", json!({ "updates": [{ "type": "web", "quantity": "+1" }] })).await;
     ask(patch.clone(), "/apps/demo/formation/web", json!({ "quantity": 1, "size": "256M" })).await;
+    ask(put.clone(), "/apps/demo/checks/web", json!({ "path": "/up", "interval_seconds": 9 })).await;
+    ask(delete.clone(), "/apps/demo/checks/web", none()).await;
+    ask(post.clone(), "/apps/demo/actions/stop", none()).await;
+    ask(post.clone(), "/apps/demo/actions/start", none()).await;
+    ask(post.clone(), "/apps/demo/dynos/web.1/actions/stop", none()).await;
+    ask(post.clone(), "/apps/demo/dynos/web.1/actions/start", none()).await;
+    ask(put.clone(), "/apps/demo/lock", json!({ "reason": "audit" })).await;
+    ask(delete.clone(), "/apps/demo/lock", none()).await;
     ask(post.clone(), "/apps/demo/dynos", json!({ "command": "say hello" })).await;
     ask(post.clone(), "/apps/demo/dynos", json!({ "command": "cat", "attach": true })).await;
     ask(post.clone(), "/apps/demo/dynos/web.1/exec", json!({ "argv": ["ls"] })).await;
@@ -606,7 +689,6 @@ async fn every_route_answers_as_the_document_says() {
     for path in ["/apps/demo/dynos", "/apps/demo/dynos/web.1", "/apps/demo/formations/web", "/apps/demo/build-cache"] {
         ask(delete.clone(), path, none()).await;
     }
-    ask(post.clone(), "/apps/demo/dynos/web.1/actions/stop", none()).await;
     ask(post.clone(), "/apps/demo/releases", json!({ "release": "v1" })).await;
     ask(put.clone(), "/apps/demo/buildpack-installations", json!({ "updates": [{ "buildpack": "heroku/python" }] })).await;
     ask(get.clone(), "/apps/demo/buildpack-installations", Value::Null).await;
@@ -644,8 +726,11 @@ async fn every_route_answers_as_the_document_says() {
         ask(method.clone(), &format!("/apps/demo/builds/{held}"), none()).await;
         w.until("it is over", async || w.get(&format!("/apps/demo/builds/{held}")).await["status"] == "failed").await;
     }
-    // Attaching and the images of a registry have tests of their own.
+    ask(post.clone(), "/apps/demo/transfer", json!({ "recipient": "you@example.com" })).await;
+    // Attaching, release phases, failed releases and the images of a registry have tests of their own.
     let elsewhere = [
+        "POST /apps/{app}/releases/{release}/actions/retry",
+        "GET /release-output/{app_id}/{release}/{secret}",
         "GET /runs/{secret}",
         "GET /apps/{app}/dynos/{dyno}/ports/{port}",
         "GET /v2/{app}/manifests/{reference}",
@@ -658,6 +743,13 @@ async fn every_route_answers_as_the_document_says() {
     let every = flex_controller::http::table::all().iter().map(|r| format!("{} {}", r.method, r.path));
     let missed: Vec<_> = every.filter(|r| !seen.contains(r) && !elsewhere.contains(&r.as_str())).collect();
     assert!(missed.is_empty(), "never asked: {missed:?}");
+    // A new route that changes something has to say here which event tells of it, or why none does.
+    let changing = flex_controller::http::table::all().iter().filter(|r| r.method != Method::GET);
+    let silent: Vec<_> = changing
+        .map(|r| format!("{} {}", r.method, r.path))
+        .filter(|r| !EVENTS.iter().any(|(e, _)| e == r) && !WITHOUT_EVENT.iter().any(|(e, _)| e == r))
+        .collect();
+    assert!(silent.is_empty(), "no event is known of: {silent:?}");
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -870,4 +962,114 @@ async fn what_routers_see_is_told() {
     assert_eq!((&way["matched"], &way["path"]), (&json!("*.example.com/"), &json!("/y")));
     let way = w.get("/routes/trace?host=demo.localhost&path=/api/x").await;
     assert_eq!((&way["matched"], &way["policy"]["sticky"]), (&json!("demo.localhost/api"), &json!(true)), "{way}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_is_stopped_stays_so_and_says_why() {
+    let w = World::new().await;
+    let app = w.create("demo").await;
+    w.builders.then(common::parts::Outcome::Good(common::parts::product("up-x", &[("web", "serve"), ("worker", "work")])));
+    assert!(w.push(app).await.0);
+    w.patch(
+        "/apps/demo/formation",
+        json!({ "updates": [{ "type": "web", "quantity": 2 }, { "type": "worker", "quantity": 1 }] }),
+    )
+    .await;
+    let settled = async || w.get("/apps/demo/rollout?wait=1&ready=9").await["settled"] == true;
+    w.until("all are up", settled).await;
+    let names = async || -> Vec<String> {
+        let dynos = w.get("/apps/demo/dynos").await;
+        dynos
+            .as_array()
+            .unwrap()
+            .iter()
+            .filter(|d| d["message"] != "draining")
+            .map(|d| d["name"].as_str().unwrap().to_owned())
+            .collect()
+    };
+    w.post("/apps/demo/dynos/web.2/actions/stop", json!({})).await;
+    w.until("web.2 is gone", async || names().await == ["web.1", "worker.1"]).await;
+    let why = w.get("/apps/demo/dynos/web.2/why").await;
+    assert!(why["lines"][0].as_str().unwrap().contains("flex ps:start web.2"), "{why}");
+    let why = w.get("/apps/demo/dynos/web.3/why").await;
+    assert!(why["lines"][0].as_str().unwrap().contains("flex ps:scale web=3"), "{why}");
+    // A release does not start it.
+    w.patch("/apps/demo/config-vars", json!({ "A": "1" })).await;
+    w.until("v2 is up", async || settled().await && w.versions_up("demo").await == [2, 2]).await;
+    assert_eq!(names().await, ["web.1", "worker.1"]);
+    w.post("/apps/demo/actions/stop", json!({})).await;
+    w.until("all are gone", async || names().await.is_empty()).await;
+    assert_eq!(w.get("/apps/demo/formation/web").await["stopped"], true);
+    w.post("/apps/demo/actions/start", json!({})).await;
+    w.until("all are back", async || settled().await && names().await.len() == 3).await;
+    let (status, _) = w.send(Method::POST, "/apps/demo/dynos/web.9/actions/stop", &w.admin, Some(json!({}))).await;
+    assert_eq!(status.as_u16(), 404);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn config_without_a_restart_reaches_what_is_started_later() {
+    let w = World::new().await;
+    let app = w.create("demo").await;
+    assert!(w.push(app).await.0);
+    w.until("v1 is up", async || w.versions_up("demo").await == [1]).await;
+    let settled = async || w.get("/apps/demo/rollout").await["settled"] == true;
+    for n in 2..4 {
+        w.patch("/apps/demo/config-vars?restart=false", json!({ "A": n.to_string() })).await;
+        assert_eq!(w.get(&format!("/apps/demo/releases/{n}")).await["status"], "succeeded");
+    }
+    w.until("nothing is to be done", settled).await;
+    assert_eq!(w.versions_up("demo").await, [1]);
+    w.ok(Method::DELETE, "/apps/demo/dynos/web.1", None).await;
+    w.until("the newest config runs", async || w.versions_up("demo").await == [3]).await;
+    w.patch("/apps/demo/config-vars", json!({ "A": "5" })).await;
+    w.until("an ordinary change restarts", async || w.versions_up("demo").await == [4]).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn sizes_locks_owners_and_checks() {
+    let w = World::new().await;
+    let app = w.create("demo").await;
+    assert!(w.push(app).await.0);
+    let size = async |body: Value| w.send(Method::PATCH, "/apps/demo/formation/web", &w.admin, Some(body)).await;
+    assert_eq!(size(json!({ "size": "Small" })).await.1["size"], "small");
+    let now = w.get("/apps/demo/formation/web").await;
+    assert_eq!((now["cpu_millis"].as_u64(), now["cpu_shares"].as_u64()), (Some(500), Some(256)), "{now}");
+    w.until("it is resized", async || w.get("/apps/demo/dynos").await[0]["size"] == "small").await;
+    let (status, answer) = size(json!({ "size": "huge" })).await;
+    assert!(status.as_u16() == 422 && answer["message"].as_str().unwrap().contains("There are: small"), "{answer}");
+    assert_eq!(size(json!({ "size": "Standard-1X" })).await.1["size"], "small", "Heroku's names change nothing");
+    let limit = json!({ "updates": [{ "type": "web", "size": "256M", "cpu_millis": 0, "cpu_shares": 1024 }] });
+    assert_eq!(w.patch("/apps/demo/formation", limit).await[0]["cpu_millis"], Value::Null);
+    // A lock keeps code out, and nothing else.
+    w.ok(Method::PUT, "/apps/demo/lock", Some(json!({ "reason": "audit" }))).await;
+    let (good, said) = w.push(app).await;
+    assert!(!good && said.contains("locked by admin@example.com (audit)") && said.contains("flex apps:unlock"), "{said}");
+    w.patch("/apps/demo/config-vars", json!({ "A": "1" })).await;
+    let (status, _) = w.send(Method::POST, "/apps/demo/releases", &w.admin, Some(json!({ "release": "v1" }))).await;
+    assert_eq!(status.as_u16(), 403);
+    w.ok(Method::DELETE, "/apps/demo/lock", None).await;
+    assert!(w.push(app).await.0);
+    // A check is a release, and a deploy keeps it.
+    let check = json!({ "path": "/health", "start_seconds": 90, "failures": 2 });
+    let set = w.ok(Method::PUT, "/apps/demo/checks/web", Some(check)).await;
+    assert_eq!((&set["kind"], &set["path"], &set["source"]), (&json!("http"), &json!("/health"), &json!("set")));
+    assert!(w.push(app).await.0);
+    assert_eq!(w.get("/apps/demo/checks").await[0]["start_seconds"], 90);
+    let bad = async |path: &str, body: Value| w.send(Method::PUT, path, &w.admin, Some(body)).await.0.as_u16();
+    assert_eq!(bad("/apps/demo/checks/web", json!({ "path": "health" })).await, 422);
+    assert_eq!(bad("/apps/demo/checks/web", json!({ "interval_seconds": 0 })).await, 422);
+    assert_eq!(bad("/apps/demo/checks/nope", json!({})).await, 404);
+    w.ok(Method::DELETE, "/apps/demo/checks/web", None).await;
+    assert_eq!(w.get("/apps/demo/checks").await[0]["source"], "default");
+    // Who gives an app away stays a collaborator.
+    let (me, you) = (w.user("me@example.com").await, w.user("you@example.com").await);
+    assert_eq!(w.send(Method::POST, "/apps", &me, Some(json!({ "name": "mine" }))).await.0.as_u16(), 201);
+    let give = async |token: &str, to: &str| {
+        w.send(Method::POST, "/apps/mine/transfer", token, Some(json!({ "recipient": to }))).await.0.as_u16()
+    };
+    assert_eq!(give(&you, "you@example.com").await, 404);
+    assert_eq!(give(&me, "nobody@example.com").await, 422);
+    assert_eq!(give(&me, "you@example.com").await, 200);
+    assert_eq!(give(&me, "me@example.com").await, 403);
+    assert_eq!(w.send(Method::GET, "/apps/mine", &me, None).await.1["owner"]["email"], "you@example.com");
 }

@@ -373,6 +373,7 @@ fn controller_settings(
         route_ports: settings.route_ports.clone(),
         max_log_retention: settings.logs.limit,
         runs: settings.runs,
+        sizes: settings.sizes.clone(),
     })
 }
 
@@ -411,7 +412,8 @@ async fn reap(runtime: &dyn Runtime) -> bool {
 
 async fn serve_api(listener: tokio::net::TcpListener, controller: Controller, stop: CancellationToken) -> Result<(), String> {
     let ended = stop.clone();
-    let serve = axum::serve(listener, controller.api()).with_graceful_shutdown(async move { ended.cancelled().await });
+    let serve = axum::serve(listener, controller.api().into_make_service_with_connect_info::<std::net::SocketAddr>())
+        .with_graceful_shutdown(async move { ended.cancelled().await });
     // Tails of logs go on for ever: they get a moment, not a veto.
     tokio::select! {
         result = serve => result.map_err(|e| e.to_string()),

@@ -5,7 +5,7 @@
 
 use crate::log_settings::{Logs, LogsFile};
 use clap::Args;
-use flex_model::{DomainName, Memory};
+use flex_model::{DomainName, Memory, NamedSize};
 use flex_router::MinTls;
 use flex_runtime::{Net, Target};
 use flex_store::Engine;
@@ -107,6 +107,9 @@ struct File {
     network: NetworkFile,
     #[serde(default)]
     logs: LogsFile,
+    /// Sizes of instances by name.
+    #[serde(default)]
+    sizes: BTreeMap<String, SizeFile>,
     #[serde(default)]
     runs: RunsFile,
 }
@@ -119,6 +122,15 @@ struct RunsFile {
     max_life_seconds: Option<u64>,
     /// The most of one app at a time.
     per_app: Option<usize>,
+}
+
+#[derive(Debug, Clone, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct SizeFile {
+    memory: String,
+    cpu_shares: Option<u32>,
+    /// Cores, such as 0.5: a hard limit.
+    cpu: Option<f64>,
 }
 
 #[derive(Debug, Clone, Default, Deserialize)]
@@ -193,6 +205,8 @@ pub struct Settings {
     pub network: Network,
     pub logs: Logs,
     pub runs: flex_controller::RunLimits,
+    /// Sizes of instances by name, in lower case.
+    pub sizes: BTreeMap<String, NamedSize>,
 }
 
 /// What apps and builds may reach.
@@ -285,6 +299,7 @@ impl Settings {
             network: network(file.network)?,
             logs: file.logs.read()?,
             runs: runs(&file.runs)?,
+            sizes: sizes(file.sizes)?,
             data_dir,
         })
     }
@@ -308,6 +323,23 @@ fn network(file: NetworkFile) -> Result<Network, String> {
         allow: allow.map_err(|e| format!("network.allow: {e}"))?,
         host_ports: file.host_ports,
     })
+}
+
+fn sizes(file: BTreeMap<String, SizeFile>) -> Result<BTreeMap<String, NamedSize>, String> {
+    let one = |(name, size): (String, SizeFile)| {
+        let bad = |what: &str, why: &dyn std::fmt::Display| format!("sizes.{name}{what}: {why}");
+        if !name.starts_with(|c: char| c.is_ascii_alphabetic()) || !name.chars().all(|c| c.is_ascii_alphanumeric() || c == '-') {
+            return Err(bad("", &"a size's name begins with a letter and holds letters, digits and dashes"));
+        }
+        let memory = size.memory.parse().map_err(|e: flex_model::ParseSizeError| bad(".memory", &e))?;
+        let cpu_shares = size.cpu_shares.unwrap_or(flex_model::app::ORDINARY_SHARES);
+        if !flex_model::app::SHARES.contains(&cpu_shares) {
+            return Err(bad(".cpu_shares", &"use 2 to 262144; 1024 is ordinary"));
+        }
+        let cpu_millis = size.cpu.map(flex_model::app::cpu_millis).transpose().map_err(|e| bad(".cpu", &e))?;
+        Ok((name.to_ascii_lowercase(), NamedSize { memory, cpu_shares, cpu_millis }))
+    };
+    file.into_iter().map(one).collect()
 }
 
 fn port_range(text: &str) -> Result<std::ops::RangeInclusive<u16>, String> {

@@ -2,7 +2,7 @@
 
 use crate::{AppId, AppName, BuildpackRef, HealthCheck, Memory, ProcessType, StackName, Timestamp, UserId};
 use serde::{Deserialize, Serialize};
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 /// How many instances of a process type, and how large each is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
@@ -12,13 +12,54 @@ pub struct ProcessScale {
     pub memory: Memory,
     /// Relative CPU weight, 1024 being an ordinary instance's.
     pub cpu_shares: u32,
+    /// Hard limit in thousandths of a core; none: whatever is free.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub cpu_millis: Option<u32>,
 }
 
 impl ProcessScale {
     /// What a process type gets before anyone asks for something else.
     pub const fn default_for(quantity: u32) -> Self {
-        Self { quantity, memory: Memory::from_mib(512), cpu_shares: 1024 }
+        Self { quantity, memory: Memory::from_mib(512), cpu_shares: ORDINARY_SHARES, cpu_millis: None }
     }
+}
+
+/// The CPU weight that instances have before anyone asks for another.
+pub const ORDINARY_SHARES: u32 = 1024;
+
+/// The weights that the kernel knows.
+pub const SHARES: std::ops::RangeInclusive<u32> = 2..=262_144;
+
+/// Cores, such as 0.5, in thousandths.
+///
+/// # Errors
+/// Less than a hundredth (engines refuse it) or more than any machine has.
+pub fn cpu_millis(cores: f64) -> Result<u32, String> {
+    if (0.01..=1024.0).contains(&cores) {
+        // In range, so neither loss nor sign.
+        Ok((cores * 1000.0).round() as u32)
+    } else {
+        Err(format!("{cores} cores: use 0.01 to 1024"))
+    }
+}
+
+/// A size that a server gives a name to.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct NamedSize {
+    pub memory: Memory,
+    pub cpu_shares: u32,
+    /// Thousandths of a core.
+    pub cpu_millis: Option<u32>,
+}
+
+/// Who keeps an app from being deployed, and since when.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct AppLock {
+    /// E-mail.
+    pub by: String,
+    pub at: Timestamp,
+    /// In their own words; may be empty.
+    pub reason: String,
 }
 
 /// The most instances that one process type may be scaled to.
@@ -52,6 +93,12 @@ pub struct App {
     /// Instances older than the moment are to be replaced. Keys: `""` (all), `web` (a type), `web.1` (one).
     #[serde(default)]
     pub restarts: BTreeMap<String, Timestamp>,
+    /// What is not to run although the formation wants it, until it is started again. Keys as in `restarts`.
+    #[serde(default, skip_serializing_if = "BTreeSet::is_empty")]
+    pub stopped: BTreeSet<String>,
+    /// No new code may be deployed.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub locked: Option<AppLock>,
     /// Seconds between SIGTERM and SIGKILL.
     pub stop_grace_seconds: u32,
     /// Run with the image's file system read-only (`/tmp` stays writable).
@@ -60,6 +107,15 @@ pub struct App {
 }
 
 impl App {
+    /// Which instances of a process type are to run, by number: what the formation says, without those that were stopped.
+    pub fn wanted(&self, process: &ProcessType) -> BTreeSet<u32> {
+        let quantity = self.formation.get(process).map_or(0, |s| s.quantity);
+        if self.stopped.contains("") || self.stopped.contains(process.as_str()) {
+            return BTreeSet::new();
+        }
+        (1..=quantity).filter(|i| self.stopped.is_empty() || !self.stopped.contains(&format!("{process}.{i}"))).collect()
+    }
+
     /// The moment before which an instance of this process and index counts as told to restart, if any.
     pub fn restart_before(&self, process: &ProcessType, index: u32) -> Option<Timestamp> {
         let one = format!("{process}.{index}");

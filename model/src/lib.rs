@@ -28,16 +28,17 @@ pub mod time;
 pub mod trace;
 pub mod user;
 
-pub use app::{App, ProcessScale};
+pub use app::{App, AppLock, NamedSize, ProcessScale};
 pub use build::{Build, BuildPhase, BuildStatus, BuildpackRef, PhaseTime, Slug};
 pub use certificate::{Certificate, CertificateTable, Challenge};
-pub use event::Event;
+pub use event::{Event, Outcome};
 pub use host::{Host, HostState};
 pub use ids::*;
 pub use log_line::{LogLine, LogSource};
 pub use names::*;
 pub use placement::{
-    Assignment, Command, ExitInfo, InstanceReport, InstanceSpec, InstanceState, Placement, PlacementPhase, Report, WorkItem,
+    Assignment, Command, Ended, ExitInfo, InstanceReport, InstanceSpec, InstanceState, Placement, PlacementPhase, Report,
+    WorkItem,
 };
 pub use policy::{Balancing, HttpPolicy, InstanceProtocol, Policy, ProxyVersion};
 pub use release::{HealthCheck, HealthProbe, ImageRef, ProcessSpec, Release, ReleaseStatus};

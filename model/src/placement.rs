@@ -27,10 +27,20 @@ pub struct Placement {
     pub host: HostId,
     /// Promised to it on that host.
     pub memory: Memory,
+    /// 1024 is ordinary.
+    #[serde(default = "ordinary_shares")]
+    pub cpu_shares: u32,
+    /// Hard limit in thousandths of a core.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub cpu_millis: Option<u32>,
     pub phase: PlacementPhase,
     pub created_at: Timestamp,
     /// Why it is there: one sentence for `flex ps:why`.
     pub reason: String,
+}
+
+fn ordinary_shares() -> u32 {
+    crate::app::ORDINARY_SHARES
 }
 
 impl Placement {
@@ -67,6 +77,9 @@ pub struct InstanceSpec {
     pub memory: Memory,
     /// 1024 is ordinary.
     pub cpu_shares: u32,
+    /// Hard limit in thousandths of a core; none: no limit.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub cpu_millis: Option<u32>,
     /// Most processes and threads.
     pub pids: u32,
     /// SIGTERM to SIGKILL.
@@ -158,4 +171,26 @@ pub struct Report {
     pub at: Timestamp,
     /// Every instance that exists there, also those that are in no assignment any more and still stopping.
     pub instances: Vec<InstanceReport>,
+    /// The newest ends, oldest first, told again and again: a report may be lost.
+    #[serde(default)]
+    pub ended: Vec<Ended>,
+}
+
+/// How one start of an instance ended.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Ended {
+    pub instance: InstanceId,
+    pub app: AppId,
+    /// `web.1`.
+    pub name: String,
+    /// Starts of the instance before this one.
+    pub attempt: u32,
+    pub started_at: Timestamp,
+    pub at: Timestamp,
+    /// None: it was never seen to exit, or was stopped for not starting in time.
+    pub exit: Option<ExitInfo>,
+    /// It was told to stop.
+    pub stopped: bool,
+    /// What a person should know.
+    pub message: Option<String>,
 }

@@ -95,6 +95,9 @@ pub struct Release {
     pub processes: BTreeMap<ProcessType, ProcessSpec>,
     /// The Procfile's `release:` command, if it has one; runs before anything is placed.
     pub release_command: Option<String>,
+    /// Config set without a restart: instances of releases from this number on count as this one's.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub keeps_from: Option<u64>,
     /// The release phase is over (or there is none): instances may be placed.
     pub released: bool,
     pub user: UserId,
@@ -102,4 +105,11 @@ pub struct Release {
     pub updated_at: Timestamp,
     /// Why it failed: for people, with the last lines where there are any.
     pub failure: Option<String>,
+}
+
+impl Release {
+    /// Whether an instance of that release may stay where this release is wanted.
+    pub fn covers(&self, version: u64) -> bool {
+        version == self.version || self.keeps_from.is_some_and(|from| (from..self.version).contains(&version))
+    }
 }

@@ -39,6 +39,7 @@ pub fn spec(image: &ImageRef, line: &str) -> InstanceSpec {
         port: None,
         memory: Memory::from_mib(64),
         cpu_shares: 1024,
+        cpu_millis: None,
         pids: 64,
         stop_grace_seconds: 1,
         read_only_root: false,

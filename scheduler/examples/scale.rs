@@ -166,7 +166,7 @@ fn world(hosts: u32, apps: u32) -> World {
 }
 
 fn app(id: AppId, n: u128) -> App {
-    let scale = ProcessScale { quantity: PER_APP, memory: Memory::from_mib(256), cpu_shares: 1024 };
+    let scale = ProcessScale { quantity: PER_APP, memory: Memory::from_mib(256), cpu_shares: 1024, cpu_millis: None };
     App {
         id,
         name: format!("app-{n}").parse().expect("an app name"),
@@ -184,6 +184,8 @@ fn app(id: AppId, n: u128) -> App {
         target: Some(1),
         good: Some(1),
         restarts: BTreeMap::new(),
+        stopped: std::collections::BTreeSet::new(),
+        locked: None,
         stop_grace_seconds: 30,
         read_only_root: false,
     }
@@ -207,6 +209,7 @@ fn release(app: AppId) -> Release {
         config_rev: 0,
         processes: BTreeMap::from([(web, spec)]),
         release_command: None,
+        keeps_from: None,
         released: true,
         user: UserId(Uuid::nil()),
         created_at: Timestamp::default(),

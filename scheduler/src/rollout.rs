@@ -105,7 +105,7 @@ impl<'a> AppPlan<'a> {
         self.view.wanted(release).into_iter().find_map(|(process, scale)| {
             let placed: BTreeSet<u32> =
                 self.of_release(release.version).filter(|p| p.process == process).map(|p| p.index).collect();
-            let index = (1..=scale.quantity).find(|i| !placed.contains(i))?;
+            let index = self.view.app.wanted(&process).into_iter().find(|i| !placed.contains(i))?;
             Some(format!("{process}.{index} could not be placed: {}", room.why_not(scale.memory)?))
         })
     }
@@ -115,9 +115,9 @@ impl<'a> AppPlan<'a> {
         if release.image.is_none() {
             return true;
         }
-        self.view.wanted(release).iter().all(|(process, scale)| {
+        self.view.wanted(release).iter().all(|(process, _)| {
             let up = self.of_release(release.version).filter(|p| p.process == *process && self.world.is_up(p)).count();
-            up >= scale.quantity as usize
+            up >= self.view.app.wanted(process).len()
         })
     }
 
@@ -144,18 +144,24 @@ impl<'a> AppPlan<'a> {
         ids: &mut dyn IdSource,
         plan: &mut Plan,
     ) {
+        let wanted = self.view.app.wanted(process);
         let active: Vec<&Placement> = self.active(process).collect();
         let is_current = |p: &Placement| {
-            p.version == release.version
-                && p.memory == scale.memory
+            release.covers(p.version)
+                && (p.memory, p.cpu_shares, p.cpu_millis) == (scale.memory, scale.cpu_shares, scale.cpu_millis)
                 && self.view.app.restart_before(process, p.index).is_none_or(|moment| p.created_at >= moment)
         };
         let (current, old): (Vec<&Placement>, Vec<&Placement>) = active.into_iter().partition(|p| is_current(p));
         let current = self.retire_doubles(current, plan);
-        let (surplus, current): (Vec<&Placement>, Vec<&Placement>) = current.into_iter().partition(|p| p.index > scale.quantity);
+        let (surplus, current): (Vec<&Placement>, Vec<&Placement>) =
+            current.into_iter().partition(|p| !wanted.contains(&p.index));
+        let (stopped, surplus): (Vec<&Placement>, Vec<&Placement>) = surplus.into_iter().partition(|p| p.index <= scale.quantity);
+        for p in stopped {
+            self.retire(p, "was stopped", plan);
+        }
         self.retire_surplus(&current, surplus, &format!("{process} is scaled to {}", scale.quantity), plan);
         let have: BTreeSet<u32> = current.iter().map(|p| p.index).collect();
-        let missing: Vec<u32> = (1..=scale.quantity).filter(|i| !have.contains(i)).collect();
+        let missing: Vec<u32> = wanted.iter().copied().filter(|i| !have.contains(i)).collect();
         let (hosts, why) = room.choose(self.view.app.id, scale.memory, missing.len());
         let mut indexes = missing.into_iter();
         for host in hosts {
@@ -163,6 +169,9 @@ impl<'a> AppPlan<'a> {
             let reason = match old.iter().find(|p| p.index == index) {
                 Some(p) if p.version != release.version => format!("replaces v{} with v{}", p.version, release.version),
                 Some(p) if p.memory != scale.memory => format!("resized from {} to {}", p.memory, scale.memory),
+                Some(p) if (p.cpu_shares, p.cpu_millis) != (scale.cpu_shares, scale.cpu_millis) => {
+                    "given another share of the CPU".to_owned()
+                }
                 Some(_) => "restarted".to_owned(),
                 None => format!("{process} is scaled to {}", scale.quantity),
             };
@@ -175,6 +184,8 @@ impl<'a> AppPlan<'a> {
                 version: release.version,
                 host,
                 memory: scale.memory,
+                cpu_shares: scale.cpu_shares,
+                cpu_millis: scale.cpu_millis,
                 phase: PlacementPhase::Active,
                 created_at: self.world.now,
                 reason: reason.clone(),
@@ -191,7 +202,7 @@ impl<'a> AppPlan<'a> {
                 why: why.clone(),
             }));
         }
-        self.retire_covered(&current, old, scale, release.version, short_of_room, plan);
+        self.retire_covered(&current, old, wanted.len(), release.version, short_of_room, plan);
     }
 
     /// Two controllers that planned at the same moment may have placed the same instance twice: the better one stays.
@@ -225,7 +236,7 @@ impl<'a> AppPlan<'a> {
         &self,
         current: &[&Placement],
         mut old: Vec<&Placement>,
-        scale: ProcessScale,
+        wanted: usize,
         version: u64,
         short_of_room: bool,
         plan: &mut Plan,
@@ -233,8 +244,8 @@ impl<'a> AppPlan<'a> {
         let up: BTreeSet<u32> = current.iter().filter(|p| self.world.is_up(p)).map(|p| p.index).collect();
         old.sort_by_key(|p| (!up.contains(&p.index), std::cmp::Reverse(p.index), p.instance));
         let serving_old = old.iter().filter(|p| self.world.is_up(p)).count();
-        let mut may_go = (up.len() + serving_old).saturating_sub(scale.quantity as usize);
-        let all_up = up.len() >= scale.quantity as usize;
+        let mut may_go = (up.len() + serving_old).saturating_sub(wanted);
+        let all_up = up.len() >= wanted;
         for p in old {
             let goes = if self.world.is_known_bad(p) {
                 // It serves nobody: nothing is lost, unless nothing else serves and it may come back. Where it takes the

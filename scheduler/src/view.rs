@@ -71,9 +71,9 @@ impl AppView {
         }
     }
 
-    /// What of a release should run: its process types that the formation wants more than none of.
+    /// What of a release should run: its process types that the formation wants more than none of and that were not stopped.
     pub(crate) fn wanted(&self, release: &Release) -> Vec<(ProcessType, ProcessScale)> {
-        let scale = |p: &ProcessType| self.app.formation.get(p).copied().filter(|s| s.quantity > 0);
+        let scale = |p: &ProcessType| self.app.formation.get(p).copied().filter(|_| !self.app.wanted(p).is_empty());
         release.processes.keys().filter(|p| !p.is_release_phase()).filter_map(|p| Some((p.clone(), scale(p)?))).collect()
     }
 }

@@ -142,7 +142,7 @@ fn host(n: usize, drawn: &DrawnHost) -> Host {
 
 fn app_view(n: usize, drawn: &DrawnApp) -> AppView {
     let id = AppId(Uuid::from_u128((1 << 64) + n as u128));
-    let scale = |quantity| ProcessScale { quantity, memory: Memory::from_mib(drawn.mib), cpu_shares: 1024 };
+    let scale = |quantity| ProcessScale { quantity, memory: Memory::from_mib(drawn.mib), cpu_shares: 1024, cpu_millis: None };
     let formation = BTreeMap::from([(ProcessType::web(), scale(drawn.web)), (worker(), scale(drawn.worker))]);
     let release = |version| {
         let is_target = version == drawn.target;
@@ -168,6 +168,8 @@ fn app_view(n: usize, drawn: &DrawnApp) -> AppView {
         target: Some(drawn.target),
         good: drawn.good,
         restarts: BTreeMap::new(),
+        stopped: BTreeSet::new(),
+        locked: None,
         stop_grace_seconds: 30,
         read_only_root: false,
     };
@@ -198,6 +200,7 @@ fn new_release(app: AppId, version: u64, status: ReleaseStatus, released: bool, 
         config_rev: 0,
         processes: BTreeMap::from([spec(ProcessType::web()), spec(worker())]),
         release_command: None,
+        keeps_from: None,
         released,
         user: UserId(Uuid::nil()),
         created_at: seconds(at),
@@ -236,6 +239,8 @@ fn add_placements(world: &mut World, hosts: &[DrawnHost], apps: &[DrawnApp], dra
             version: d.version,
             host: host_id,
             memory,
+            cpu_shares: 1024,
+            cpu_millis: None,
             phase,
             created_at: seconds(NOW - 500),
             reason: String::new(),
@@ -259,7 +264,7 @@ fn add_placements(world: &mut World, hosts: &[DrawnHost], apps: &[DrawnApp], dra
     for (id, drawn) in host_ids.iter().zip(hosts) {
         if let Some(counts) = drawn.counts {
             let instances = reports.remove(id).unwrap_or_default();
-            let report = Report { host: *id, epoch: 1, revision: 1, at: seconds(NOW), instances };
+            let report = Report { host: *id, epoch: 1, revision: 1, at: seconds(NOW), instances, ended: Vec::new() };
             world.reports.insert(*id, ReportView { report: Arc::new(report), counts });
         }
     }
@@ -444,7 +449,7 @@ fn small(mib: u64, web: u32, age: i64) -> World {
         DrawnApp { web, worker: 0, mib: 512, target: 1, good: None, target_is: ReleaseStatus::Pending, released: true, age };
     let view = app_view(0, &app);
     let mut world = World { now: seconds(NOW), ..World::default() };
-    let report = Report { host: host.id, epoch: 1, revision: 1, at: seconds(NOW), instances: Vec::new() };
+    let report = Report { host: host.id, epoch: 1, revision: 1, at: seconds(NOW), instances: Vec::new(), ended: Vec::new() };
     world.reports.insert(host.id, ReportView { report: Arc::new(report), counts: true });
     world.hosts.insert(host.id, host);
     world.apps.insert(view.app.id, view);

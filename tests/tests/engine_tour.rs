@@ -1,4 +1,5 @@
-//! README's tour, word for word: each line of its first long `sh` block, in one shell that stops at the first failure.
+//! README's tour and the page of daily use, word for word: each line of their `sh` blocks, in one shell that stops at the first
+//! failure.
 
 use flex_tests::{Server, binary, root};
 
@@ -17,4 +18,36 @@ fn the_tour_is_true() {
     let said = format!("{}{}", String::from_utf8_lossy(&out.stdout), String::from_utf8_lossy(&out.stderr));
     assert!(out.status.success(), "{said}");
     assert!(said.contains("Hello from web.1"), "{said}");
+    daily_use(&server, &user);
+}
+
+/// Every block of the page, in the repository that the tour left.
+fn daily_use(server: &Server, user: &flex_tests::User) {
+    let page = std::fs::read_to_string(root().join("docs/daily-use.md")).unwrap();
+    // One-off commands have a test of their own, with an app that they suit.
+    let page = page.split("## One-off commands").next().unwrap();
+    let blocks: Vec<&str> = page.split("```sh\n").skip(1).map(|b| b.split("```").next().unwrap()).collect();
+    assert!(blocks.len() >= 8, "the page has lost its blocks");
+    let all = blocks.concat().replace(":8080", &format!(":{}", server.http.port()));
+    let bin = binary("flex");
+    let path = format!("{}:{}", bin.parent().unwrap().display(), std::env::var("PATH").unwrap());
+    let out = user.command("sh", &user.home.path().join("my-app"), &["-e", "-x", "-c", &all]).env("PATH", path).output().unwrap();
+    let said = format!("{}{}", String::from_utf8_lossy(&out.stdout), String::from_utf8_lossy(&out.stderr));
+    assert!(out.status.success(), "{said}");
+    for text in [
+        "=== web (256M)",
+        "web.9 is not wanted",
+        "resized from 512M to 256M",
+        "GET /",
+        "two words",
+        "+ config COLOUR: ********",
+        "Rolling back my-app to v1... done",
+        "collaborator",
+        "app.lock",
+        "127.0.0.1",
+        "Set how many instances",
+    ] {
+        assert!(said.contains(text), "nothing says {text:?}:\n{said}");
+    }
+    assert!(!said.contains("COLOUR: green"), "a masked value is shown:\n{said}");
 }

@@ -6,7 +6,7 @@ use super::{
     health::{Health, Verdict},
     words,
 };
-use flex_model::{AppId, ExitInfo, InstanceId, InstanceReport, InstanceSpec, InstanceState, Timestamp, WorkItem};
+use flex_model::{AppId, Ended, ExitInfo, InstanceId, InstanceReport, InstanceSpec, InstanceState, Timestamp, WorkItem};
 use flex_runtime::{Observed, ObservedPhase};
 use std::{net::SocketAddr, time::Duration};
 
@@ -27,6 +27,8 @@ pub(super) struct Tracked {
     was_up: bool,
     state: InstanceState,
     since: Timestamp,
+    /// When this attempt began.
+    began: Timestamp,
     exit: Option<ExitInfo>,
     message: Option<String>,
     address: Option<SocketAddr>,
@@ -103,6 +105,7 @@ impl Tracked {
             was_up: r.was_up,
             state: r.state,
             since: r.since,
+            began: r.since,
             exit: r.exit,
             message: r.message,
             address: None,
@@ -125,6 +128,7 @@ impl Tracked {
             was_up: false,
             state: InstanceState::Stopping,
             since: now.wall,
+            began: now.wall,
             exit: None,
             message: None,
             address: None,
@@ -224,7 +228,13 @@ impl Tracked {
     fn seen_leaving(&mut self, observed: Option<&Observed>, now: Now, out: &mut Vec<Action>) {
         let Phase::Leaving(leaving) = &mut self.phase else { return };
         match observed.map(|o| &o.phase) {
-            None => self.phase = Phase::Gone,
+            None => {
+                // Its container went before it was seen to have exited.
+                if leaving.stopping_since.is_some() && !leaving.said_exit {
+                    self.ended(None, true, now, out);
+                }
+                self.phase = Phase::Gone;
+            }
             Some(ObservedPhase::Stopping) => {
                 leaving.stopping_since.get_or_insert(now.mono);
             }
@@ -233,6 +243,7 @@ impl Tracked {
                 // A crash before it was let go was told then.
                 if !said && self.exit.as_ref() != Some(exit) {
                     self.log(words::exited(exit), out);
+                    self.ended(Some(exit), true, now, out);
                     self.exit = Some(exit.clone());
                 }
             }
@@ -277,10 +288,14 @@ impl Tracked {
         self.pid = None;
         if let Some(exit) = &exit {
             if exit.oom {
-                self.log(words::out_of_memory(self.spec.as_ref()), out);
+                self.log(words::out_of_memory(&self.name, self.spec.as_ref()), out);
             }
             self.log(words::exited(exit), out);
         }
+        if self.crashes > 1 {
+            self.log(words::backing_off(self.crashes, delay(self.crashes, jitter)), out);
+        }
+        self.ended(exit.as_ref(), false, now, out);
         self.exit = exit;
         self.enter(InstanceState::Crashed, now, out);
         self.phase = Phase::Waiting { retry_at: now.mono + delay(self.crashes, jitter) };
@@ -313,7 +328,7 @@ impl Tracked {
             return;
         }
         let listens = spec.port.and_then(|port| words::listeners(sockets, port));
-        let text = words::boot_timeout(spec, listens.or_else(|| running.health.last_failure.clone()).as_deref());
+        let text = words::boot_timeout(&self.name, spec, listens.or_else(|| running.health.last_failure.clone()).as_deref());
         self.stop_for(text, now, jitter, out);
     }
 
@@ -324,6 +339,7 @@ impl Tracked {
         self.log(text.clone(), out);
         self.log(words::STOPPING.into(), out);
         self.message = Some(text);
+        self.ended(None, false, now, out);
         self.enter(InstanceState::Crashed, now, out);
         self.phase = Phase::Halting { retry_at: now.mono + delay(self.crashes, jitter), gone: false };
     }
@@ -354,6 +370,7 @@ impl Tracked {
         self.attempt = self.attempt.saturating_add(1);
         self.spec = self.next_spec.take().or(self.spec.take());
         self.announced = false;
+        self.began = now.wall;
         self.phase = Phase::Making { seen: false };
         self.enter(InstanceState::Starting, now, out);
     }
@@ -387,7 +404,7 @@ impl Tracked {
                     out.push(Action::FindListeners { instance: self.id, attempt: self.attempt, pid: self.pid });
                 }
                 Some(asked) if now.mono >= asked + LISTENERS_PATIENCE => {
-                    let text = words::boot_timeout(spec, running.health.last_failure.as_deref());
+                    let text = words::boot_timeout(&self.name, spec, running.health.last_failure.as_deref());
                     self.stop_for(text, now, jitter, out);
                 }
                 Some(_) => {}
@@ -461,6 +478,21 @@ impl Tracked {
             exit: self.exit.clone(),
             message: self.message.clone(),
         })
+    }
+
+    /// Tells an end. One that is told to stop has no message of its own.
+    fn ended(&self, exit: Option<&ExitInfo>, stopped: bool, now: Now, out: &mut Vec<Action>) {
+        out.push(Action::Ended(Ended {
+            instance: self.id,
+            app: self.app,
+            name: self.name.clone(),
+            attempt: self.attempt,
+            started_at: self.began,
+            at: exit.map_or(now.wall, |e| e.at),
+            exit: exit.cloned(),
+            stopped,
+            message: self.message.clone().filter(|_| !stopped),
+        }));
     }
 
     fn log(&self, text: String, out: &mut Vec<Action>) {

@@ -12,13 +12,13 @@ mod instance;
 mod words;
 
 use flex_model::{
-    AppId, Assignment, ExitInfo, HealthCheck, InstanceId, InstanceReport, InstanceState, Report, Timestamp, WorkItem,
+    AppId, Assignment, Ended, ExitInfo, HealthCheck, InstanceId, InstanceReport, InstanceState, Report, Timestamp, WorkItem,
 };
 use flex_runtime::{Desired, Observed};
 use instance::Tracked;
 use serde::{Deserialize, Serialize};
 use std::{
-    collections::{BTreeMap, BTreeSet},
+    collections::{BTreeMap, BTreeSet, VecDeque},
     net::SocketAddr,
     sync::Arc,
     time::Duration,
@@ -30,6 +30,9 @@ pub struct Now {
     pub mono: Duration,
     pub wall: Timestamp,
 }
+
+/// Ends that each report tells again: more than end between two reports, even where a host is emptied.
+const TOLD_ENDS: usize = 256;
 
 /// What happened.
 #[derive(Debug, Clone)]
@@ -59,6 +62,8 @@ pub enum Action {
     },
     /// Look what it listens on; the answer is [`Event::Listens`].
     FindListeners { instance: InstanceId, attempt: u32, pid: Option<u32> },
+    /// A start of an instance ended: to be told in reports.
+    Ended(Ended),
     /// A line of the platform in the app's log.
     Log { app: AppId, process: String, text: String },
 }
@@ -85,6 +90,8 @@ pub struct Core {
     /// What the engine had when it was looked at last; none: not yet since this process started.
     observed: Option<BTreeMap<InstanceId, Observed>>,
     instances: BTreeMap<InstanceId, Tracked>,
+    /// The newest ends.
+    ended: VecDeque<Ended>,
     /// From before this process started, until the instance is met.
     memory: Memory,
 }
@@ -116,6 +123,13 @@ impl Core {
             Event::Tick => {}
         }
         self.look(now, jitter, &mut out);
+        let (ends, out): (Vec<Action>, Vec<Action>) = out.into_iter().partition(|a| matches!(a, Action::Ended(_)));
+        self.ended.extend(ends.into_iter().filter_map(|a| match a {
+            Action::Ended(e) => Some(e),
+            _ => None,
+        }));
+        let surplus = self.ended.len().saturating_sub(TOLD_ENDS);
+        self.ended.drain(..surplus);
         out
     }
 
@@ -180,7 +194,14 @@ impl Core {
         let assignment = self.assignment.as_ref()?;
         let instances = self.instances()?;
         let (epoch, revision) = (assignment.epoch, assignment.revision);
-        Some(Report { host: assignment.host, epoch, revision, at: now.wall, instances })
+        Some(Report {
+            host: assignment.host,
+            epoch,
+            revision,
+            at: now.wall,
+            instances,
+            ended: self.ended.iter().cloned().collect(),
+        })
     }
 
     /// What the next run should remember.

@@ -25,6 +25,7 @@ pub fn item(n: u128) -> WorkItem {
             port: Some(5000),
             memory: Ram::from_mib(64),
             cpu_shares: 1024,
+            cpu_millis: None,
             pids: 64,
             stop_grace_seconds: 30,
             read_only_root: true,
@@ -202,7 +203,9 @@ fn memory_runs_out() {
     let mut b = Bench::up();
     b.engine(2.0, 0, exit(137, true));
     assert!(b.log()[0].starts_with("Error R15 (Memory quota vastly exceeded)"), "{:?}", b.log());
-    assert!(b.log()[0].ends_with("limit of 64M"));
+    assert!(b.log()[0].ends_with("limit of 64M. More: flex ps:resize web=128M"), "{:?}", b.log());
+    let told = b.core.report(at(3.0)).unwrap().ended;
+    assert_eq!((told.len(), told[0].stopped, told[0].exit.as_ref().map(|e| (e.status, e.oom))), (1, false, Some((137, true))));
     assert!(b.report().exit.unwrap().oom);
 }
 
@@ -218,7 +221,8 @@ fn too_slow_a_start_is_stopped_with_a_hint_and_retried_when_it_is_gone() {
     assert_eq!(b.actions, [Action::FindListeners { instance: id(1), attempt: 0, pid: Some(77) }]);
     b.step(61.0, Event::Listens { instance: id(1), attempt: 0, sockets: vec!["127.0.0.1:3000".parse().unwrap()] });
     let text = "Error R10 (Boot timeout) -> Web process failed to bind to $PORT within 60 seconds of launch: \
-                bound port 3000 on 127.0.0.1 instead of 0.0.0.0:5000";
+                bound port 3000 on 127.0.0.1 instead of 0.0.0.0:5000. Listen on 0.0.0.0 and the port in $PORT; \
+                a slow start: flex checks:set web --grace 120";
     assert_eq!(b.log(), [text, "Stopping all processes with SIGTERM", "State changed from starting to crashed"]);
     let r = b.report();
     assert_eq!((r.state, r.was_up, r.message.as_deref()), (InstanceState::Crashed, false, Some(text)));
@@ -237,7 +241,7 @@ fn a_slow_start_is_stopped_even_if_nobody_says_what_it_listens_on() {
     b.step(61.0, Event::Tick);
     b.step(64.0, Event::Tick);
     assert_eq!(b.state(), InstanceState::Crashed);
-    assert!(b.log()[0].ends_with("within 60 seconds of launch: cannot connect"), "{:?}", b.log());
+    assert!(b.log()[0].contains("within 60 seconds of launch: cannot connect. Listen on"), "{:?}", b.log());
 }
 
 #[test]

@@ -1,6 +1,6 @@
 //! What the platform writes into an app's log, and into reports: the wording that Heroku's users and tools know.
 
-use flex_model::{Command, ExitInfo, InstanceSpec, InstanceState};
+use flex_model::{Command, ExitInfo, InstanceSpec, InstanceState, Memory};
 use std::net::SocketAddr;
 
 /// A state as `flex ps` and the log say it.
@@ -33,9 +33,26 @@ pub fn exited(exit: &ExitInfo) -> String {
     format!("Process exited with status {}", exit.status)
 }
 
-pub fn out_of_memory(spec: Option<&InstanceSpec>) -> String {
+pub fn out_of_memory(name: &str, spec: Option<&InstanceSpec>) -> String {
     let limit = spec.map(|s| format!(" of {}", s.memory)).unwrap_or_default();
-    format!("Error R15 (Memory quota vastly exceeded): the process was killed at its memory limit{limit}")
+    let more = spec.map_or_else(|| "1G".to_owned(), |s| Memory::from_mib((s.memory.mib() * 2).max(64)).to_string());
+    format!(
+        "Error R15 (Memory quota vastly exceeded): the process was killed at its memory limit{limit}. More: flex ps:resize {}={more}",
+        process_of(name)
+    )
+}
+
+/// `web.1` is one of `web`.
+fn process_of(name: &str) -> &str {
+    name.rsplit_once('.').map_or(name, |(p, _)| p)
+}
+
+/// An instance that ends again and again is started less and less often.
+pub fn backing_off(crashes: u32, pause: std::time::Duration) -> String {
+    format!(
+        "Ended by itself {crashes} times in a row; next start in {} s. Why: flex ps:history, flex logs. A fixed release starts at once",
+        pause.as_secs().max(1)
+    )
 }
 
 pub fn exit_timeout(grace_seconds: u32) -> String {
@@ -45,15 +62,28 @@ pub fn exit_timeout(grace_seconds: u32) -> String {
 }
 
 /// `what` is the reason, as [`listeners`] or the last probe gives it.
-pub fn boot_timeout(spec: &InstanceSpec, why: Option<&str>) -> String {
+pub fn boot_timeout(name: &str, spec: &InstanceSpec, why: Option<&str>) -> String {
     let seconds = spec.check.start_seconds;
     let why = why.map(|w| format!(": {w}")).unwrap_or_default();
     match (&spec.check.probe, spec.port) {
         (flex_model::HealthProbe::Tcp, Some(_)) => {
-            format!("Error R10 (Boot timeout) -> Web process failed to bind to $PORT within {seconds} seconds of launch{why}")
+            format!(
+                "Error R10 (Boot timeout) -> Web process failed to bind to $PORT within {seconds} seconds of launch{why}. Listen on 0.0.0.0 and the port in $PORT; a slow start: flex checks:set {} --grace {}",
+                process_of(name),
+                more(seconds)
+            )
         }
-        _ => format!("Error R10 (Boot timeout) -> Process failed its health check for the first {seconds} seconds{why}"),
+        _ => format!(
+            "Error R10 (Boot timeout) -> Process failed its health check for the first {seconds} seconds{why}. Look at or change the check: flex checks, flex checks:set {} --grace {}",
+            process_of(name),
+            more(seconds)
+        ),
     }
+}
+
+/// A longer grace to propose.
+fn more(seconds: u32) -> u32 {
+    seconds.saturating_mul(2).min(3600)
 }
 
 /// What it listens on, where that is not what it should listen on; none if it listens rightly.

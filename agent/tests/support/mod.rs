@@ -56,6 +56,7 @@ pub fn item(n: u128, image: &ImageRef, line: &str, port: Option<u16>) -> WorkIte
             port,
             memory: Memory::from_mib(64),
             cpu_shares: 1024,
+            cpu_millis: None,
             pids: 64,
             stop_grace_seconds: 1,
             read_only_root: false,

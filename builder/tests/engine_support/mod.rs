@@ -155,6 +155,7 @@ impl World {
             port: None,
             memory: Memory::from_mib(256),
             cpu_shares: 1024,
+            cpu_millis: None,
             pids: 100,
             stop_grace_seconds: 1,
             read_only_root: false,

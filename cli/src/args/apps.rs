@@ -1,6 +1,7 @@
 //! What is said of apps, of who may work on them, and of their git remotes.
 
 use clap::{Args, Subcommand};
+use std::path::PathBuf;
 
 #[derive(Debug, Args)]
 #[command(
@@ -45,6 +46,43 @@ pub enum Apps {
     Info(Info),
     /// Rename an app
     Rename { new_name: String },
+    /// Give the app to another user
+    #[command(after_help = "Examples:\n  flex apps:transfer you@example.com")]
+    Transfer { recipient: String },
+    /// Refuse deploys until it is unlocked
+    #[command(after_help = "Examples:\n  flex apps:lock\n  flex apps:lock --reason 'audit until Friday'")]
+    Lock {
+        #[arg(long, value_name = "TEXT")]
+        reason: Option<String>,
+    },
+    /// Allow deploys again
+    Unlock,
+    /// Make another app with the same settings and config vars
+    #[command(after_help = "Examples:\n  flex apps:clone my-app-staging\n  flex apps:clone my-app-staging --no-config")]
+    Clone {
+        new_name: String,
+        /// Without the config vars
+        #[arg(long)]
+        no_config: bool,
+    },
+    /// Write the app's settings and config vars as JSON
+    #[command(after_help = "Examples:\n  flex apps:export my-app.json\n  flex apps:export - --no-config | jq .formation")]
+    Export {
+        /// A new file, readable by you alone; - is stdout
+        #[arg(default_value = "-")]
+        file: PathBuf,
+        /// Without the config vars
+        #[arg(long)]
+        no_config: bool,
+    },
+    /// Make an app from what apps:export wrote
+    #[command(after_help = "Examples:\n  flex apps:import my-app.json\n  flex apps:import my-app.json other-name")]
+    Import {
+        /// - is stdin
+        file: PathBuf,
+        /// Another name
+        new_name: Option<String>,
+    },
     /// Destroy an app with everything it has
     Destroy(Confirm),
 }
@@ -69,4 +107,19 @@ pub enum Maintenance {
 pub enum Git {
     /// Make the git remote of an app
     Remote,
+}
+
+#[derive(Debug, Args)]
+#[command(
+    after_help = "Examples:\n  flex events\n  flex events -a my-app -n 100\n  flex events --tail\n  flex events --kind config.update --json"
+)]
+pub struct Events {
+    #[arg(short = 'n', long, default_value_t = 30, value_name = "COUNT")]
+    pub num: usize,
+    /// Keep following
+    #[arg(short, long)]
+    pub tail: bool,
+    /// Only these: config.update, or ps for ps.restart and the like
+    #[arg(short, long, value_name = "KIND")]
+    pub kind: Option<String>,
 }

@@ -10,11 +10,22 @@ pub enum Config {
         after_help = "Examples:\n  flex config:set A=1 B='two words'\n  flex config:set -f .env\n  pass show db | flex config:set -f -"
     )]
     Set {
-        /// KEY=VALUE ...
+        /// KEY=VALUE ...; - reads such lines from stdin
         pairs: Vec<String>,
         /// Read KEY=VALUE lines from a file (- is stdin)
         #[arg(short, long, value_name = "FILE")]
         file: Option<PathBuf>,
+        /// Leave what runs as it is: it sees the change when it is restarted
+        #[arg(long)]
+        no_restart: bool,
+    },
+    /// Change config vars in $EDITOR; makes a release
+    Edit {
+        /// Only this one, its value being the whole file
+        key: Option<String>,
+        /// Leave what runs as it is: it sees the change when it is restarted
+        #[arg(long)]
+        no_restart: bool,
     },
     /// Print one value
     Get {
@@ -27,6 +38,9 @@ pub enum Config {
     Unset {
         #[arg(required = true)]
         keys: Vec<String>,
+        /// Leave what runs as it is: it sees the change when it is restarted
+        #[arg(long)]
+        no_restart: bool,
     },
 }
 
@@ -36,6 +50,31 @@ pub enum Releases {
     Info {
         #[arg(value_name = "VERSION")]
         of: Option<String>,
+    },
+    /// What differs between two releases: code, process types, config vars (their values only if asked for)
+    #[command(
+        after_help = "Examples:\n  flex releases:diff v3 v5\n  flex releases:diff v3             against the current one\n  flex releases:diff v3 v5 --show-values"
+    )]
+    Diff {
+        #[arg(value_name = "VERSION")]
+        from: String,
+        #[arg(value_name = "VERSION")]
+        to: Option<String>,
+        /// Print config vars' values
+        #[arg(long)]
+        show_values: bool,
+    },
+    /// What the release phase printed
+    Output {
+        #[arg(value_name = "VERSION")]
+        of: Option<String>,
+    },
+    /// Make a failed release anew, with its release phase
+    Retry {
+        #[arg(value_name = "VERSION")]
+        of: Option<String>,
+        #[command(flatten)]
+        wait: super::Wait,
     },
 }
 

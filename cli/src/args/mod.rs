@@ -61,7 +61,7 @@ pub struct Common {
 pub enum Command {
     /// Make an app and a git remote for it
     Create(Create),
-    /// Apps: list, create, info, rename, destroy
+    /// Apps: list, create, info, rename, transfer, lock, unlock, clone, export, import, destroy
     Apps {
         #[command(subcommand)]
         verb: Option<Apps>,
@@ -75,27 +75,34 @@ pub enum Command {
     Rename { new_name: String },
     /// Open an app in the browser, or print its URL
     Open,
-    /// Config vars: show, set, get, unset
+    /// Config vars: show, set, get, unset, edit
     #[command(
-        after_help = "Examples:\n  flex config\n  flex config:set A=1 B='two words'\n  flex config:get A\n  flex config:unset A B"
+        after_help = "Examples:\n  flex config\n  flex config:set A=1 B='two words'\n  flex config:get A\n  flex config:unset A B\n  flex config:edit"
     )]
     Config {
         #[command(subcommand)]
         verb: Option<Config>,
     },
-    /// Instances: list, scale, restart, stop, why
-    #[command(after_help = "Examples:\n  flex ps\n  flex ps:scale web=2 worker+1\n  flex ps:restart web.1\n  flex ps:why web.1")]
+    /// Instances: list, scale, resize, restart, stop, start, why, history, sizes
+    #[command(
+        args_conflicts_with_subcommands = true,
+        after_help = "Examples:\n  flex ps\n  flex ps -t web --watch\n  flex ps:scale web=2 worker+1\n  flex ps:resize web=1G\n  flex ps:restart web.1\n  flex ps:why web.1\n  flex ps:history"
+    )]
     Ps {
+        #[command(flatten)]
+        list: PsList,
         #[command(subcommand)]
         verb: Option<Ps>,
     },
     /// Set how many instances of a process type run; without arguments, show it
     Scale(Scale),
     /// Restart all instances, a process type, or one instance
-    #[command(after_help = "Examples:\n  flex restart\n  flex restart web\n  flex restart web.1")]
-    Restart {
-        #[arg(value_name = "PROCESS")]
-        process: Option<String>,
+    Restart(Restart),
+    /// Health checks of process types: list, set, unset
+    #[command(after_help = "Examples:\n  flex checks\n  flex checks:set web --http /health\n  flex checks:unset web")]
+    Checks {
+        #[command(subcommand)]
+        verb: Option<Checks>,
     },
     /// Show or follow the log
     Logs(Logs),
@@ -105,8 +112,10 @@ pub enum Command {
         #[command(subcommand)]
         verb: Option<Drains>,
     },
-    /// Releases: list, info
-    #[command(after_help = "Examples:\n  flex releases -n 50\n  flex releases:info v3")]
+    /// Releases: list, info, diff, output, retry
+    #[command(
+        after_help = "Examples:\n  flex releases -n 50\n  flex releases:info v3\n  flex releases:diff v3 v5\n  flex releases:output v5\n  flex releases:retry"
+    )]
     Releases {
         #[command(subcommand)]
         verb: Option<Releases>,
@@ -118,6 +127,8 @@ pub enum Command {
     Rollback {
         #[arg(value_name = "VERSION")]
         to: Option<String>,
+        #[command(flatten)]
+        wait: Wait,
     },
     /// Run a one-off command in a new instance
     Run(Run),
@@ -198,11 +209,8 @@ pub enum Command {
         #[command(subcommand)]
         verb: Option<Maintenance>,
     },
-    /// The history of changes
-    Events {
-        #[arg(short = 'n', long, default_value_t = 30, value_name = "COUNT")]
-        num: usize,
-    },
+    /// The history of changes: who did what, when, from where, with what outcome
+    Events(Events),
     /// The git remote of an app
     Git {
         #[command(subcommand)]
@@ -219,6 +227,21 @@ pub enum Command {
         #[command(subcommand)]
         verb: Option<Users>,
     },
+    /// Help on a topic or a command
+    #[command(after_help = "Examples:\n  flex help\n  flex help ps\n  flex help ps:scale")]
+    Help {
+        #[arg(value_name = "TOPIC")]
+        topic: Vec<String>,
+    },
+    /// Print a shell's completions
+    #[command(
+        visible_alias = "autocomplete",
+        after_help = "Examples:\n  flex completions bash > ~/.local/share/bash-completion/completions/flex\n  flex completions zsh > \"${fpath[1]}/_flex\"\n  flex completions fish > ~/.config/fish/completions/flex.fish"
+    )]
+    Completions { shell: clap_complete::Shell },
+    /// Write the man pages into a folder
+    #[command(after_help = "Examples:\n  flex man ~/.local/share/man/man1 && man flex-ps")]
+    Man { folder: std::path::PathBuf },
     /// Versions of the CLI and the server
     Version,
     /// Check this machine's way to the server, and the server
@@ -247,6 +270,11 @@ mod tests {
             "flex port-forward 5432 8080:80 -p web.1",
             "flex releases -n 3",
             "flex apps:info x --url",
+            "flex ps -t web --watch",
+            "flex checks:set worker --interval 3 -- test -e /tmp/up",
+            "flex ps:resize worker --cpu 0.5",
+            "flex help ps:scale",
+            "flex config:set -",
             "flex builds:cache:purge -a x",
             "flex router:trace a.test/x --json",
             "flex metrics --watch -a x",

@@ -33,6 +33,8 @@ fn standing_alone(topic: &str, verb: &str) -> Option<Vec<String>> {
         ("ps", "exec") => &["exec"],
         ("ps", "copy") => &["cp"],
         ("ps", "forward") => &["port-forward"],
+        ("auth", "token") => &["authorizations", "create"],
+        ("apps", "maintenance") => &["maintenance"],
         ("auth", "whoami") => &["whoami"],
         ("auth", "login") => &["login"],
         ("auth", "logout") => &["logout"],

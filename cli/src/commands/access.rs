@@ -1,12 +1,11 @@
-//! Who else may work on an app, users, and the history of changes.
+//! Who else may work on an app, and users.
 
 use crate::args::{Access, Users};
 use crate::context::Context;
 use crate::error::{CliError, Result};
 use crate::output::{self, Progress};
-use flex_api::{Account, AddCollaborator, AddUser, Collaborator, CollaboratorRole, Event};
+use flex_api::{Account, AddCollaborator, AddUser, Collaborator, CollaboratorRole};
 use flex_model::{Email, Secret};
-use serde_json::Value;
 use std::io::IsTerminal;
 
 fn email(text: &str) -> Result<Email> {
@@ -78,17 +77,4 @@ fn new_password() -> Result<String> {
         super::session::read_line()?
     };
     if password.is_empty() { Err(CliError::usage("The password is empty.")) } else { Ok(password) }
-}
-
-pub async fn events(cx: &Context, num: usize) -> Result<()> {
-    let path = match cx.app() {
-        Ok(app) => format!("/apps/{app}/events"),
-        Err(_) => "/events".to_owned(),
-    };
-    let value: Value = cx.client.get_newest(&path, "at", num.clamp(1, 1000)).await?;
-    let Some(events) = cx.show_or::<Vec<Event>>(value)? else { return Ok(()) };
-    let now = jiff::Timestamp::now();
-    let rows: Vec<_> = events.into_iter().map(|e| vec![output::moment(e.at, now), e.actor_name, e.kind, e.message]).collect();
-    output::table(&["when", "who", "kind", "what"], &rows);
-    Ok(())
 }

@@ -1,11 +1,14 @@
 //! Apps themselves.
 
+use super::portable;
 use crate::args::{Apps, Confirm, Create, Info, Maintenance};
 use crate::context::{Context, typed};
 use crate::error::{CliError, Result};
 use crate::git;
 use crate::output::{self, Progress};
-use flex_api::{App, BuildpackInstallation, CreateApp, Dyno, Server, SetBuildpack, SetBuildpacks, UpdateApp};
+use flex_api::{
+    App, BuildpackInstallation, CreateApp, Dyno, LockApp, Server, SetBuildpack, SetBuildpacks, TransferApp, UpdateApp,
+};
 use serde_json::Value;
 
 pub async fn run(cx: &Context, verb: Option<Apps>) -> Result<()> {
@@ -14,6 +17,12 @@ pub async fn run(cx: &Context, verb: Option<Apps>) -> Result<()> {
         Some(Apps::Create(args)) => create(cx, args).await,
         Some(Apps::Info(args)) => info(cx, args).await,
         Some(Apps::Rename { new_name }) => rename(cx, &new_name).await,
+        Some(Apps::Transfer { recipient }) => transfer(cx, &recipient).await,
+        Some(Apps::Lock { reason }) => lock(cx, reason).await,
+        Some(Apps::Unlock) => unlock(cx).await,
+        Some(Apps::Clone { new_name, no_config }) => portable::clone(cx, &new_name, no_config).await,
+        Some(Apps::Export { file, no_config }) => portable::export(cx, &file, no_config).await,
+        Some(Apps::Import { file, new_name }) => portable::import(cx, &file, new_name.as_deref()).await,
         Some(Apps::Destroy(args)) => destroy(cx, args).await,
     }
 }
@@ -102,6 +111,10 @@ pub async fn info(cx: &Context, args: Info) -> Result<()> {
         ("Slug Size", app.slug_size.map(output::size).unwrap_or_default()),
         ("Stack", app.stack.name),
         ("Maintenance", if app.maintenance { "on".into() } else { String::new() }),
+        (
+            "Locked",
+            app.locked_by.map(|by| app.lock_reason.map_or(format!("by {by}"), |r| format!("by {by}: {r}"))).unwrap_or_default(),
+        ),
         ("Deploys", app.deploy_branches.join(", ")),
         ("Created", app.created_at.to_string()),
         ("Web URL", app.web_url),
@@ -126,6 +139,36 @@ pub async fn rename(cx: &Context, new_name: &str) -> Result<()> {
     }
     let Some(app) = cx.show_or::<App>(renamed)? else { return Ok(()) };
     output::line(app.web_url);
+    Ok(())
+}
+
+async fn transfer(cx: &Context, recipient: &str) -> Result<()> {
+    let recipient: flex_model::Email = recipient.parse().map_err(|e: flex_model::Invalid| CliError::usage(e.to_string()))?;
+    let progress = Progress::start(format!("Transferring {} to {recipient}", cx.app()?));
+    let app: Value = cx.client.post(&cx.path("/transfer")?, &TransferApp { recipient }).await?;
+    progress.done();
+    if cx.common.json {
+        return output::json(&app);
+    }
+    output::say("You stay a collaborator, if you owned it.");
+    Ok(())
+}
+
+async fn lock(cx: &Context, reason: Option<String>) -> Result<()> {
+    let progress = Progress::start(format!("Locking {}", cx.app()?));
+    let app: Value = cx.client.put(&cx.path("/lock")?, &LockApp { reason }).await?;
+    progress.done();
+    if cx.common.json {
+        return output::json(&app);
+    }
+    output::say("Nothing can be deployed until: flex apps:unlock");
+    Ok(())
+}
+
+async fn unlock(cx: &Context) -> Result<()> {
+    let progress = Progress::start(format!("Unlocking {}", cx.app()?));
+    cx.client.delete(&cx.path("/lock")?).await?;
+    progress.done();
     Ok(())
 }
 

@@ -13,9 +13,10 @@ pub async fn run(cx: &Context, verb: Option<Config>) -> Result<()> {
     let path = cx.path("/config-vars")?;
     match verb {
         None => show(cx, &path).await,
-        Some(Config::Set { pairs, file }) => set(cx, &path, &pairs, file.as_deref()).await,
+        Some(Config::Set { pairs, file, no_restart }) => set(cx, &path, &pairs, file.as_deref(), !no_restart).await,
+        Some(Config::Edit { key, no_restart }) => super::edit::run(cx, &path, key.as_deref(), !no_restart).await,
         Some(Config::Get { key, shell }) => get(cx, &path, &key, shell).await,
-        Some(Config::Unset { keys }) => unset(cx, &path, &keys).await,
+        Some(Config::Unset { keys, no_restart }) => unset(cx, &path, &keys, !no_restart).await,
     }
 }
 
@@ -49,40 +50,62 @@ async fn get(cx: &Context, path: &str, key: &str, shell: bool) -> Result<()> {
     Ok(())
 }
 
-async fn set(cx: &Context, path: &str, pairs: &[String], file: Option<&Path>) -> Result<()> {
-    let mut vars = match file {
-        Some(file) => parse_env(&read(file)?).map_err(|e| CliError::usage(format!("{}: {e}", file.display())))?,
-        None => Vec::new(),
-    };
-    for pair in pairs {
+async fn set(cx: &Context, path: &str, pairs: &[String], file: Option<&Path>, restart: bool) -> Result<()> {
+    let stdin = Path::new("-");
+    let files = file.into_iter().chain(pairs.iter().any(|p| p == "-").then_some(stdin));
+    let mut vars = Vec::new();
+    for file in files {
+        vars.extend(parse_env(&read(file)?).map_err(|e| CliError::usage(format!("{}: {e}", file.display())))?);
+    }
+    for pair in pairs.iter().filter(|p| *p != "-") {
         vars.push(parse_pair(pair)?);
     }
     if vars.is_empty() {
         return Err(CliError::usage("Nothing to set.").hint("Example: flex config:set KEY=VALUE"));
     }
-    let keys: Vec<_> = vars.iter().map(|(k, _)| k.to_string()).collect();
-    let progress = Progress::start(format!("Setting {} and restarting {}", keys.join(", "), cx.app()?));
-    let body = ConfigChanges(vars.into_iter().map(|(k, v)| (k, Some(Secret::new(v)))).collect());
-    let all: Value = cx.client.patch(path, &body).await?;
+    let changes = vars.into_iter().map(|(k, v)| (k, Some(Secret::new(v)))).collect();
+    send(cx, path, ConfigChanges(changes), restart, true).await
+}
+
+async fn unset(cx: &Context, path: &str, keys: &[String], restart: bool) -> Result<()> {
+    let mut changes = ConfigChanges::default();
+    for key in keys {
+        let key: ConfigKey = key.parse().map_err(|e: flex_model::Invalid| CliError::usage(e.to_string()))?;
+        changes.0.insert(key, None);
+    }
+    send(cx, path, changes, restart, true).await
+}
+
+/// Sets and unsets, and (if asked to) shows what was set.
+pub async fn send(cx: &Context, path: &str, changes: ConfigChanges, restart: bool, show: bool) -> Result<()> {
+    if !restart {
+        // What is still being rolled out starts instances anyhow: the server refuses to promise otherwise.
+        super::wait::settled(cx, crate::args::Wait { no_wait: false, wait: true }, None).await?;
+    }
+    let names = |set: bool| changes.0.iter().filter(|(_, v)| v.is_some() == set).map(|(k, _)| k.to_string()).collect::<Vec<_>>();
+    let (set, unset) = (names(true), names(false));
+    let said = [("Setting", "setting", &set), ("Unsetting", "unsetting", &unset)];
+    let mut doing = String::new();
+    for (first, later, names) in said.into_iter().filter(|(.., names)| !names.is_empty()) {
+        let verb = if doing.is_empty() { first } else { later };
+        doing = format!("{doing}{}{verb} {}", if doing.is_empty() { "" } else { ", " }, names.join(", "));
+    }
+    let what = if restart { format!("{doing} and restarting {}", cx.app()?) } else { format!("{doing} on {}", cx.app()?) };
+    let progress = Progress::start(what);
+    let query = if restart { "" } else { "?restart=false" };
+    let all: Value = cx.client.patch(&format!("{path}{query}"), &changes).await?;
     progress.done_with(&format!("v{}", newest_version(cx).await?));
+    if !restart {
+        output::say("What runs does not see it yet. Later: flex restart");
+    }
     let Some(all) = cx.show_or::<ConfigVars>(all)? else { return Ok(()) };
-    print_vars(all.0.iter().filter(|(k, _)| keys.contains(k)));
+    if show {
+        print_vars(all.0.iter().filter(|(k, _)| set.contains(k)));
+    }
     Ok(())
 }
 
-async fn unset(cx: &Context, path: &str, keys: &[String]) -> Result<()> {
-    let mut body = ConfigChanges::default();
-    for key in keys {
-        let key: ConfigKey = key.parse().map_err(|e: flex_model::Invalid| CliError::usage(e.to_string()))?;
-        body.0.insert(key, None);
-    }
-    let progress = Progress::start(format!("Unsetting {} and restarting {}", keys.join(", "), cx.app()?));
-    let all: Value = cx.client.patch(path, &body).await?;
-    progress.done_with(&format!("v{}", newest_version(cx).await?));
-    cx.show_or::<ConfigVars>(all).map(drop)
-}
-
-async fn newest_version(cx: &Context) -> Result<u64> {
+pub async fn newest_version(cx: &Context) -> Result<u64> {
     let releases: Vec<Release> = cx.client.get_newest(&cx.path("/releases")?, "version", 1).await?;
     Ok(releases.first().map_or(0, |r| r.version))
 }

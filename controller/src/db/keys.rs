@@ -10,6 +10,7 @@
 //! | `releases/APP/VERSION`, `slugs/APP/ID`, `builds/APP/ID` | as named; versions padded, so that they sort |
 //! | `postdeploys/APP` | a `postdeploy` that is to be run, or runs |
 //! | `config/APP/REV` | encrypted config vars |
+//! | `history/APP/TIME-INSTANCE-ATTEMPT` | how one start of an instance ended; times padded, so that they sort |
 //! | `domains/HOSTNAME` | domain |
 //! | `certificates/APP/ID` | certificate, its key encrypted |
 //! | `log-drains/APP/ID` | drain, its URL encrypted |
@@ -99,6 +100,12 @@ pub fn configs(app: AppId) -> String {
 }
 pub fn config(app: AppId, rev: u64) -> String {
     format!("config/{app}/{rev:010}")
+}
+pub fn history(app: AppId) -> String {
+    format!("history/{app}/")
+}
+pub fn ended(e: &flex_model::Ended) -> String {
+    format!("history/{}/{:020}-{}-{}", e.app, e.at.micros().max(0), e.instance, e.attempt)
 }
 pub fn domain(name: &DomainName) -> String {
     format!("{DOMAINS}{name}")

@@ -23,7 +23,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 const ATTEMPTS: usize = 50;
 
 /// What is many and seldom asked for is decoded each time rather than kept in memory.
-const SELDOM_READ: [&str; 6] = [keys::EVENTS, keys::BUILDS, keys::RUNS, "slugs/", "sources/", "config/"];
+const SELDOM_READ: [&str; 7] = [keys::EVENTS, keys::BUILDS, keys::RUNS, "history/", "slugs/", "sources/", "config/"];
 
 /// A value with the revision that wrote it.
 #[derive(Debug, Clone)]

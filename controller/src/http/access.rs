@@ -6,7 +6,7 @@ use super::table::{Needs, find};
 use crate::core::{Actor, Controller, app_not_found, lock};
 use crate::db::keys;
 use axum::body::Body;
-use axum::extract::{MatchedPath, Request, State};
+use axum::extract::{ConnectInfo, MatchedPath, Request, State};
 use axum::http::{HeaderValue, StatusCode, header};
 use axum::middleware::Next;
 use axum::response::{IntoResponse, Response};
@@ -14,6 +14,7 @@ use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
 use flex_api::{ApiError, ErrorId};
 use flex_model::{App, Collaborator, Token, User};
+use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Instant;
 
@@ -30,11 +31,13 @@ pub enum Role {
 #[derive(Debug, Clone)]
 pub struct Caller {
     pub user: Arc<User>,
+    /// The address that they ask from.
+    pub from: Option<std::net::IpAddr>,
 }
 
 impl Caller {
     pub fn actor(&self) -> Actor {
-        Actor::user(self.user.id, &self.user.email)
+        Actor::user(self.user.id, &self.user.email).at(self.from.map(|a| a.to_string()))
     }
 }
 
@@ -192,6 +195,7 @@ async fn admit(controller: &Controller, request: &mut Request) -> Result<Option<
             request.extensions_mut().insert(app);
         }
     }
-    request.extensions_mut().insert(Caller { user });
+    let from = request.extensions().get::<ConnectInfo<SocketAddr>>().map(|c| c.0.ip().to_canonical());
+    request.extensions_mut().insert(Caller { user, from });
     Ok(Some(left))
 }

@@ -7,11 +7,12 @@ use super::{parse, render};
 use crate::core::{Actor, Controller, invalid, not_found};
 use crate::db::keys;
 use axum::Extension;
-use axum::extract::{Path, State};
+use axum::extract::{ConnectInfo, Path, State};
 use axum::http::{HeaderMap, header};
 use flex_api::{Account, AddKey, AddUser, ApiError, Authorization, CreateAuthorization, ErrorId};
 use flex_model::user::Scope;
 use flex_model::{Secret, Token, TokenId, User};
+use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -22,6 +23,7 @@ const MAX_LIFE: u64 = 100 * 366 * 86_400;
 /// outlives it.
 pub async fn authorize(
     State(c): State<Controller>,
+    came: Option<Extension<ConnectInfo<SocketAddr>>>,
     headers: HeaderMap,
     Body(body): Body<CreateAuthorization>,
 ) -> Answer<Made<Authorization>> {
@@ -52,8 +54,9 @@ pub async fn authorize(
     }
     let asked = body.expires_in.map(|s| c.now().plus(Duration::from_secs(s)));
     let expires = [asked, asking.and_then(|t| t.expires_at)].into_iter().flatten().min();
+    let actor = Actor::user(user.id, &user.email).at(came.map(|Extension(ConnectInfo(a))| a.ip().to_canonical().to_string()));
     let description = body.description.as_deref().unwrap_or("API token");
-    let (token, secret) = c.create_token(&user, description, scope, expires).await?;
+    let (token, secret) = c.create_token(&actor, &user, description, scope, expires).await?;
     Ok(Made(render::token(&token, &user, Some(secret), c.now())))
 }
 
@@ -87,7 +90,7 @@ pub async fn revoke(
     Extension(caller): Extension<Caller>,
     Path(id): Path<String>,
 ) -> Answer<Shown<Authorization>> {
-    let token = c.delete_token(&caller.user, token_id(&id)?).await?;
+    let token = c.delete_token(&caller.actor(), &caller.user, token_id(&id)?).await?;
     Ok(Shown(render::token(&token, &caller.user, None, c.now())))
 }
 
@@ -111,7 +114,7 @@ pub async fn add_key(
     Extension(caller): Extension<Caller>,
     Body(body): Body<AddKey>,
 ) -> Answer<Made<flex_api::Key>> {
-    let key = c.add_key(&caller.user, &body.public_key).await?;
+    let key = c.add_key(&caller.actor(), &caller.user, &body.public_key).await?;
     Ok(Made(render::key(&key, &caller.user)))
 }
 
@@ -129,7 +132,7 @@ pub async fn remove_key(
     Extension(caller): Extension<Caller>,
     Path(id): Path<String>,
 ) -> Answer<Shown<flex_api::Key>> {
-    let gone = c.remove_key(&caller.user, &id).await?;
+    let gone = c.remove_key(&caller.actor(), &caller.user, &id).await?;
     Ok(Shown(render::key(&gone, &caller.user)))
 }
 
@@ -157,6 +160,8 @@ impl Controller {
         if admin && !user.admin {
             return Err(ApiError::new(ErrorId::InvalidParams, format!("{email} exists and is no administrator.")));
         }
-        self.create_token(&user, "made on the server", vec![Scope::Global], None).await.map(|(_, secret)| secret)
+        self.create_token(&Actor::user(user.id, &user.email), &user, "made on the server", vec![Scope::Global], None)
+            .await
+            .map(|(_, secret)| secret)
     }
 }

@@ -179,6 +179,7 @@ impl Part for axum::body::Body {
 impl Part for HeaderMap {}
 impl<S> Part for axum::extract::State<S> {}
 impl<T> Part for axum::Extension<T> {}
+impl<T> Part for Option<axum::Extension<T>> {}
 impl<T> Part for axum::extract::Path<T> {}
 impl<T> Part for axum::extract::Query<T> {}
 impl<E> Part for Result<axum::extract::ws::WebSocketUpgrade, E> {}

@@ -4,14 +4,13 @@ use super::access::Caller;
 use super::answer::{Answer, Body, Listed, Made, Shown};
 use super::list::{Key, Range};
 use super::{parse, render, server};
-use crate::apps::ScaleChange;
 use crate::core::{Controller, invalid, not_found};
 use crate::db::keys;
 use axum::Extension;
 use axum::extract::{Path, State};
 use flex_api::{
-    AddCollaborator, AddDomain, ApiError, BuildpackInstallation, Collaborator, CollaboratorRole, CreateApp, Domain, Formation,
-    Quantity, Scale, SetBuildpacks, UpdateApp, UpdateFormations,
+    AddCollaborator, AddDomain, BuildpackInstallation, Collaborator, CollaboratorRole, CreateApp, Domain, Formation, Scale,
+    SetBuildpacks, UpdateApp, UpdateFormation, UpdateFormations,
 };
 use flex_model::{App, Event, ProcessType, Timestamp, UserId};
 use std::sync::Arc;
@@ -115,7 +114,11 @@ async fn render_formation(c: &Controller, app: &App) -> Vec<Formation> {
     };
     let command = |p: &ProcessType| release.as_ref().and_then(|r| r.processes.get(p)).and_then(|s| s.command.clone());
     let known = |p: &ProcessType| release.as_ref().is_none_or(|r| r.processes.contains_key(p));
-    app.formation.iter().filter(|(p, _)| known(p)).map(|(p, s)| render::formation(app, p, *s, command(p))).collect()
+    app.formation
+        .iter()
+        .filter(|(p, _)| known(p))
+        .map(|(p, s)| render::formation(app, p, *s, c.size_name(s.memory, s.cpu_shares, s.cpu_millis), command(p)))
+        .collect()
 }
 
 async fn list_formation(c: &Controller, app: &App, range: &Range) -> Answer<Listed<Formation>> {
@@ -127,19 +130,13 @@ pub async fn formation(State(c): State<Controller>, Extension(app): TheApp, rang
     list_formation(&c, &app, &range).await
 }
 
-fn change(process: ProcessType, quantity: Option<Quantity>, size: Option<&str>) -> Result<ScaleChange, ApiError> {
-    // Heroku's names of sizes (Basic, Standard-1X) mean nothing here and change nothing.
-    let is_named = size.is_some_and(|s| s.starts_with(|c: char| c.is_alphabetic()));
-    Ok(ScaleChange { process, quantity, memory: size.filter(|_| !is_named).map(parse).transpose()? })
-}
-
 pub async fn scale(
     State(c): State<Controller>,
     Extension(app): TheApp,
     Extension(caller): Extension<Caller>,
     Body(body): Body<UpdateFormations>,
 ) -> Answer<Listed<Formation>> {
-    let changes = body.updates.into_iter().map(|u| change(u.kind, u.quantity, u.size.as_deref()));
+    let changes = body.updates.iter().map(|u| c.scale_change(u));
     let changes = changes.collect::<Result<Vec<_>, _>>()?;
     let app = c.scale(&caller.actor(), app.id, &changes).await?;
     list_formation(&c, &app, &Range::default()).await
@@ -161,7 +158,13 @@ pub async fn scale_one(
     Path((_, process)): Path<(String, String)>,
     Body(body): Body<Scale>,
 ) -> Answer<Shown<Formation>> {
-    let change = change(parse(&process)?, body.quantity, body.size.as_deref())?;
+    let change = c.scale_change(&UpdateFormation {
+        kind: parse(&process)?,
+        quantity: body.quantity,
+        size: body.size,
+        cpu_shares: None,
+        cpu_millis: None,
+    })?;
     let app = c.scale(&caller.actor(), app.id, &[change]).await?;
     let found = render_formation(&c, &app).await.into_iter().find(|f| f.kind.as_str() == process);
     Ok(Shown(found.ok_or_else(|| not_found("Couldn't find that process type."))?))

@@ -158,17 +158,24 @@ pub async fn info(
 pub async fn cancel(
     State(c): State<Controller>,
     Extension(app): TheApp,
+    Extension(caller): Extension<Caller>,
     Path((_, build)): Path<(String, String)>,
 ) -> Answer<Shown<flex_api::Build>> {
     let build = c.find_build(&app, &build).await?;
     if build.status.is_over() || !c.cancel_build(build.id) {
         return Err(invalid("That build is over already.").into());
     }
+    c.note(&caller.actor(), app.id, "build.cancel", format!("Cancelled build {}", build.id)).await?;
     Ok(Shown(c.render_build(&app, &build).await))
 }
 
-pub async fn purge_cache(State(c): State<Controller>, Extension(app): TheApp) -> Answer<Shown<Nothing>> {
+pub async fn purge_cache(
+    State(c): State<Controller>,
+    Extension(app): TheApp,
+    Extension(caller): Extension<Caller>,
+) -> Answer<Shown<Nothing>> {
     c.deps.builders.purge_cache(app.id).await.map_err(unavailable)?;
+    c.note(&caller.actor(), app.id, "build-cache.delete", "Removed the build cache".to_owned()).await?;
     Ok(Shown(Nothing {}))
 }
 

@@ -17,6 +17,8 @@ pub mod limit;
 mod list;
 pub mod logs;
 pub mod openapi;
+mod owners;
+mod processes;
 mod registry;
 mod releases;
 mod render;

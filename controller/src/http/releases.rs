@@ -1,13 +1,14 @@
 //! Releases and config vars.
 
 use super::access::Caller;
-use super::answer::{Answer, Body, Listed, Made, Shown};
+use super::answer::{Answer, Body, Listed, Made, Shown, Text};
 use super::list::{Key, Range};
-use crate::core::Controller;
+use crate::core::{Controller, not_found};
 use axum::Extension;
-use axum::extract::{Path, State};
+use axum::extract::{Path, Query, State};
+use axum::response::IntoResponse;
 use flex_api::{ConfigChanges, ConfigVars, Release, Rollback};
-use flex_model::App;
+use flex_model::{App, AppId};
 use std::sync::Arc;
 
 type TheApp = Extension<Arc<App>>;
@@ -16,13 +17,25 @@ pub async fn config(State(c): State<Controller>, Extension(app): TheApp) -> Answ
     Ok(Shown(ConfigVars((*c.vars(app.id, app.config_rev).await?).clone())))
 }
 
+fn yes() -> bool {
+    true
+}
+
+#[derive(serde::Deserialize)]
+pub struct Restart {
+    /// False: what runs keeps the config that it has until it is restarted.
+    #[serde(default = "yes")]
+    restart: bool,
+}
+
 pub async fn set_config(
     State(c): State<Controller>,
     Extension(app): TheApp,
     Extension(caller): Extension<Caller>,
+    Query(how): Query<Restart>,
     Body(changes): Body<ConfigChanges>,
 ) -> Answer<Shown<ConfigVars>> {
-    let vars = c.set_config(&caller.actor(), app.id, &changes.0).await?;
+    let vars = c.set_config(&caller.actor(), app.id, &changes.0, how.restart).await?;
     Ok(Shown(ConfigVars((*vars).clone())))
 }
 
@@ -67,6 +80,41 @@ pub async fn rollback(
 ) -> Answer<Made<Release>> {
     let to = c.find_release(app.id, &body.release).await?;
     let made = c.rollback(&caller.actor(), app.id, &to).await?;
+    let app = c.find_app(&app.id.to_string()).await?;
+    Ok(Made(c.render_release(&app, &made, &c.rollback_targets(app.id).await?).await))
+}
+
+/// The output of a release's phase: what it printed, and how it ended.
+pub async fn output(
+    State(c): State<Controller>,
+    Extension(app): TheApp,
+    Path((_, release)): Path<(String, String)>,
+) -> Answer<Text> {
+    let release = c.find_release(app.id, &release).await?;
+    Ok(Text(c.release_output(&release).await?.into_response()))
+}
+
+pub async fn open_output(
+    State(c): State<Controller>,
+    Path((app, release, secret)): Path<(String, String, String)>,
+) -> Answer<Text> {
+    let gone = || not_found("There is no such output (any more).");
+    let app: AppId = app.parse().map_err(|_| gone())?;
+    let release = c.find_release(app, &release).await.map_err(|_| gone())?;
+    if c.release_secret(&release) != secret {
+        return Err(gone().into());
+    }
+    Ok(Text(c.release_output(&release).await?.into_response()))
+}
+
+pub async fn retry(
+    State(c): State<Controller>,
+    Extension(app): TheApp,
+    Extension(caller): Extension<Caller>,
+    Path((_, release)): Path<(String, String)>,
+) -> Answer<Made<Release>> {
+    let of = c.find_release(app.id, &release).await?;
+    let made = c.retry_release(&caller.actor(), app.id, &of).await?;
     let app = c.find_app(&app.id.to_string()).await?;
     Ok(Made(c.render_release(&app, &made, &c.rollback_targets(app.id).await?).await))
 }

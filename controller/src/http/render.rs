@@ -8,8 +8,9 @@ use flex_api::{
 };
 use flex_model::build::BuildSource;
 use flex_model::{
-    App, Build, BuildStatus, BuildpackRef, DomainName, Event, InstanceId, InstanceReport, InstanceState, Placement, ProcessScale,
-    ProcessType, Release, ReleaseStatus, Secret, Slug, SshKey, Timestamp, Token, User, UserId, Uuid,
+    App, Build, BuildStatus, BuildpackRef, DomainName, Event, InstanceId, InstanceReport, InstanceState, Outcome, Placement,
+    PlacementPhase, ProcessScale, ProcessType, Release, ReleaseStatus, Secret, Slug, SshKey, Timestamp, Token, User, UserId,
+    Uuid,
 };
 use flex_scheduler::Pending;
 use std::collections::BTreeSet;
@@ -82,6 +83,11 @@ pub fn event(e: &Event) -> flex_api::Event {
         actor: e.actor,
         actor_name: e.actor_name.clone(),
         app: e.app,
+        from: e.from.clone(),
+        outcome: match e.outcome {
+            Outcome::Done => "done".into(),
+            Outcome::Failed => "failed".into(),
+        },
         kind: e.kind.clone(),
         message: e.message.clone(),
     }
@@ -117,8 +123,7 @@ pub fn domain(d: &DomainRecord, app: &App, target: DomainName) -> Domain {
     }
 }
 
-pub fn formation(app: &App, process: &ProcessType, scale: ProcessScale, command: Option<String>) -> Formation {
-    let size = scale.memory.to_string();
+pub fn formation(app: &App, process: &ProcessType, scale: ProcessScale, size: String, command: Option<String>) -> Formation {
     Formation {
         id: Uuid::new_v5(&app.id.0, process.as_str().as_bytes()),
         app: app_ref(app),
@@ -126,6 +131,9 @@ pub fn formation(app: &App, process: &ProcessType, scale: ProcessScale, command:
         quantity: scale.quantity,
         dyno_size: NameRef::of(&size),
         size,
+        cpu_shares: scale.cpu_shares,
+        cpu_millis: scale.cpu_millis,
+        stopped: scale.quantity > 0 && app.wanted(process).is_empty(),
         command,
         created_at: app.created_at.into(),
         updated_at: app.updated_at.into(),
@@ -147,21 +155,22 @@ fn state(report: Option<&InstanceReport>) -> DynoState {
     }
 }
 
-pub fn dyno(app: &App, p: &Placement, report: Option<&InstanceReport>, command: Option<String>) -> Dyno {
+pub fn dyno(app: &App, p: &Placement, report: Option<&InstanceReport>, size: String, command: Option<String>) -> Dyno {
+    let leaves = matches!(p.phase, PlacementPhase::Draining { .. }).then(|| "draining".to_owned());
     Dyno {
         id: p.instance,
         name: p.name(),
         kind: p.process.clone(),
         app: app_ref(app),
         command: command.unwrap_or_else(|| "(image)".into()),
-        size: p.memory.to_string(),
+        size,
         state: state(report),
         release: ReleaseRef { id: p.release, version: p.version },
         attach_url: None,
         created_at: p.created_at.into(),
         updated_at: report.map_or(p.created_at, |r| r.since).into(),
         restarts: report.map_or(0, |r| r.restarts),
-        message: report.and_then(|r| r.message.clone()),
+        message: report.and_then(|r| r.message.clone()).or(leaves),
     }
 }
 
@@ -215,6 +224,9 @@ impl Controller {
             git_url: format!("ssh://git@{}{port}/{}.git", s.ssh_host, a.name),
             internal_routing: false,
             maintenance: a.maintenance,
+            locked: a.locked.is_some(),
+            locked_by: a.locked.as_ref().map(|l| l.by.clone()),
+            lock_reason: a.locked.as_ref().map(|l| l.reason.clone()).filter(|r| !r.is_empty()),
             organization: None,
             process_tier: "production".into(),
             region: NameRef::of("local"),
@@ -249,10 +261,12 @@ impl Controller {
             slug: r.slug.map(|id| SlugRef { id }),
             user: self.user_ref(r.user).await,
             addon_plan_names: Vec::new(),
-            output_stream_url: None,
+            output_stream_url: r.release_command.is_some().then(|| self.release_output_url(app, r)),
             created_at: r.created_at.into(),
             updated_at: r.updated_at.into(),
             commit: r.commit.clone(),
+            processes: r.processes.iter().map(|(p, s)| (p.to_string(), s.command.clone())).collect(),
+            release_command: r.release_command.clone(),
             failure: r.failure.clone(),
         }
     }

@@ -24,7 +24,8 @@ async fn render_dynos(c: &Controller, app: &App) -> Result<Vec<Dyno>, ApiError> 
         let release = c.find_release(app.id, &p.version.to_string()).await.ok();
         let command = release.and_then(|r| r.processes.get(&p.process).and_then(|s| s.command.clone()));
         let report = report_of(c, &p);
-        out.push(render::dyno(app, &p, report.as_ref(), command));
+        let size = c.size_name(p.memory, p.cpu_shares, p.cpu_millis);
+        out.push(render::dyno(app, &p, report.as_ref(), size, command));
     }
     let pending = c.pending_of(app.id);
     if let Some(version) = app.target.or(app.good).filter(|_| !pending.is_empty()) {

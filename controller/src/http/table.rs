@@ -3,8 +3,8 @@
 
 use super::openapi::Operation;
 use super::{
-    access, accounts, apps, builds, certificates, drains, feed, headers, logs, openapi, registry, releases, routes, run, seen,
-    server, sessions,
+    access, accounts, apps, builds, certificates, drains, feed, headers, logs, openapi, owners, processes, registry, releases,
+    routes, run, seen, server, sessions,
 };
 use crate::core::Controller;
 use axum::Router;
@@ -132,7 +132,10 @@ routes! {
     GET get "/apps/{app}/dynos/{dyno}" App run::dyno, "One instance";
     DELETE delete "/apps/{app}/dynos/{dyno}" App run::restart, "Restart an instance or a process type";
     DELETE delete "/apps/{app}/formations/{dyno}" App run::restart, "Restart a process type";
-    POST post "/apps/{app}/dynos/{dyno}/actions/stop" App run::restart, "Stop an instance; it is replaced";
+    POST post "/apps/{app}/dynos/{dyno}/actions/stop" App processes::stop, "Stop an instance or a process type until it is started";
+    POST post "/apps/{app}/dynos/{dyno}/actions/start" App processes::start, "Start what was stopped";
+    POST post "/apps/{app}/actions/stop" App processes::stop_all, "Stop all instances until they are started";
+    POST post "/apps/{app}/actions/start" App processes::start_all, "Start all that was stopped";
     GET get "/apps/{app}/dynos/{dyno}/why" App run::why, "Why an instance is where it is, or is not running";
     POST post "/apps/{app}/dynos/{dyno}/exec" App sessions::exec, "Run a command inside an instance; attach to it over a WebSocket";
     POST post "/apps/{app}/dynos/{dyno}/attach" App sessions::look_on, "Look on at an instance over a WebSocket";
@@ -143,6 +146,18 @@ routes! {
     POST post "/apps/{app}/releases" App releases::rollback, "Go back to an earlier release";
     GET get "/apps/{app}/releases/{release}" App releases::info, "One release";
     GET get "/apps/{app}/releases/{release}/config-vars" App releases::config_of, "Config vars of a release";
+    GET get "/apps/{app}/releases/{release}/output" App releases::output, "The output of a release's release phase";
+    POST post "/apps/{app}/releases/{release}/actions/retry" App releases::retry, "Make a failed release anew";
+    GET get "/release-output/{app_id}/{release}/{secret}" Nothing releases::open_output, "The same output; the URL holds a secret";
+    GET get "/apps/{app}/checks" App processes::checks, "Health checks";
+    PUT put "/apps/{app}/checks/{type}" App processes::set_check, "Set a process type's health check";
+    DELETE delete "/apps/{app}/checks/{type}" App processes::unset_check, "Remove a health check: app.json's or the default applies again";
+    GET get "/apps/{app}/history" App processes::history, "Past instances, and how they ended";
+    GET get "/apps/{app}/rollout" App processes::rollout, "Whether what runs is what should run";
+    GET get "/dyno-sizes" User processes::sizes, "Sizes that have a name";
+    PUT put "/apps/{app}/lock" App owners::lock, "Refuse deploys";
+    DELETE delete "/apps/{app}/lock" App owners::unlock, "Allow deploys again";
+    POST post "/apps/{app}/transfer" AppOwner owners::transfer, "Give an app to another user";
     GET get "/apps/{app}/builds" App builds::list, "Builds";
     POST post "/apps/{app}/builds" App builds::create, "Build and release a source archive or an image";
     GET get "/apps/{app}/builds/{build}" App builds::info, "One build, with the time of each phase";

@@ -193,6 +193,11 @@ impl Controller {
             let mut tx = self.fence(read, app);
             for change in changes {
                 tracing::info!(reason = change.reason, "plan");
+                if let ChangeKind::Drain { instance, .. } | ChangeKind::Remove { instance } = &change.kind
+                    && let Some(p) = read.desired.placements.get(instance)
+                {
+                    self.note_let_go(&p.value, &change.reason);
+                }
                 match change.kind {
                     ChangeKind::ReleaseSucceeded { app, version } => {
                         self.succeed_release(app, version).await?;
@@ -264,9 +269,7 @@ impl Controller {
     /// Whether requests are expected to reach a release: it has a web process that the formation wants.
     pub async fn expects_routes(&self, release: &Release) -> bool {
         let Ok(app) = self.find_app(&release.app.to_string()).await else { return false };
-        !app.maintenance
-            && release.image.is_some()
-            && release.processes.keys().any(|p| p.is_web() && app.formation.get(p).is_some_and(|s| s.quantity > 0))
+        !app.maintenance && release.image.is_some() && release.processes.keys().any(|p| p.is_web() && !app.wanted(p).is_empty())
     }
 
     /// Whether an instance of the release was seen running, and whether every router sends requests to one.
@@ -315,6 +318,9 @@ impl Controller {
         }
         for p in self.pending_of(app.id).iter().filter(|p| format!("{}.{}", p.process, p.index) == name) {
             lines.push(format!("{name} is wanted but cannot be placed: {}", p.why));
+        }
+        if lines.is_empty() {
+            lines = self.why_not(app, name).await?;
         }
         if lines.is_empty() {
             return Err(crate::core::not_found(format!("There is no {name}. See: flex ps")));

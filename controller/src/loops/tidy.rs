@@ -45,6 +45,7 @@ impl Controller {
         for app in &apps {
             self.tidy_builds(*app).await?;
             self.tidy_runs(*app).await?;
+            self.tidy_history(*app).await?;
         }
         self.tidy_sources().await?;
         for app in all {

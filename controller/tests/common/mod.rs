@@ -90,6 +90,11 @@ impl World {
             route_ports: 20_000..=20_009,
             max_log_retention: flex_logs::Retention { max_bytes: 4 << 30, max_age: std::time::Duration::from_secs(365 * 86_400) },
             runs: flex_controller::RunLimits::default(),
+            sizes: [(
+                "small".to_owned(),
+                flex_model::NamedSize { memory: Memory::from_mib(128), cpu_shares: 256, cpu_millis: Some(500) },
+            )]
+            .into(),
         };
         let deps = Deps {
             store: store.clone(),
@@ -117,7 +122,9 @@ impl World {
         let stop = CancellationToken::new();
         let mut tasks = Vec::new();
         let api = controller.api();
-        tasks.push(tokio::spawn(async move { axum::serve(listener, api).await.unwrap() }));
+        tasks.push(tokio::spawn(async move {
+            axum::serve(listener, api.into_make_service_with_connect_info::<std::net::SocketAddr>()).await.unwrap();
+        }));
         let (c, s) = (controller.clone(), stop.clone());
         tasks.push(tokio::spawn(async move { c.run_loops(s).await }));
         tasks.push(tokio::spawn(parts::simulate_host(controller.clone(), host.id)));

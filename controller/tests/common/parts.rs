@@ -215,7 +215,7 @@ pub async fn simulate_host(controller: Controller, host: HostId) {
                 assert_eq!(old.version, item.version, "an instance's release changed");
             }
             let instances = running.values().map(|(item, port)| state(item, *port)).collect();
-            let report = Report { host, epoch: order.epoch, revision: order.revision, at: now(), instances };
+            let report = Report { host, epoch: order.epoch, revision: order.revision, at: now(), instances, ended: Vec::new() };
             last = Some(order);
             if reports.send(report).await.is_err() {
                 return;

@@ -92,6 +92,8 @@ pub(crate) fn sized(argv: Vec<String>, size: TtySize) -> Vec<String> {
 fn body(tag: &Tag, cluster: &str, kind: Kind, spec: &InstanceSpec, network: &str) -> ContainerCreateBody {
     let mut host = hardened(spec.memory, spec.pids, OPEN_FILES, network);
     host.cpu_shares = Some(i64::from(spec.cpu_shares));
+    // Billionths of a core.
+    host.nano_cpus = spec.cpu_millis.map(|m| i64::from(m) * 1_000_000);
     if spec.read_only_root {
         host.readonly_rootfs = Some(true);
         let size = spec.memory.bytes() / 2;

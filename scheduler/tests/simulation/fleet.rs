@@ -119,7 +119,7 @@ impl Agent {
             message: (!c.kind.works()).then(|| "boom".to_owned()),
         };
         let instances = self.containers.iter().map(one).collect();
-        Some(Report { host, epoch: order.epoch, revision: order.revision, at: seconds(now), instances })
+        Some(Report { host, epoch: order.epoch, revision: order.revision, at: seconds(now), instances, ended: Vec::new() })
     }
 }
 

@@ -507,6 +507,8 @@ fn new_app(n: u64) -> App {
         target: None,
         good: None,
         restarts: BTreeMap::new(),
+        stopped: BTreeSet::new(),
+        locked: None,
         stop_grace_seconds: 30,
         read_only_root: false,
     }
@@ -532,6 +534,7 @@ fn new_release(app: AppId, version: u64, released: bool, with_worker: bool, now:
         config_rev: 0,
         processes: [ProcessType::web()].into_iter().chain(with_worker.then(worker)).map(spec).collect(),
         release_command: None,
+        keeps_from: None,
         released,
         user: UserId(id(1)),
         created_at: now,

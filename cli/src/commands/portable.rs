@@ -1,0 +1,173 @@
+//! An app's settings as one document, and an app from such a document: export, import, clone.
+//!
+//! Code, domains and people are no part of it: code is in git, a domain can be of one app only, and who works on an app is
+//! its owner's decision.
+
+use crate::context::Context;
+use crate::error::{CliError, Result, while_doing};
+use crate::output::{self, Progress};
+use flex_api::{
+    App, BuildpackInstallation, CheckSource, ConfigChanges, ConfigVars, CreateApp, Formation, ProcessCheck, SetBuildpack,
+    SetBuildpacks, SetCheck, UpdateApp,
+};
+use flex_model::{AppName, BuildpackRef, ProcessType, Secret};
+use serde::{Deserialize, Serialize};
+use serde_json::Value;
+use std::collections::BTreeMap;
+use std::io::Write;
+use std::path::Path;
+
+/// Of the document; one that is newer is refused.
+const FORMAT: u32 = 1;
+
+/// An app's settings.
+#[derive(Debug, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Document {
+    format: u32,
+    name: AppName,
+    stack: String,
+    #[serde(default)]
+    buildpacks: Vec<BuildpackRef>,
+    deploy_branches: Vec<String>,
+    stop_grace_seconds: u32,
+    #[serde(default)]
+    read_only_root: bool,
+    /// None: left out.
+    config: Option<BTreeMap<String, Secret>>,
+    #[serde(default)]
+    checks: BTreeMap<ProcessType, SetCheck>,
+    /// `web=2:512M`: for `flex ps:scale`, once there is code.
+    #[serde(default)]
+    formation: Vec<String>,
+}
+
+async fn read(cx: &Context, config: bool) -> Result<Document> {
+    let app: App = cx.client.get(&cx.path("")?).await?;
+    let buildpacks: Vec<BuildpackInstallation> = cx.client.list(&cx.path("/buildpack-installations")?).await?;
+    let formation: Vec<Formation> = cx.client.list(&cx.path("/formation")?).await?;
+    let checks: Vec<ProcessCheck> = cx.client.list(&cx.path("/checks")?).await?;
+    let config = match config {
+        true => Some(cx.client.get::<ConfigVars>(&cx.path("/config-vars")?).await?.0),
+        false => None,
+    };
+    let reference = |b: BuildpackInstallation| b.buildpack.url.parse().map_err(|e| CliError::failed(format!("{e}")));
+    let set = |c: ProcessCheck| {
+        let check = SetCheck {
+            kind: Some(c.kind),
+            path: c.path,
+            command: c.command,
+            millis: c.millis,
+            start_seconds: Some(c.start_seconds),
+            interval_seconds: Some(c.interval_seconds),
+            timeout_seconds: Some(c.timeout_seconds),
+            successes: Some(c.successes),
+            failures: Some(c.failures),
+        };
+        (c.process, check)
+    };
+    Ok(Document {
+        format: FORMAT,
+        name: app.name,
+        stack: app.stack.name,
+        buildpacks: buildpacks.into_iter().map(reference).collect::<Result<_>>()?,
+        deploy_branches: app.deploy_branches,
+        stop_grace_seconds: app.stop_grace_seconds,
+        read_only_root: app.read_only_root,
+        config,
+        checks: checks.into_iter().filter(|c| c.source == CheckSource::Set).map(set).collect(),
+        formation: formation.iter().map(|f| format!("{}={}:{}", f.kind, f.quantity, f.size)).collect(),
+    })
+}
+
+pub async fn export(cx: &Context, file: &Path, no_config: bool) -> Result<()> {
+    let document = read(cx, !no_config).await?;
+    if file == Path::new("-") {
+        return output::json(&document);
+    }
+    let text = serde_json::to_string_pretty(&document).map_err(while_doing("write JSON"))?;
+    let mut options = std::fs::OpenOptions::new();
+    // It holds config vars.
+    std::os::unix::fs::OpenOptionsExt::mode(options.write(true).create_new(true), 0o600);
+    let failed = || while_doing(format!("write {}", file.display()));
+    options.open(file).and_then(|mut f| writeln!(f, "{text}")).map_err(failed())?;
+    output::say(format!("Wrote {}. It holds the config vars: keep it safe.", file.display()));
+    Ok(())
+}
+
+pub async fn import(cx: &Context, file: &Path, name: Option<&str>) -> Result<()> {
+    let failed = || while_doing(format!("read {}", file.display()));
+    let text = if file == Path::new("-") {
+        std::io::read_to_string(std::io::stdin()).map_err(failed())?
+    } else {
+        std::fs::read_to_string(file).map_err(failed())?
+    };
+    // What serde says may quote a value, and values may be secrets: only the place is said.
+    let document: Document = serde_json::from_str(&text).map_err(|e| {
+        let (line, column) = (e.line(), e.column());
+        CliError::usage(format!("{} is not what apps:export writes (line {line}, column {column}).", file.display()))
+    })?;
+    if document.format > FORMAT {
+        return Err(CliError::usage(format!("{} was written by a newer flex. Update this one.", file.display())));
+    }
+    make(cx, document, name).await
+}
+
+pub async fn clone(cx: &Context, name: &str, no_config: bool) -> Result<()> {
+    let document = read(cx, !no_config).await?;
+    make(cx, document, Some(name)).await
+}
+
+async fn make(cx: &Context, document: Document, name: Option<&str>) -> Result<()> {
+    let name: AppName = match name {
+        Some(n) => n.parse().map_err(|e: flex_model::Invalid| CliError::usage(e.to_string()))?,
+        None => document.name.clone(),
+    };
+    let progress = Progress::start(format!("Creating {name}"));
+    let created: Value =
+        cx.client.post("/apps", &CreateApp { name: Some(name.clone()), stack: Some(document.stack.clone()) }).await?;
+    progress.done();
+    if let Err(e) = fill(cx, &name, &document).await {
+        // Half an app would have to be found and removed by hand.
+        let undone = cx.client.delete(&format!("/apps/{name}")).await;
+        let left = if undone.is_ok() { "It was removed again." } else { "Remove it: flex apps:destroy" };
+        return Err(e.hint(format!("{name} could not be made whole. {left}")));
+    }
+    let Some(app) = cx.show_or::<App>(created)? else { return Ok(()) };
+    output::line(format!("{} | {}", app.web_url, app.git_url));
+    output::say(format!("Its code comes with a push: git push {} main", app.git_url));
+    let more: Vec<&str> = document.formation.iter().map(String::as_str).filter(|f| !f.starts_with("web=1:512M")).collect();
+    if !more.is_empty() {
+        output::say(format!("Then: flex ps:scale {} -a {name}", more.join(" ")));
+    }
+    Ok(())
+}
+
+async fn fill(cx: &Context, name: &AppName, document: &Document) -> Result<()> {
+    let path = |rest: &str| format!("/apps/{name}{rest}");
+    let progress = Progress::start("Copying its settings");
+    let settings = UpdateApp {
+        deploy_branches: Some(document.deploy_branches.clone()),
+        stop_grace_seconds: Some(document.stop_grace_seconds),
+        read_only_root: Some(document.read_only_root),
+        ..UpdateApp::default()
+    };
+    cx.client.patch::<App>(&path(""), &settings).await?;
+    if !document.buildpacks.is_empty() {
+        let updates = document.buildpacks.iter().map(|b| SetBuildpack { buildpack: b.clone() }).collect();
+        cx.client.put::<Vec<BuildpackInstallation>>(&path("/buildpack-installations"), &SetBuildpacks { updates }).await?;
+    }
+    for (process, check) in &document.checks {
+        cx.client.put::<ProcessCheck>(&path(&format!("/checks/{process}")), check).await?;
+    }
+    if let Some(config) = document.config.as_ref().filter(|c| !c.is_empty()) {
+        let mut changes = ConfigChanges::default();
+        for (key, value) in config {
+            let key = key.parse().map_err(|e: flex_model::Invalid| CliError::usage(e.to_string()))?;
+            changes.0.insert(key, Some(value.clone()));
+        }
+        cx.client.patch::<ConfigVars>(&path("/config-vars"), &changes).await?;
+    }
+    progress.done();
+    Ok(())
+}
