@@ -119,10 +119,7 @@ pub async fn serve(settings: Settings, roles: Roles) -> Result<(), String> {
     }
     let http = probe_port(settings.http)?;
     let runtime = connect(&settings, &installation.cluster, guard(&settings, http.port()))?;
-    let logs = LogStore::open(settings.data_dir.join("logs"), settings.logs.store.clone()).map_err(|e| e.to_string())?;
-    let logs = Arc::new(logs);
-    let (guard_drains, drain_places) = (settings.logs.guard(), settings.data_dir.join("log-drains"));
-    let drains = Arc::new(Drains::new(logs.clone(), drain_places, guard_drains, settings.logs.drain_ca.as_deref())?);
+    let (logs, drains) = open_logs(&settings)?;
 
     let gate = Arc::new(LateGate::default());
     let git = GitServer::bind(git_settings(&settings)?, gate.clone()).await.map_err(|e| chain(&e))?;
@@ -148,14 +145,7 @@ pub async fn serve(settings: Settings, roles: Roles) -> Result<(), String> {
     .await?;
     gate.open(GatePort { controller: controller.clone(), data_dir: settings.data_dir.clone() });
     controller.register_host(this_host(&installation, &*runtime).await).await.map_err(|e| e.to_string())?;
-    if !reap(&*runtime).await {
-        let runtime = runtime.clone();
-        tokio::spawn(async move {
-            while !reap(&*runtime).await {
-                tokio::time::sleep(REAP_AGAIN).await;
-            }
-        });
-    }
+    reap_for_sure(&runtime).await;
     tokio::task::spawn_blocking(move || {
         if let Err(e) = builder.sweep() {
             tracing::warn!(error = %e, "temporary files of earlier builds could not be removed");
@@ -214,6 +204,15 @@ pub async fn serve(settings: Settings, roles: Roles) -> Result<(), String> {
     }
     drop(installation);
     result
+}
+
+/// The apps' logs, and what sends them on.
+fn open_logs(settings: &Settings) -> Result<(Arc<LogStore>, Arc<Drains>), String> {
+    let logs = LogStore::open(settings.data_dir.join("logs"), settings.logs.store.clone()).map_err(|e| e.to_string())?;
+    let logs = Arc::new(logs);
+    let places = settings.data_dir.join("log-drains");
+    let drains = Drains::new(logs.clone(), places, settings.logs.guard(), settings.logs.drain_ca.as_deref())?;
+    Ok((logs, Arc::new(drains)))
 }
 
 /// The router of this process, fed by the controller's own table. Gives its HTTPS address.
@@ -393,6 +392,18 @@ async fn this_host(installation: &Installation, runtime: &dyn Runtime) -> Host {
         cpu_millis: u64::from(cpus) * 1000 * CPU_OVERCOMMIT,
         labels: std::collections::BTreeMap::new(),
         created_at: SystemClock.now(),
+    }
+}
+
+/// [`reap`], and again in the background for as long as the engine does not answer.
+async fn reap_for_sure(runtime: &Arc<dyn Runtime>) {
+    if !reap(&**runtime).await {
+        let runtime = runtime.clone();
+        tokio::spawn(async move {
+            while !reap(&*runtime).await {
+                tokio::time::sleep(REAP_AGAIN).await;
+            }
+        });
     }
 }
 
