@@ -2,8 +2,10 @@
 
 use crate::AppRef;
 use crate::schema::{HostNameText, Id, Time};
-use flex_model::{DomainName, PathPrefix, Policy, RouteId, Target};
+use flex_model::http_policy::{PageKind, Places};
+use flex_model::{DomainName, HttpPolicy, PathPrefix, Policy, RouteId, Target};
 use serde::{Deserialize, Serialize};
+use std::collections::BTreeMap;
 use utoipa::ToSchema;
 
 /// What a route is chosen by.
@@ -42,9 +44,13 @@ pub struct Route {
     /// `[{"process": "web", "weight": 1}]`; a request goes to one of them, by weight.
     #[schema(value_type = Vec<Object>)]
     pub targets: Vec<Target>,
-    /// What is not as it is by default.
+    /// What was set for it. Passwords are hidden.
     #[schema(value_type = Object)]
     pub policy: Policy,
+    /// What holds for its HTTP requests: what was set for it, for the app, and by `app.json`.
+    #[serde(default)]
+    #[schema(value_type = Object)]
+    pub http: HttpPolicy,
     /// What routers could not do of it.
     pub problems: Vec<String>,
     pub created_at: Time,
@@ -70,7 +76,7 @@ pub struct AddRoute {
     pub targets: Vec<Target>,
     #[serde(default)]
     #[schema(value_type = Object)]
-    pub policy: Policy,
+    pub policy: serde_json::Map<String, serde_json::Value>,
 }
 
 /// What to change of a route.
@@ -78,7 +84,41 @@ pub struct AddRoute {
 pub struct UpdateRoute {
     #[schema(value_type = Option<Vec<Object>>)]
     pub targets: Option<Vec<Target>>,
-    /// Fields to change; null brings a default back.
+    /// Fields to change, those of `http` one by one; null brings a default back.
     #[schema(value_type = Option<Object>)]
     pub policy: Option<serde_json::Map<String, serde_json::Value>>,
+}
+
+/// What holds for all HTTP routes of an app.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct Routing {
+    pub app: AppRef,
+    /// What was set. A route's own settings win over it. Passwords are hidden.
+    #[schema(value_type = Object)]
+    pub http: HttpPolicy,
+    /// What `app.json` says, by place; what was set wins over it.
+    #[schema(value_type = Object)]
+    pub app_json: Places,
+    /// The app's own pages.
+    pub pages: Vec<ErrorPage>,
+}
+
+/// A page of an app's own for answers that routers make.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct ErrorPage {
+    /// `maintenance`, `error`, or a code such as `H12`.
+    #[schema(value_type = String)]
+    pub name: PageKind,
+    pub bytes: u64,
+}
+
+/// What to change of what holds for all HTTP routes.
+#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize, ToSchema)]
+pub struct UpdateRouting {
+    /// Fields to change; null brings a default back.
+    #[schema(value_type = Option<Object>)]
+    pub http: Option<serde_json::Map<String, serde_json::Value>>,
+    /// HTML by name; null removes a page.
+    #[schema(value_type = Option<Object>)]
+    pub pages: Option<BTreeMap<PageKind, Option<String>>>,
 }

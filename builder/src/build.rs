@@ -84,6 +84,7 @@ impl BuildOutput {
             checks: self.app_json.checks.clone(),
             formation: self.app_json.formation.clone(),
             postdeploy: self.app_json.postdeploy.clone(),
+            routes: self.app_json.routes.clone(),
             buildpack_description: self.buildpack_description.clone(),
             has_launcher: self.has_launcher,
             port: self.port,

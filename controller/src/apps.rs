@@ -164,7 +164,7 @@ impl Controller {
 
     /// Removes what is left of an app that is gone.
     pub async fn sweep_app(&self, id: AppId) -> Result<(), ApiError> {
-        let mut gone = vec![keys::postdeploy(id), keys::log_retention(id)];
+        let mut gone = vec![keys::postdeploy(id), keys::log_retention(id), keys::routing(id)];
         for prefix in [
             keys::collaborators(id),
             keys::releases(id),

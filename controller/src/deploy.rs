@@ -266,6 +266,7 @@ impl Controller {
             checks: p.app_json.checks,
             formation: p.app_json.formation,
             postdeploy: p.app_json.postdeploy,
+            routes: p.app_json.routes,
             buildpack_description: (!p.buildpacks.is_empty()).then(|| p.buildpacks.join(", ")),
             has_launcher: p.has_launcher,
             port: p.port,

@@ -22,6 +22,7 @@ mod processes;
 mod releases;
 mod retention;
 mod routes;
+mod routing;
 mod runs;
 mod sessions;
 mod signals;

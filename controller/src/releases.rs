@@ -197,6 +197,7 @@ impl Controller {
             commit: base.and_then(|b| b.commit.clone()),
             config_rev: app.config_rev,
             processes: base.map(|b| b.processes.clone()).unwrap_or_default(),
+            routes: base.map(|b| b.routes.clone()).unwrap_or_default(),
             release_command: None,
             keeps_from: None,
             released: true,
@@ -417,6 +418,7 @@ fn take_code(app: &mut App, release: &mut Release, build: &Build, slug: &Slug) {
     release.has_launcher = slug.has_launcher;
     release.port = slug.port;
     release.commit.clone_from(&slug.commit);
+    release.routes.clone_from(&slug.routes);
     release.release_command = slug.process_types.iter().find(|(p, _)| p.is_release_phase()).map(|(_, c)| c.clone());
     release.released = release.release_command.is_none();
     release.processes = processes(app, slug);

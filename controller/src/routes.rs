@@ -149,7 +149,11 @@ impl Controller {
                 if route == **old {
                     return Ok((Tx::new(), found.value));
                 }
-                let message = format!("Changed the route {} to {}", route.matches, shown(&targets));
+                let nothing = flex_model::HttpPolicy::default();
+                let http = |r: &Route| r.policy.as_ref().map_or(nothing.clone(), |p| p.http.clone());
+                let set = crate::routing::differences(&http(old), &http(&route));
+                let set = if set.is_empty() { String::new() } else { format!(" ({})", set.join(", ")) };
+                let message = format!("Changed the route {} to {}{set}", route.matches, shown(&targets));
                 let record = RouteRecord { route: Arc::new(route), updated_at: self.now(), ..(*found.value).clone() };
                 let event = self.event(actor, Some(app.id), "route.update", message);
                 let stored = self.read_app(&app.id.to_string()).await?;
@@ -243,6 +247,9 @@ impl Controller {
         let http = matches!(matches, Match::Http { .. });
         if !http && (policy.sticky || policy.protocol != flex_model::InstanceProtocol::Http1) {
             return Err(invalid("sticky and protocol are for HTTP routes."));
+        }
+        if !http && policy.http != flex_model::HttpPolicy::default() {
+            return Err(invalid(format!("{} is for HTTP routes.", policy.http.names().join(", "))));
         }
         if matches!(matches, Match::Udp { .. }) && policy.proxy_protocol.is_some() {
             return Err(invalid("The PROXY protocol is not for UDP routes."));

@@ -716,6 +716,8 @@ async fn every_route_answers_as_the_document_says() {
     ask(delete.clone(), &format!("/apps/demo/log-drains/{drain}"), none()).await;
     ask(get.clone(), "/apps/demo/log-retention", Value::Null).await;
     ask(patch.clone(), "/apps/demo/log-retention", json!({ "max_age_seconds": 86400 })).await;
+    ask(patch.clone(), "/apps/demo/routing", json!({ "http": { "https_redirect": true }, "pages": { "error": "<p>" } })).await;
+    ask(get.clone(), "/apps/demo/routing", Value::Null).await;
     let session = ask(post.clone(), "/apps/demo/log-sessions", json!({ "lines": 5 })).await;
     ask(get.clone(), &text(&session["logplex_url"]), Value::Null).await;
     for method in [&delete, &patch] {
@@ -811,6 +813,71 @@ async fn routes_reach_the_table_and_belong_to_somebody() {
     w.until("it is not", async || !is_routed()).await;
     w.ok(Method::DELETE, &format!("/apps/demo/routes/tcp:{port}"), None).await;
     w.until("the port is free", async || !table().routes.iter().any(|r| r.matches.kind() == "tcp")).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn how_requests_are_treated_is_said_by_route_app_and_file() {
+    let w = World::new().await;
+    let app = w.create("demo").await;
+    let mut product = common::parts::product("up-x", &[("web", "serve")]);
+    let file = r#"{"routes": {"*": {"timeout_seconds": 7, "idle_seconds": 8}, "/api": {"max_body_bytes": 9}}}"#;
+    product.app_json = flex_model::app_json::parse(file).unwrap();
+    w.builders.then(common::parts::Outcome::Good(product));
+    assert!(w.push(app).await.0);
+    let at = |name: &str| {
+        let table = w.controller.routes().borrow().app(app).cloned().unwrap();
+        let made = table.routes.iter().find(|r| r.matches.to_string() == name).map(|r| r.policy.clone());
+        let policy = made.unwrap_or(table.policy.clone()).unwrap_or_default();
+        serde_json::to_value(&policy.http).unwrap()
+    };
+    w.until("app.json holds", async || at("-") == json!({ "timeout_seconds": 7, "idle_seconds": 8 })).await;
+    assert_eq!(at("demo.localhost/api"), json!({ "timeout_seconds": 7, "idle_seconds": 8, "max_body_bytes": 9 }));
+    // What is set by hand wins, a route's own over the app's.
+    let http = json!({ "timeout_seconds": 70, "basic_auth": { "users": { "ann": "geheim" } } });
+    let said = w.patch("/apps/demo/routing", json!({ "http": http, "pages": { "h12": "<p>slow</p>" } })).await;
+    assert_eq!(said["http"]["basic_auth"]["users"]["ann"], "[hidden]");
+    assert_eq!(said["pages"], json!([{ "name": "H12", "bytes": 11 }]));
+    assert_eq!(said["app_json"]["/api"], json!({ "max_body_bytes": 9 }));
+    let route =
+        json!({ "kind": "http", "host": "demo.localhost", "path": "/api", "policy": { "http": { "timeout_seconds": 700 } } });
+    let made = w.post("/apps/demo/routes", route).await;
+    assert_eq!(made["policy"], json!({ "http": { "timeout_seconds": 700 } }));
+    assert_eq!((&made["http"]["timeout_seconds"], &made["http"]["max_body_bytes"]), (&json!(700), &json!(9)));
+    let path = format!("/apps/demo/routes/{}", made["id"].as_str().unwrap());
+    let users = json!({ "policy": { "http": { "basic_auth": { "users": { "bob": "sehrgeheim" } } } } });
+    assert_eq!(w.patch(&path, users).await["http"]["basic_auth"]["users"], json!({ "bob": "[hidden]" }));
+    w.until("routers have it", async || at("demo.localhost/api")["timeout_seconds"] == 700).await;
+    let hash = at("demo.localhost/api")["basic_auth"]["users"]["bob"].as_str().unwrap().to_owned();
+    assert!(hash.starts_with("pbkdf2-sha256$"), "{hash}");
+    assert_eq!(at("-")["timeout_seconds"], 70);
+    assert_eq!(&*w.controller.routes().borrow().app(app).unwrap().pages[&"H12".parse().unwrap()], "<p>slow</p>");
+    // No secret in any answer or event, and each change told.
+    let told = format!(
+        "{} {} {}",
+        w.get("/apps/demo/routes").await,
+        w.get("/apps/demo/routing").await,
+        w.get("/apps/demo/events").await
+    );
+    assert!(!told.contains("geheim") && !told.contains("pbkdf2"), "{told}");
+    assert!(told.contains("basic_auth, timeout_seconds, page H12") && told.contains("(basic_auth)"), "{told}");
+    // A default comes back.
+    w.patch(&path, json!({ "policy": { "http": null } })).await;
+    w.until("the app's holds again", async || at("demo.localhost/api")["timeout_seconds"] == 70).await;
+    for (path, body, why) in [
+        ("/apps/demo/routing", json!({ "http": { "timeout": 1 } }), "unknown field `timeout`"),
+        ("/apps/demo/routing", json!({ "http": { "rate_limit": { "requests": 0 } } }), "rate_limit.requests"),
+        ("/apps/demo/routing", json!({ "pages": { "H12": "x".repeat(70_000) } }), "65536"),
+        ("/apps/demo/routing", json!({ "pages": { "H1": "x" } }), "H12"),
+        (&path, json!({ "policy": { "http": { "allow": ["x"] } } }), "allow"),
+    ] {
+        let (status, answer) = w.send(Method::PATCH, path, &w.admin, Some(body.clone())).await;
+        assert!(status.as_u16() == 422 && answer["message"].as_str().unwrap().contains(why), "{body}: {status} {answer}");
+    }
+    let tcp = json!({ "kind": "tcp", "policy": { "http": { "timeout_seconds": 1 } } });
+    let (status, answer) = w.send(Method::POST, "/apps/demo/routes", &w.admin, Some(tcp)).await;
+    assert!(status.as_u16() == 422 && answer["message"].as_str().unwrap().contains("for HTTP"), "{answer}");
+    w.ok(Method::DELETE, "/apps/demo", None).await;
+    w.until("nothing is left", async || w.store.list(&format!("routing/{app}")).await.unwrap().0.is_empty()).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]

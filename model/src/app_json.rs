@@ -1,6 +1,7 @@
 //! `app.json`, as far as Flex acts on it. Comments (`//`, `/* */`) and trailing commas are tolerated, because people
 //! write them; a value of the wrong type is an error that names the field.
 
+use crate::http_policy::{HttpPolicy, Places};
 use crate::{BuildpackRef, ConfigKey, HealthCheck, HealthProbe, Memory, ProcessType};
 use serde::Deserialize;
 use std::collections::BTreeMap;
@@ -37,6 +38,8 @@ pub struct AppJson {
     pub checks: BTreeMap<ProcessType, HealthCheck>,
     pub postdeploy: Option<String>,
     pub stack: Option<String>,
+    /// How HTTP requests are treated, by host and path.
+    pub routes: Places,
 }
 
 #[derive(Deserialize)]
@@ -53,6 +56,8 @@ struct Raw {
     #[serde(default)]
     scripts: BTreeMap<String, RawScript>,
     stack: Option<String>,
+    #[serde(default)]
+    routes: BTreeMap<String, serde_json::Map<String, serde_json::Value>>,
 }
 
 #[derive(Deserialize)]
@@ -136,7 +141,25 @@ pub fn parse(text: &str) -> Result<AppJson, AppJsonError> {
     out.postdeploy = raw.scripts.into_iter().find(|(k, _)| k == "postdeploy").map(|(_, s)| match s {
         RawScript::Text(c) | RawScript::Object { command: c } => c,
     });
+    if raw.routes.len() > MAX_ROUTES {
+        return Err(AppJsonError(format!("routes: more than {MAX_ROUTES} of them")));
+    }
+    for (place, fields) in raw.routes {
+        let field = format!("routes[{place:?}]");
+        out.routes.insert(place.parse().map_err(|e| invalid(&field, &e))?, policy(fields).map_err(|e| invalid(&field, &e))?);
+    }
     Ok(out)
+}
+
+/// The most places that `routes` may name.
+const MAX_ROUTES: usize = 50;
+
+fn policy(fields: serde_json::Map<String, serde_json::Value>) -> Result<HttpPolicy, String> {
+    let policy = HttpPolicy::read(fields)?;
+    if policy.basic_auth.on().is_some() {
+        return Err("basic_auth: passwords do not belong into a repository; set them with flex routes:set --basic-auth".into());
+    }
+    Ok(policy)
 }
 
 fn env_value(raw: RawEnv) -> EnvValue {
@@ -251,6 +274,23 @@ mod tests {
         assert_eq!(a.checks[&ProcessType::web()].probe, HealthProbe::Http { path: "/up".into() });
         assert_eq!(a.checks[&ProcessType::web()].start_seconds, 6);
         assert_eq!(a.postdeploy.as_deref(), Some("rake seed"));
+    }
+
+    #[test]
+    fn routes_are_policies_by_place() {
+        let a = parse(r#"{"routes": {"*": {"https_redirect": true}, "/api": {"timeout_seconds": 5}}}"#).unwrap();
+        let places: Vec<String> = a.routes.keys().map(ToString::to_string).collect();
+        assert_eq!(places, ["*", "/api"]);
+        for (text, why) in [
+            (r#"{"routes": {"/a b": {}}}"#, "routes[\"/a b\"]: path"),
+            (r#"{"routes": {"*": {"timeout_seconds": 0}}}"#, "routes[\"*\"]: timeout_seconds"),
+            (r#"{"routes": {"*": {"timeout": 1}}}"#, "unknown field `timeout`"),
+            (r#"{"routes": {"*": {"basic_auth": {"users": {"a": "b"}}}}}"#, "repository"),
+            (r#"{"routes": {"*": 1}}"#, "line 1"),
+        ] {
+            let error = parse(text).unwrap_err().to_string();
+            assert!(error.contains(why), "{text}: {error}");
+        }
     }
 
     #[test]

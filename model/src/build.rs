@@ -1,5 +1,6 @@
 //! Builds and their product, the slug.
 
+use crate::http_policy::Places;
 use crate::{
     AppId, BuildId, CommitId, HealthCheck, ImageRef, Invalid, Memory, ProcessType, SlugId, SourceId, StackName, Timestamp, UserId,
 };
@@ -122,6 +123,9 @@ pub struct Slug {
     pub formation: BTreeMap<ProcessType, (u32, Option<Memory>)>,
     /// app.json's `scripts.postdeploy`, run once after the first release.
     pub postdeploy: Option<String>,
+    /// app.json's `routes`.
+    #[serde(default, skip_serializing_if = "Places::is_empty")]
+    pub routes: Places,
     pub buildpack_description: Option<String>,
     /// Whether the image has the stack's launcher (`/opt/flex/launch`), which sources `.profile.d`.
     pub has_launcher: bool,

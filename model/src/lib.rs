@@ -9,9 +9,11 @@ pub mod app;
 pub mod app_json;
 pub mod build;
 pub mod certificate;
+pub mod cidr;
 pub mod event;
 pub mod exposition;
 pub mod host;
+pub mod http_policy;
 pub mod ids;
 pub mod log_line;
 pub mod names;
@@ -31,8 +33,10 @@ pub mod user;
 pub use app::{App, AppLock, NamedSize, ProcessScale};
 pub use build::{Build, BuildPhase, BuildStatus, BuildpackRef, PhaseTime, Slug};
 pub use certificate::{Certificate, CertificateTable, Challenge};
+pub use cidr::Cidr;
 pub use event::{Event, Outcome};
 pub use host::{Host, HostState};
+pub use http_policy::{AppRouting, HttpPolicy};
 pub use ids::*;
 pub use log_line::{LogLine, LogSource};
 pub use names::*;
@@ -40,7 +44,7 @@ pub use placement::{
     Assignment, Command, Ended, ExitInfo, InstanceReport, InstanceSpec, InstanceState, Placement, PlacementPhase, Report,
     WorkItem,
 };
-pub use policy::{Balancing, HttpPolicy, InstanceProtocol, Policy, ProxyVersion};
+pub use policy::{Balancing, InstanceProtocol, Policy, ProxyVersion};
 pub use release::{HealthCheck, HealthProbe, ImageRef, ProcessSpec, Release, ReleaseStatus};
 pub use route::{
     AppRoute, AppState, Backend, Match, PathPrefix, Pool, Route, RouteProblem, RouteTable, RouterStatus, TABLE_FORMAT, Target,

@@ -1,7 +1,7 @@
 //! How a route treats what comes through it. Everything has a default, so that an empty policy is a good one and the
 //! struct can grow; a field that is here is one that routers obey.
 
-use crate::Invalid;
+use crate::{HttpPolicy, Invalid};
 use serde::{Deserialize, Serialize};
 
 /// A route's policy. What is not set follows the router's own settings.
@@ -36,11 +36,6 @@ pub struct Policy {
     #[serde(skip_serializing_if = "is_default")]
     pub http: HttpPolicy,
 }
-
-/// What of a policy only HTTP has.
-#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
-#[serde(default, deny_unknown_fields)]
-pub struct HttpPolicy {}
 
 /// How an instance is chosen.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
@@ -93,7 +88,8 @@ impl Policy {
         range("max_per_instance", self.max_per_instance, 1_000_000)?;
         range("queue", self.queue, 100_000)?;
         range("idle_seconds", self.idle_seconds, MAX_IDLE_SECONDS)?;
-        range("max_connections", self.max_connections, 1_000_000)
+        range("max_connections", self.max_connections, 1_000_000)?;
+        self.http.check()
     }
 }
 

@@ -1,5 +1,6 @@
 //! Releases: what an app runs, immutable and numbered without gaps.
 
+use crate::http_policy::Places;
 use crate::{AppId, BuildId, ProcessType, ReleaseId, SlugId, Timestamp, UserId};
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
@@ -93,6 +94,9 @@ pub struct Release {
     pub commit: Option<String>,
     pub config_rev: u64,
     pub processes: BTreeMap<ProcessType, ProcessSpec>,
+    /// How HTTP requests are treated, by `app.json`; what was set by hand lies over it.
+    #[serde(default, skip_serializing_if = "Places::is_empty")]
+    pub routes: Places,
     /// The Procfile's `release:` command, if it has one; runs before anything is placed.
     pub release_command: Option<String>,
     /// Config set without a restart: instances of releases from this number on count as this one's.

@@ -3,6 +3,7 @@
 //! Invariants: what is left out of the serialized form has a default, so that a table of an older control plane reads as
 //! it was meant; a field whose absence would be dangerous raises [`TABLE_FORMAT`].
 
+use crate::http_policy::Pages;
 use crate::{AppId, AppName, DomainName, InstanceId, Invalid, Policy, ProcessType, RouteId, Secret};
 use serde::{Deserialize, Deserializer, Serialize};
 use std::{
@@ -69,12 +70,15 @@ pub struct AppRoute {
     pub pools: Vec<Pool>,
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub routes: Vec<Route>,
+    /// The app's own pages for answers that routers make.
+    #[serde(default, skip_serializing_if = "Pages::is_empty")]
+    pub pages: Pages,
 }
 
 impl AppRoute {
     /// An app whose `web` serves at its domains.
     pub fn new(app: AppId, name: AppName, domains: Vec<DomainName>, state: AppState, backends: Vec<Backend>) -> Self {
-        Self { app, name, domains, state, backends, policy: None, pools: Vec::new(), routes: Vec::new() }
+        Self { app, name, domains, state, backends, policy: None, pools: Vec::new(), routes: Vec::new(), pages: Pages::new() }
     }
 
     /// Every instance that something may be sent to; one in two pools comes twice.

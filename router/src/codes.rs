@@ -21,6 +21,12 @@ pub enum Code {
     RequestError,
     ClientRequestInterrupted,
     ClientConnectionIdle,
+    AddressRefused,
+    Unauthorized,
+    RateLimited,
+    BodyTooLarge,
+    HeadTooLarge,
+    BodyTooSlow,
     Maintenance,
     BlankApp,
     PlatformError,
@@ -33,7 +39,7 @@ const APP_ERROR: &str = "The application did not answer. If you own it, its logs
 
 impl Code {
     /// All codes, in the order of their numbers.
-    pub const ALL: [Code; 18] = [
+    pub const ALL: [Code; 24] = [
         Self::AppCrashed,
         Self::BacklogTooDeep,
         Self::RequestTimeout,
@@ -49,6 +55,12 @@ impl Code {
         Self::RequestError,
         Self::ClientRequestInterrupted,
         Self::ClientConnectionIdle,
+        Self::AddressRefused,
+        Self::Unauthorized,
+        Self::RateLimited,
+        Self::BodyTooLarge,
+        Self::HeadTooLarge,
+        Self::BodyTooSlow,
         Self::Maintenance,
         Self::BlankApp,
         Self::PlatformError,
@@ -77,6 +89,12 @@ impl Code {
             Self::RequestError => Facts("H26", "Request Error", 400, "The request is not valid HTTP."),
             Self::ClientRequestInterrupted => Facts("H27", "Client Request Interrupted", 499, "The request was not completed."),
             Self::ClientConnectionIdle => Facts("H28", "Client Connection Idle", 499, "The request was not completed in time."),
+            Self::AddressRefused => Facts("H40", "Address not allowed", 403, "This address may not use the application."),
+            Self::Unauthorized => Facts("H41", "Authentication required", 401, "A name and a password are needed."),
+            Self::RateLimited => Facts("H42", "Rate limit exceeded", 429, "Too many requests from here. Try again in a moment."),
+            Self::BodyTooLarge => Facts("H43", "Request body too large", 413, "The request's content is too large."),
+            Self::HeadTooLarge => Facts("H44", "Request headers too large", 431, "The request's headers are too large."),
+            Self::BodyTooSlow => Facts("H45", "Request body too slow", 408, "The request's content came too slowly."),
             Self::Maintenance => {
                 Facts("H80", "Maintenance mode", 503, "This application is down for maintenance and will be back soon.")
             }
@@ -101,7 +119,16 @@ impl Code {
     }
     /// `at=info` for what the owner asked for, else `at=error`.
     pub fn level(self) -> &'static str {
-        if self == Self::Maintenance { "info" } else { "error" }
+        match self {
+            Self::Maintenance
+            | Self::AddressRefused
+            | Self::Unauthorized
+            | Self::RateLimited
+            | Self::BodyTooLarge
+            | Self::HeadTooLarge
+            | Self::BodyTooSlow => "info",
+            _ => "error",
+        }
     }
     /// The answer to send, if the client can still get one.
     pub fn page(self) -> Page {
@@ -110,7 +137,12 @@ impl Code {
             Self::Maintenance => "Down for maintenance",
             Self::BlankApp => "Nothing here yet",
             Self::AppBootTimeout => "Still starting",
-            Self::RequestError => "Bad request",
+            Self::RequestError | Self::HeadTooLarge => "Bad request",
+            Self::AddressRefused => "Not allowed",
+            Self::Unauthorized => "Sign in",
+            Self::RateLimited => "Too many requests",
+            Self::BodyTooLarge => "Too large",
+            Self::BodyTooSlow => "Too slow",
             _ => "Application error",
         };
         let status = if self == Self::ClientConnectionIdle { 408 } else { status };
@@ -255,14 +287,20 @@ impl Page {
     }
 }
 
-fn reason(status: u16) -> &'static str {
+pub(crate) fn reason(status: u16) -> &'static str {
     match status {
+        301 => "Moved Permanently",
+        308 => "Permanent Redirect",
         400 => "Bad Request",
+        401 => "Unauthorized",
+        403 => "Forbidden",
         404 => "Not Found",
         405 => "Method Not Allowed",
         408 => "Request Timeout",
+        413 => "Content Too Large",
         417 => "Expectation Failed",
         421 => "Misdirected Request",
+        429 => "Too Many Requests",
         431 => "Request Header Fields Too Large",
         505 => "HTTP Version Not Supported",
         _ => "Service Unavailable",

@@ -11,6 +11,7 @@ use crate::{
     },
     io::Io,
     metrics::{Counters, Limit},
+    policy::{Extra, Gate, Verdict},
     pump::{Pump, PumpError, Waits},
     sending::{Answer, Broken, Sending},
     shared::Place,
@@ -51,6 +52,9 @@ struct Exchange<'a, 'w, S> {
     /// How often an instance said that it did not process it.
     unprocessed: usize,
     counted: Counted,
+    /// The route's policy, if it says anything, and what it adds to the answer.
+    gate: Option<Arc<Gate>>,
+    extra: Extra,
 }
 
 /// How one attempt with one instance ended.
@@ -83,8 +87,18 @@ pub(crate) async fn run<S: AsyncRead + AsyncWrite + Unpin>(
         set_cookie: None,
         unprocessed: 0,
         counted,
+        gate: None,
+        extra: Extra::default(),
     };
-    let (code, after) = match exchange.answer(app).await {
+    let answered = match &app.gate {
+        None => exchange.answer(app).await,
+        Some(gate) => match exchange.ask(gate.clone()) {
+            Verdict::Pass => exchange.answer(app).await,
+            Verdict::Redirect { status, location } => Ok(exchange.redirect(status, &location).await),
+            Verdict::Refuse(code) => Err(code),
+        },
+    };
+    let (code, after) = match answered {
         Ok(after) => (None, after),
         Err(code) => {
             let service = exchange.sent_at.map(|at| at.elapsed());
@@ -141,13 +155,66 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Exchange<'_, '_, S> {
         if code == Code::ClientRequestInterrupted {
             return After::Close;
         }
+        let (request, keep) = (&self.request, self.may_keep());
+        let page = match &self.gate {
+            None => code.page().render(request.prefer, &request.request_id, request.head_only, !keep),
+            Some(gate) => gate.refusal(code, request, !keep, &self.extra),
+        };
+        self.reply(&page, keep).await
+    }
+
+    /// Whether the connection can go on after an answer that the router makes.
+    fn may_keep(&self) -> bool {
         let request = &self.request;
         let whole = request.framing == Framing::None || self.sent_at.is_none() && request.framing == Framing::Length(0);
-        let keep = whole && request.keep_alive && !request.http10 && !request.upgrade && !self.conn.worker.draining.get();
-        let page = code.page().render(request.prefer, &request.request_id, request.head_only, !keep);
+        whole && request.keep_alive && !request.http10 && !request.upgrade && !self.conn.worker.draining.get()
+    }
+
+    async fn reply(&mut self, page: &[u8], keep: bool) -> After {
         let body = page.windows(4).position(|w| w == b"\r\n\r\n").map_or(0, |at| page.len() - at - 4);
         self.bytes = body as u64;
-        if self.conn.send(&page).await && keep { After::Reuse } else { After::Linger }
+        if self.conn.send(page).await && keep { After::Reuse } else { After::Linger }
+    }
+
+    fn ask(&mut self, gate: Arc<Gate>) -> Verdict {
+        let (worker, request) = (self.conn.worker, &self.request);
+        let shared = &worker.shared;
+        let (verdict, extra) = gate.judge(request, &shared.settings, shared.https_port, &shared.buckets, worker.now_ms());
+        (self.gate, self.extra) = (Some(gate), extra);
+        verdict
+    }
+
+    async fn redirect(&mut self, status: u16, location: &str) -> After {
+        let Some(gate) = self.gate.clone() else { return After::Close };
+        let keep = self.may_keep();
+        let page = gate.redirect(status, location, &self.request, !keep, &self.extra);
+        self.status = Some(status);
+        self.reply(&page, keep).await
+    }
+
+    /// No byte either way for so long, and it ends.
+    fn idle(&self) -> Duration {
+        self.gate.as_ref().and_then(|g| g.idle).unwrap_or(self.conn.worker.shared.settings.timeouts.idle)
+    }
+
+    /// So long may an instance take to begin its answer.
+    fn first_byte(&self) -> Duration {
+        self.gate.as_ref().and_then(|g| g.timeout).unwrap_or(self.conn.worker.shared.settings.timeouts.first_byte)
+    }
+
+    /// Whether the client's content keeps to the route's limits.
+    fn check_content(&mut self, sending: &mut Sending) -> Result<(), Broken> {
+        let Some(gate) = &self.gate else { return Ok(()) };
+        let moved = sending.moved();
+        if gate.max_body.is_some_and(|most| moved > most) {
+            return Err(Broken::Refused(Code::BodyTooLarge));
+        }
+        let Some(least) = gate.min_body_rate.filter(|_| !sending.is_read()) else { return Ok(()) };
+        let waiting = sending.waits() == Some(Waits::Source);
+        if sending.pace.is_too_slow(least, moved, waiting, self.conn.worker.now_ms()) {
+            return Err(Broken::Refused(Code::BodyTooSlow));
+        }
+        Ok(())
     }
 
     async fn answer(&mut self, app: Arc<App>) -> Result<After, Code> {
@@ -247,6 +314,10 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Exchange<'_, '_, S> {
         let full = || worker.counters.hit(Limit::QueuePerApp, Code::BacklogTooDeep);
         let _place = Place::take(&app.waiting.queued, most).ok_or_else(full)?;
         let _waiting = self.counted.wait();
+        if let Some(most) = self.gate.as_ref().and_then(|g| g.queue) {
+            let most = u64::try_from(most.as_millis()).unwrap_or(u64::MAX);
+            self.hold_until.get_or_insert(worker.now_ms().saturating_add(most));
+        }
         let until = self.hold_until();
         let ms = Duration::from_millis(until.saturating_sub(worker.now_ms()));
         self.conn.guard.arm(ms);
@@ -312,8 +383,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Exchange<'_, '_, S> {
         U: AsyncRead + AsyncWrite + Unpin,
     {
         let failed = |code| (Attempt::Failed(code), false);
-        let timeouts = &self.conn.worker.shared.settings.timeouts;
-        self.conn.guard.arm(timeouts.idle);
+        self.conn.guard.arm(self.idle());
         let mut sending = match Sending::new(&self.request, &mut self.conn.buf, greeting, record) {
             Ok(sending) => sending,
             Err(()) => return failed(Code::RequestError),
@@ -352,7 +422,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Exchange<'_, '_, S> {
                 if !self.conn.send(&response.head).await {
                     return failed(Code::ClientRequestInterrupted);
                 }
-                self.conn.guard.arm(timeouts.first_byte);
+                self.conn.guard.arm(self.first_byte());
             }
         };
         sending.release(&mut self.conn.buf);
@@ -380,11 +450,14 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Exchange<'_, '_, S> {
         if let Err(broken) = sending.poll(cx, &self.conn.io, &mut self.conn.buf, io) {
             return Poll::Ready(Err(broken));
         }
+        if let Err(refused) = self.check_content(sending) {
+            return Poll::Ready(Err(refused));
+        }
         let progress = sending.take_progress();
         if sending.is_done() && !was_done {
-            self.conn.guard.arm(settings.timeouts.first_byte);
+            self.conn.guard.arm(self.first_byte());
         } else if progress {
-            self.conn.guard.arm(settings.timeouts.idle);
+            self.conn.guard.arm(self.idle());
         }
         loop {
             // Before reading: an interim answer may have brought the next one along.
@@ -421,9 +494,13 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Exchange<'_, '_, S> {
         mut response: Response,
         extra: Vec<u8>,
     ) -> Result<(After, bool), Code> {
+        let idle = self.idle();
         let (request, worker) = (&self.request, self.conn.worker);
-        let idle = worker.shared.settings.timeouts.idle;
-        let open_ended = matches!(response.framing, Framing::Chunked | Framing::Close);
+        let coding = match &self.gate {
+            None => None,
+            Some(gate) => gate.shape(request, &mut response, &self.extra),
+        };
+        let open_ended = coding.is_some() || matches!(response.framing, Framing::Chunked | Framing::Close);
         let chunked = open_ended && !request.http10;
         // An upgrade that was refused leaves it open what the client's further bytes were meant to be.
         let unclear = !sending.is_complete() || request.upgrade && !self.conn.buf.is_empty();
@@ -434,6 +511,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Exchange<'_, '_, S> {
             response.head.splice(end..end, format!("Set-Cookie: {cookie}\r\n").into_bytes());
         }
         let mut down = Pump::new(response.framing, chunked, response.head);
+        down.compress(coding);
         let fed = down.feed(&extra).map_err(|_| Code::PoorlyFormattedResponse)?;
         let mut surplus = fed < extra.len();
         self.status = Some(response.status);
@@ -447,6 +525,9 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Exchange<'_, '_, S> {
                     Err(Broken::BadContent) => return Poll::Ready(Err(Code::RequestError)),
                     Err(_) => return Poll::Ready(Err(Code::ClientRequestInterrupted)),
                     Ok(()) => moved = sending.take_progress(),
+                }
+                if let Err(Broken::Refused(code)) = self.check_content(&mut sending) {
+                    return Poll::Ready(Err(code));
                 }
             }
             let done = down.poll(cx, io, &mut rest, &self.conn.io);
@@ -494,8 +575,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Exchange<'_, '_, S> {
         mut response: Response,
         extra: Vec<u8>,
     ) -> Result<(After, bool), Code> {
-        let worker = self.conn.worker;
-        let idle = worker.shared.settings.timeouts.idle;
+        let (worker, idle) = (self.conn.worker, self.idle());
         response::finish(&mut response, &self.request, false, false);
         if let Some(cookie) = &self.set_cookie {
             let end = response.head.len() - 2;

@@ -21,6 +21,7 @@ mod io;
 mod l4;
 mod metrics;
 mod persist;
+mod policy;
 pub mod proxy_protocol;
 mod pump;
 mod registry;
@@ -38,7 +39,8 @@ mod worker;
 
 pub use access::{AccessLines, AccessQueue, AccessSink};
 pub use codes::Code;
+pub use flex_model::Cidr;
 pub use metrics::{Metrics, MetricsSnapshot};
 pub use router::{Router, RouterError};
-pub use settings::{Cidr, Limits, MinTls, RouterSettings, Timeouts, TlsSettings};
+pub use settings::{Limits, MinTls, RouterSettings, Timeouts, TlsSettings};
 pub use signals::SignalMeter;

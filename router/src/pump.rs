@@ -7,6 +7,7 @@ use crate::{
         request::Framing,
     },
     io::Io,
+    policy::Encoder,
 };
 use std::task::{Context, Poll};
 use tokio::io::{AsyncRead, AsyncWrite};
@@ -18,6 +19,48 @@ enum Decode {
     Chunked(ChunkDecoder),
     /// Until the sender ends its stream.
     Close,
+}
+
+/// How the content is sent.
+#[derive(Debug)]
+struct Encode {
+    /// Frame what is sent as chunks.
+    chunked: bool,
+    /// Compress it first.
+    coding: Option<Encoder>,
+}
+
+impl Encode {
+    /// Puts content into `out`. What a coding keeps back comes with [`Encode::flush`].
+    fn put(&mut self, data: &[u8], out: &mut Vec<u8>) -> Result<u64, PumpError> {
+        if let Some(coding) = &mut self.coding {
+            return coding.write(data).map(|()| 0).map_err(|_| PumpError::Source);
+        }
+        self.frame(data, out);
+        Ok(data.len() as u64)
+    }
+
+    fn frame(&self, data: &[u8], out: &mut Vec<u8>) {
+        if self.chunked {
+            write_chunk(data, out);
+        } else {
+            out.extend_from_slice(data);
+        }
+    }
+
+    fn flush(&mut self, out: &mut Vec<u8>) -> Result<u64, PumpError> {
+        let Some(coding) = &mut self.coding else { return Ok(0) };
+        let ready = coding.flush().map_err(|_| PumpError::Source)?;
+        self.frame(&ready, out);
+        Ok(ready.len() as u64)
+    }
+
+    fn finish(&mut self, out: &mut Vec<u8>) -> Result<u64, PumpError> {
+        let Some(coding) = self.coding.take() else { return Ok(0) };
+        let rest = coding.finish().map_err(|_| PumpError::Source)?;
+        self.frame(&rest, out);
+        Ok(rest.len() as u64)
+    }
 }
 
 /// Why content stopped before its end.
@@ -44,15 +87,14 @@ const STALLED_READ: usize = 16 << 10;
 #[derive(Debug)]
 pub(crate) struct Pump {
     decode: Decode,
-    /// Frame what is sent as chunks.
-    chunked: bool,
+    encode: Encode,
     /// Ready to send, from `at`.
     out: Vec<u8>,
     at: usize,
     /// All content has been read.
     ended: bool,
     stalled: bool,
-    /// Bytes of content moved.
+    /// Bytes of content moved, as they are sent.
     pub(crate) moved: u64,
     /// Something moved since the owner last cleared it.
     pub(crate) progress: bool,
@@ -76,7 +118,7 @@ impl Pump {
         let ended = matches!(decode, Decode::Length(0));
         Self {
             decode,
-            chunked,
+            encode: Encode { chunked, coding: None },
             out: head,
             at: 0,
             ended,
@@ -88,27 +130,35 @@ impl Pump {
         }
     }
 
+    /// Compresses the content, which must be framed by chunks or by the end of the stream. Before anything was read.
+    pub(crate) fn compress(&mut self, coding: Option<Encoder>) {
+        self.encode.coding = coding;
+    }
+
     /// Takes bytes that were read already, and says how many belong to this message.
     pub(crate) fn feed(&mut self, bytes: &[u8]) -> Result<usize, PumpError> {
-        if self.ended {
+        if self.ended || bytes.is_empty() {
             return Ok(0);
         }
+        let n = self.decode(bytes)?;
+        self.moved += if self.ended { 0 } else { self.encode.flush(&mut self.out)? };
+        Ok(n)
+    }
+
+    fn decode(&mut self, bytes: &[u8]) -> Result<usize, PumpError> {
         match &mut self.decode {
             Decode::Length(left) => {
                 let n = usize::try_from(*left).unwrap_or(usize::MAX).min(bytes.len());
                 *left -= n as u64;
                 self.ended = *left == 0;
-                self.moved += n as u64;
-                self.out.extend_from_slice(&bytes[..n]);
+                self.moved += self.encode.put(&bytes[..n], &mut self.out)?;
+                if self.ended && self.encode.coding.is_some() {
+                    self.finish()?;
+                }
                 Ok(n)
             }
             Decode::Close => {
-                self.moved += bytes.len() as u64;
-                if self.chunked {
-                    write_chunk(bytes, &mut self.out);
-                } else {
-                    self.out.extend_from_slice(bytes);
-                }
+                self.moved += self.encode.put(bytes, &mut self.out)?;
                 Ok(bytes.len())
             }
             Decode::Chunked(decoder) => {
@@ -117,15 +167,11 @@ impl Pump {
                     match decoder.next(&mut input).map_err(|_| PumpError::Framing)? {
                         Piece::NeedMore => break,
                         Piece::Data(data) => {
-                            self.moved += data.len() as u64;
-                            if self.chunked {
-                                write_chunk(data, &mut self.out);
-                            } else {
-                                self.out.extend_from_slice(data);
-                            }
+                            self.moved += self.encode.put(data, &mut self.out)?;
                         }
                         Piece::End => {
-                            if self.chunked {
+                            self.moved += self.encode.finish(&mut self.out)?;
+                            if self.encode.chunked {
                                 decoder.write_end(&mut self.out);
                             }
                             self.ended = true;
@@ -230,13 +276,13 @@ impl Pump {
             return self.end_of_stream();
         }
         let straight = match &mut self.decode {
-            Decode::Length(left) if !self.chunked => {
+            Decode::Length(left) if !self.encode.chunked => {
                 let n = usize::try_from(*left).unwrap_or(usize::MAX).min(bytes.len());
                 *left -= n as u64;
                 self.ended = *left == 0;
                 n
             }
-            Decode::Close if !self.chunked => bytes.len(),
+            Decode::Close if !self.encode.chunked => bytes.len(),
             _ => {
                 let n = self.feed(bytes)?;
                 self.note(&bytes[..n]);
@@ -261,10 +307,16 @@ impl Pump {
         if !matches!(self.decode, Decode::Close) {
             return Err(PumpError::Source);
         }
-        if self.chunked {
+        self.ended = true;
+        self.finish()
+    }
+
+    /// The end of what is sent, where the sender's own end has no form to be passed on.
+    fn finish(&mut self) -> Result<(), PumpError> {
+        self.moved += self.encode.finish(&mut self.out)?;
+        if self.encode.chunked {
             self.out.extend_from_slice(b"0\r\n\r\n");
         }
-        self.ended = true;
         Ok(())
     }
 }

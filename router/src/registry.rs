@@ -4,8 +4,11 @@
 //! Invariants: a host that several apps claim goes to the one with the lowest id, path by path, whatever the order in
 //! which they came; an instance is retired only after no route leads to it any more.
 
+use crate::policy::Gate;
 use crate::table::{App, Backend, Changes, Entry, Host, L4, PortRoutes, Route, Routes, Waiting};
-use flex_model::{AppId, AppRoute, AppState, InstanceId, Match, Policy, ProcessType, RouteProblem, RouteTable, Target, policy};
+use flex_model::{
+    AppId, AppRoute, AppState, InstanceId, Match, Policy, ProcessType, RouteId, RouteProblem, RouteTable, Target, policy,
+};
 use std::{
     collections::{BTreeMap, BTreeSet, HashMap},
     net::SocketAddr,
@@ -167,7 +170,8 @@ impl Registry {
         }
         if !app.domains.is_empty() {
             let policy = app.policy.clone().unwrap_or_else(|| self.defaults.clone());
-            let web = self.pool(app, &Target::to(ProcessType::web()), &policy);
+            let gate = gate(app, None, &policy);
+            let web = self.pool(app, &Target::to(ProcessType::web()), &policy, gate.as_ref());
             let route = Arc::new(Route::new(app.app, None, policy, vec![(1, web)]));
             http.extend(app.domains.iter().map(|d| (Arc::from(d.as_str()), Box::default(), route.clone())));
         }
@@ -176,11 +180,12 @@ impl Registry {
 
     fn route(&mut self, app: &AppRoute, route: &flex_model::Route) -> Arc<Route> {
         let policy: Arc<Policy> = route.policy.clone().unwrap_or_else(|| self.defaults.clone());
-        let targets = route.targets.iter().map(|t| (t.weight, self.pool(app, t, &policy))).collect();
+        let gate = gate(app, Some(route.id), &policy);
+        let targets = route.targets.iter().map(|t| (t.weight, self.pool(app, t, &policy, gate.as_ref()))).collect();
         Arc::new(Route::new(app.app, Some(route.id), policy, targets))
     }
 
-    fn pool(&mut self, app: &AppRoute, target: &Target, policy: &Arc<Policy>) -> Arc<App> {
+    fn pool(&mut self, app: &AppRoute, target: &Target, policy: &Arc<Policy>, gate: Option<&Arc<Gate>>) -> Arc<App> {
         let special = app.pools.iter().find(|p| p.process == target.process && p.version == target.version);
         let (state, backends) = match special {
             Some(pool) => (pool.state, pool.backends.as_slice()),
@@ -208,6 +213,7 @@ impl Registry {
             backends,
             waiting,
             policy: policy.clone(),
+            gate: gate.cloned(),
             turn: AtomicUsize::new(0),
             stats: OnceLock::new(),
         })
@@ -273,6 +279,12 @@ impl Registry {
         });
         counts
     }
+}
+
+/// What a route does with requests. A domain's own counts its clients by the app.
+fn gate(app: &AppRoute, route: Option<RouteId>, policy: &Policy) -> Option<Arc<Gate>> {
+    let scope = route.map_or(app.app.0, |r| r.0).as_u128();
+    Gate::new(scope, &policy.http, policy.idle_seconds, &app.pages).map(Arc::new)
 }
 
 /// Every host that an app claims, wildcards with their `*.`.

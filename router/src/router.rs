@@ -118,6 +118,8 @@ impl Router {
             held: AtomicUsize::new(0),
             connections: AtomicUsize::new(0),
             clock: Clock::start(),
+            buckets: crate::policy::Buckets::default(),
+            https_port: local_tls.first().map(SocketAddr::port),
             own_ports: local.iter().map(SocketAddr::port).collect(),
             port_problems: Mutex::default(),
             tls,

@@ -9,6 +9,7 @@ use crate::{
     },
     h2::outgoing::Trouble,
     io::Io,
+    policy::Pace,
     pump::{Pump, PumpError, Waits},
 };
 use std::task::{Context, Poll};
@@ -24,6 +25,8 @@ pub(crate) enum Broken {
     Malformed,
     ClientGone,
     BadContent,
+    /// By the route's policy.
+    Refused(Code),
     Late(Option<Waits>),
 }
 
@@ -43,6 +46,7 @@ impl Broken {
             Self::Malformed => Code::PoorlyFormattedResponse,
             Self::ClientGone => Code::ClientRequestInterrupted,
             Self::BadContent => Code::RequestError,
+            Self::Refused(code) => *code,
             // The client owes content, the instance owes reading it, or the instance owes an answer.
             Self::Late(Some(Waits::Source)) => Code::ClientConnectionIdle,
             Self::Late(Some(Waits::Sink)) => Code::IdleConnection,
@@ -94,6 +98,7 @@ pub(crate) struct Sending {
     moved: u64,
     wrote: bool,
     progress: bool,
+    pub(crate) pace: Pace,
 }
 
 impl Sending {
@@ -121,7 +126,9 @@ impl Sending {
             }
         };
         let moved = kept as u64;
-        Ok(Self { pump: Some(pump), kept, whole, record: None, broken: false, moved, wrote: false, progress: false })
+        let pump = Some(pump);
+        let pace = Pace::default();
+        Ok(Self { pump, kept, whole, record: None, broken: false, moved, wrote: false, progress: false, pace })
     }
 
     pub(crate) fn poll<S, U>(&mut self, cx: &mut Context<'_>, client: &Io<S>, buf: &mut Vec<u8>, io: &Io<U>) -> Result<(), Broken>

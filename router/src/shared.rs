@@ -1,6 +1,6 @@
 //! What the workers share: the current routes, the settings, and a few counts.
 
-use crate::{AccessSink, RouterSettings, io::Clock, persist, stats::StatsBook, table::Routes, tls::Tls};
+use crate::{AccessSink, RouterSettings, io::Clock, persist, policy::Buckets, stats::StatsBook, table::Routes, tls::Tls};
 use flex_model::{CertificateTable, RouteProblem};
 use std::sync::{
     Arc, Mutex, PoisonError,
@@ -20,6 +20,10 @@ pub(crate) struct Shared {
     pub(crate) held: AtomicUsize,
     pub(crate) connections: AtomicUsize,
     pub(crate) clock: Clock,
+    /// What clients used of their rates.
+    pub(crate) buckets: Buckets,
+    /// Where HTTPS is served, if it is.
+    pub(crate) https_port: Option<u16>,
     pub(crate) tls: Tls,
     /// Takes connections whose TLS is passed through.
     pub(crate) pass: tokio::sync::mpsc::UnboundedSender<crate::l4::Passed>,

@@ -6,7 +6,7 @@
 //!
 //! Hosts lie in shards, each a map behind one atomic pointer: a look-up takes no lock, and a change copies one shard.
 
-use crate::{shared::Dirty, stats::AppStats};
+use crate::{policy::Gate, shared::Dirty, stats::AppStats};
 use arc_swap::ArcSwap;
 use flex_model::{AppId, AppState, InstanceId, Policy, ProcessType, RouteId, Secret};
 use std::{
@@ -151,6 +151,8 @@ pub(crate) struct App {
     pub(crate) backends: Vec<Arc<Backend>>,
     pub(crate) waiting: Arc<Waiting>,
     pub(crate) policy: Arc<Policy>,
+    /// None: the policy says nothing about HTTP.
+    pub(crate) gate: Option<Arc<Gate>>,
     /// Whose turn it is, where instances take turns.
     pub(crate) turn: AtomicUsize,
     /// Where its requests are counted; found with the first one.

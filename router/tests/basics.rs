@@ -1,5 +1,6 @@
 //! Requests through the router to real sockets: routing, keep-alive, headers, pages, access lines.
 
+mod policies;
 mod support;
 use flex_model::AppState::{Blank, Crashed, Maintenance, NoWeb, Serving, Starting};
 use support::*;

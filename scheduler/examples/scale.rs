@@ -159,6 +159,7 @@ fn world(hosts: u32, apps: u32) -> World {
                 releases: BTreeMap::from([(1, release)]),
                 domains: Vec::new(),
                 routes: Vec::new(),
+                routing: Arc::default(),
             },
         );
     }
@@ -208,6 +209,7 @@ fn release(app: AppId) -> Release {
         commit: None,
         config_rev: 0,
         processes: BTreeMap::from([(web, spec)]),
+        routes: BTreeMap::new(),
         release_command: None,
         keeps_from: None,
         released: true,

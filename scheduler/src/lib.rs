@@ -9,12 +9,14 @@
 mod check;
 mod hosts;
 mod plan;
+mod policies;
 mod rollout;
 mod routes;
 mod view;
 
 pub use check::check;
 pub use plan::{Change, ChangeKind, Pending, Plan, plan};
+pub use policies::{covering, effective, places_of};
 pub use routes::routes;
 pub use view::{AppView, ReportView, Settings, World};
 

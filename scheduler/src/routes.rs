@@ -30,7 +30,10 @@ fn route(world: &World, view: &AppView, placed: &[&Placement]) -> AppRoute {
     });
     let pools = pools.collect();
     let routes = view.routes.iter().map(|r| (**r).clone()).collect();
-    AppRoute { pools, routes, ..AppRoute::new(view.app.id, view.app.name.clone(), view.domains.clone(), state, backends) }
+    let mut out =
+        AppRoute { pools, routes, ..AppRoute::new(view.app.id, view.app.name.clone(), view.domains.clone(), state, backends) };
+    crate::policies::apply(view, &mut out);
+    out
 }
 
 fn pool(

@@ -1,8 +1,8 @@
 //! What a decision sees: desired state, placements, and what is known of reality.
 
 use flex_model::{
-    App, AppId, DomainName, Host, HostId, InstanceId, InstanceReport, InstanceState, Placement, ProcessScale, ProcessType,
-    Release, ReleaseStatus, Report, Route, RouterStatus, Timestamp,
+    App, AppId, AppRouting, DomainName, Host, HostId, InstanceId, InstanceReport, InstanceState, Placement, ProcessScale,
+    ProcessType, Release, ReleaseStatus, Report, Route, RouterStatus, Timestamp,
 };
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -31,6 +31,8 @@ pub struct AppView {
     pub domains: Vec<DomainName>,
     /// Those that somebody made, in the order of their ids.
     pub routes: Vec<Arc<Route>>,
+    /// What was set for all of them.
+    pub routing: Arc<AppRouting>,
 }
 
 /// A host's newest report.

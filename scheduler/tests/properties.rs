@@ -173,7 +173,13 @@ fn app_view(n: usize, drawn: &DrawnApp) -> AppView {
         stop_grace_seconds: 30,
         read_only_root: false,
     };
-    AppView { app: Arc::new(app), releases: (1..=3).map(release).collect(), domains: Vec::new(), routes: Vec::new() }
+    AppView {
+        app: Arc::new(app),
+        releases: (1..=3).map(release).collect(),
+        domains: Vec::new(),
+        routes: Vec::new(),
+        routing: Arc::default(),
+    }
 }
 
 fn worker() -> ProcessType {
@@ -199,6 +205,7 @@ fn new_release(app: AppId, version: u64, status: ReleaseStatus, released: bool, 
         commit: None,
         config_rev: 0,
         processes: BTreeMap::from([spec(ProcessType::web()), spec(worker())]),
+        routes: BTreeMap::new(),
         release_command: None,
         keeps_from: None,
         released,

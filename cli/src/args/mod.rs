@@ -4,6 +4,7 @@
 mod account;
 mod apps;
 mod code;
+pub mod http;
 mod logs;
 mod processes;
 mod routing;

@@ -1,5 +1,6 @@
 //! What is said of domains, certificates and routes.
 
+use super::http::HttpFlags;
 use clap::{Args, Subcommand};
 use std::path::PathBuf;
 
@@ -56,15 +57,34 @@ pub enum Routes {
   flex routes:add --sni db.example.com --port 5432 --process db
   flex routes:add --sni own-tls.example.com   on the HTTPS port
   flex routes:add --udp 20053 --process dns")]
-    Add(AddRoute),
+    Add(Box<AddRoute>),
     /// Change where a route leads, or how
     #[command(after_help = "Examples:
   flex routes:set www.example.com/api --process api --balancing round_robin
   flex routes:set my-app.localhost --sticky
   flex routes:set grpc.example.com --protocol h2c
   flex routes:set tcp:5432 --proxy-protocol v2 --idle 3600
+  flex routes:set www.example.com --https-redirect --hsts 1y --timeout 60s --max-body 10M
+  flex routes:set www.example.com/admin --basic-auth ann --allow 10.0.0.0/8
+  flex routes:set www.example.com/api --rate 100/1m --header \"Access-Control-Allow-Origin: *\"
+  flex routes:set --all --compress --canonical-host www.example.com
+  flex routes:set www.example.com/static --off compress
   flex routes:set www.example.com --default idle_seconds")]
-    Set(SetRoute),
+    Set(Box<SetRoute>),
+    /// Bring settings' defaults back
+    #[command(after_help = "Examples:
+  flex routes:unset www.example.com https-redirect hsts
+  flex routes:unset --all compress")]
+    Unset(UnsetRoute),
+    /// Show all that is set for a route, or for all of them
+    Info(RouteInfo),
+    /// Set or remove a page of the app's own for maintenance or errors
+    #[command(after_help = "Examples:
+  flex routes:page maintenance public/503.html
+  flex routes:page error public/500.html      every answer with status 503 that the router makes
+  flex routes:page H12 public/slow.html       one code
+  flex routes:page maintenance --remove")]
+    Page(RoutePage),
     /// Remove a route
     Remove {
         /// As `flex routes` shows it, such as www.example.com/api or tcp:5432
@@ -101,10 +121,14 @@ pub struct AddRoute {
     pub policy: RoutePolicy,
 }
 
-#[derive(Debug, Args)]
+#[derive(Debug, Args, Default)]
 pub struct SetRoute {
     /// As `flex routes` shows it, such as www.example.com/api or tcp:5432
-    pub route: String,
+    #[arg(required_unless_present = "all", conflicts_with = "all")]
+    pub route: Option<String>,
+    /// What holds for all HTTP routes of the app
+    #[arg(long)]
+    pub all: bool,
     #[command(flatten)]
     pub to: RouteTo,
     #[command(flatten)]
@@ -115,6 +139,34 @@ pub struct SetRoute {
 }
 
 #[derive(Debug, Args)]
+pub struct UnsetRoute {
+    /// A route and settings; with --all only settings
+    #[arg(required = true, value_name = "ROUTE|SETTING")]
+    pub words: Vec<String>,
+    /// What holds for all HTTP routes of the app
+    #[arg(long)]
+    pub all: bool,
+}
+
+#[derive(Debug, Args)]
+pub struct RouteInfo {
+    /// As `flex routes` shows it; left out: what holds for all
+    pub route: Option<String>,
+}
+
+#[derive(Debug, Args)]
+pub struct RoutePage {
+    /// maintenance, error, or a code such as H12
+    pub name: String,
+    /// An HTML file of at most 64 KiB
+    #[arg(required_unless_present = "remove", conflicts_with = "remove")]
+    pub file: Option<PathBuf>,
+    /// Bring the platform's own page back
+    #[arg(long)]
+    pub remove: bool,
+}
+
+#[derive(Debug, Args, Default)]
 pub struct RouteTo {
     /// The process type that it leads to [default: web]
     #[arg(long, value_name = "TYPE", conflicts_with = "weight")]
@@ -124,7 +176,7 @@ pub struct RouteTo {
     pub weight: Vec<String>,
 }
 
-#[derive(Debug, Args)]
+#[derive(Debug, Args, Default)]
 pub struct RoutePolicy {
     /// How an instance is chosen: least_busy_of_two, round_robin or random
     #[arg(long, value_name = "WAY")]
@@ -147,7 +199,9 @@ pub struct RoutePolicy {
     /// The most connections at once (TCP) or sessions (UDP)
     #[arg(long, value_name = "N")]
     pub max_connections: Option<u32>,
-    /// Seconds after which a connection with no traffic ends (TCP, UDP)
+    /// Seconds after which a connection with no traffic ends
     #[arg(long, value_name = "SECONDS")]
     pub idle: Option<u32>,
+    #[command(flatten)]
+    pub http: HttpFlags,
 }

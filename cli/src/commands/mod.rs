@@ -16,6 +16,7 @@ pub mod drains;
 mod edit;
 pub mod events;
 pub mod exec;
+pub mod http_routes;
 pub mod keys;
 pub mod logs;
 pub mod manual;

@@ -1,19 +1,23 @@
 //! Routes of an app.
 
-use crate::args::{AddRoute, RoutePolicy, RouteTo, Routes, SetRoute};
+use super::http_routes::{self, shown};
+use crate::args::{AddRoute, RoutePolicy, RouteTo, Routes, SetRoute, UnsetRoute, http};
 use crate::context::Context;
 use crate::error::{CliError, Result};
 use crate::output::{self, Progress};
 use flex_api::{Route, RouteKind, UpdateRoute};
-use flex_model::{Policy, ProcessType, Target};
+use flex_model::{ProcessType, Target};
 use serde_json::{Map, Value};
 
 pub async fn run(cx: &Context, verb: Option<Routes>) -> Result<()> {
     let path = cx.path("/routes")?;
     match verb {
         None => list(cx, &path).await,
-        Some(Routes::Add(args)) => add(cx, &path, args).await,
+        Some(Routes::Add(args)) => add(cx, &path, *args).await,
         Some(Routes::Set(args)) => set(cx, &path, &args).await,
+        Some(Routes::Unset(args)) => unset(cx, &path, args).await,
+        Some(Routes::Info(args)) => http_routes::info(cx, &path, args).await,
+        Some(Routes::Page(args)) => http_routes::page(cx, args).await,
         Some(Routes::Remove { route }) => {
             let id = own_id(cx, &path, &route).await?;
             let progress = Progress::start(format!("Removing the route {route} of {}", cx.app()?));
@@ -32,7 +36,7 @@ async fn list(cx: &Context, path: &str) -> Result<()> {
         .iter()
         .map(|r| {
             problems.extend(r.problems.iter().map(|p| format!("{}: {p}", r.name)));
-            vec![format!("{}{}", r.name, if r.tls { " (tls)" } else { "" }), targets(&r.targets), policy(&r.policy)]
+            vec![format!("{}{}", r.name, if r.tls { " (tls)" } else { "" }), targets(&r.targets), policy(r)]
         })
         .collect();
     output::table(&["route", "to", "policy"], &rows);
@@ -40,18 +44,20 @@ async fn list(cx: &Context, path: &str) -> Result<()> {
     Ok(())
 }
 
-fn targets(targets: &[Target]) -> String {
+pub fn targets(targets: &[Target]) -> String {
     match targets {
         [only] => only.to_string(),
         several => several.iter().map(|t| format!("{t}={}", t.weight)).collect::<Vec<_>>().join(" "),
     }
 }
 
-fn policy(policy: &Policy) -> String {
-    let whole = serde_json::to_value(policy).unwrap_or_default();
-    let shown = |v: &Value| v.as_str().map_or_else(|| v.to_string(), str::to_owned);
-    let parts = whole.as_object().into_iter().flatten().map(|(name, value)| format!("{name}={}", shown(value)));
-    parts.collect::<Vec<_>>().join(" ")
+/// What is not as it is by default, whoever said so.
+fn policy(route: &Route) -> String {
+    let object = |v: Value| v.as_object().cloned().unwrap_or_default();
+    let mut whole = object(serde_json::to_value(&route.policy).unwrap_or_default());
+    whole.remove("http");
+    whole.extend(object(serde_json::to_value(&route.http).unwrap_or_default()));
+    whole.iter().map(|(name, value)| format!("{name}={}", shown(value))).collect::<Vec<_>>().join(" ")
 }
 
 async fn add(cx: &Context, path: &str, args: AddRoute) -> Result<()> {
@@ -71,7 +77,7 @@ async fn add(cx: &Context, path: &str, args: AddRoute) -> Result<()> {
         port,
         tls: args.tls,
         targets: to(&args.to)?.unwrap_or_default(),
-        policy: serde_json::from_value(changes(&args.policy, &[]).into()).map_err(|e| CliError::usage(e.to_string()))?,
+        policy: changes(&args.policy, &[])?,
     };
     let progress = Progress::start(format!("Adding a route to {}", cx.app()?));
     let made: Value = cx.client.post(path, &body).await?;
@@ -82,20 +88,41 @@ async fn add(cx: &Context, path: &str, args: AddRoute) -> Result<()> {
 }
 
 async fn set(cx: &Context, path: &str, args: &SetRoute) -> Result<()> {
-    let changes = changes(&args.policy, &args.default);
+    let changes = changes(&args.policy, &args.default)?;
     let body = UpdateRoute { targets: to(&args.to)?, policy: (!changes.is_empty()).then_some(changes.clone()) };
     if body == UpdateRoute::default() {
         return Err(CliError::usage("Nothing to change was given.").hint("See: flex routes:set --help"));
     }
-    let route = find(cx, path, &args.route).await?;
+    match &args.route {
+        Some(route) => change(cx, path, route, body).await,
+        None => http_routes::set_all(cx, args, changes).await,
+    }
+}
+
+async fn unset(cx: &Context, path: &str, args: UnsetRoute) -> Result<()> {
+    let mut words = args.words;
+    let route = if args.all { None } else { Some(words.remove(0)) };
+    if words.is_empty() {
+        return Err(CliError::usage("No setting was named.").hint("See: flex routes:info"));
+    }
+    let nothing = changes(&RoutePolicy::default(), &words)?;
+    match route {
+        Some(route) => change(cx, path, &route, UpdateRoute { targets: None, policy: Some(nothing) }).await,
+        None => {
+            let args = SetRoute { all: true, default: words, ..SetRoute::default() };
+            http_routes::set_all(cx, &args, nothing).await
+        }
+    }
+}
+
+async fn change(cx: &Context, path: &str, name: &str, body: UpdateRoute) -> Result<()> {
+    let route = find(cx, path, name).await?;
     let progress = Progress::start(format!("Changing the route {} of {}", route.name, cx.app()?));
     let changed: Value = match route.id {
         Some(id) => cx.client.patch(&format!("{path}/{id}"), &body).await?,
         // A domain's own becomes one that somebody made.
         None => {
-            let set = changes.into_iter().filter(|(_, v)| !v.is_null()).collect::<Map<_, _>>();
-            let policy = serde_json::from_value(set.into()).map_err(|e| CliError::usage(e.to_string()))?;
-            let targets = body.targets.unwrap_or_default();
+            let (targets, policy) = (body.targets.unwrap_or_default(), body.policy.unwrap_or_default());
             let add = flex_api::AddRoute {
                 kind: route.kind,
                 host: route.host,
@@ -128,7 +155,9 @@ fn to(args: &RouteTo) -> Result<Option<Vec<Target>>> {
 }
 
 /// The policy's fields that are named, null where the default is to come back.
-fn changes(args: &RoutePolicy, defaults: &[String]) -> Map<String, Value> {
+fn changes(args: &RoutePolicy, defaults: &[String]) -> Result<Map<String, Value>> {
+    let password = args.http.basic_auth.as_deref().map(http_routes::password).transpose()?;
+    let mut of_http = args.http.changes(password).map_err(CliError::usage)?;
     let given = [
         ("balancing", args.balancing.clone().map(Value::from)),
         ("sticky", args.sticky.map(Value::from)),
@@ -140,11 +169,14 @@ fn changes(args: &RoutePolicy, defaults: &[String]) -> Map<String, Value> {
         ("idle_seconds", args.idle.map(Value::from)),
     ];
     let set = given.into_iter().filter_map(|(name, value)| Some((name.to_owned(), value?)));
-    let reset = defaults.iter().map(|name| (name.replace('-', "_"), Value::Null));
-    reset.chain(set).collect()
+    let (http_ones, others): (Vec<String>, Vec<String>) = defaults.iter().map(|n| http::field(n)).partition(|n| http::is_http(n));
+    of_http.extend(http_ones.into_iter().map(|name| (name, Value::Null)));
+    let of_http = (!of_http.is_empty()).then(|| ("http".to_owned(), Value::Object(of_http)));
+    let reset = others.into_iter().map(|name| (name, Value::Null));
+    Ok(reset.chain(set).chain(of_http).collect())
 }
 
-async fn find(cx: &Context, path: &str, name: &str) -> Result<Route> {
+pub async fn find(cx: &Context, path: &str, name: &str) -> Result<Route> {
     let all: Vec<Route> = cx.client.get(path).await?;
     let plain = |s: &str| s.trim_end_matches('/').to_lowercase();
     let found = all.into_iter().find(|r| plain(&r.name) == plain(name) || r.id.is_some_and(|id| id.to_string() == name));

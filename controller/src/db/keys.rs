@@ -16,6 +16,7 @@
 //! | `log-drains/APP/ID` | drain, its URL encrypted |
 //! | `log-retentions/APP` | how much of its log is kept |
 //! | `routes/ID`, `route-matches/MATCH` | route, and its id by what it is chosen by |
+//! | `routing/APP` | what was set for all HTTP routes of an app, and its pages |
 //! | `router-tokens/SHA256` | token of a router elsewhere |
 //! | `placements/ID`, `hosts/ID` | as named |
 //! | `runs/APP/ID` | one-off command, running or over |
@@ -39,6 +40,7 @@ pub const CERTIFICATES: &str = "certificates/";
 pub const DRAINS: &str = "log-drains/";
 pub const LOG_RETENTIONS: &str = "log-retentions/";
 pub const ROUTES: &str = "routes/";
+pub const ROUTING: &str = "routing/";
 pub const PLACEMENTS: &str = "placements/";
 pub const HOSTS: &str = "hosts/";
 pub const EVENTS: &str = "events/";
@@ -127,6 +129,9 @@ pub fn log_retention(app: AppId) -> String {
 }
 pub fn route(id: RouteId) -> String {
     format!("{ROUTES}{id}")
+}
+pub fn routing(app: AppId) -> String {
+    format!("{ROUTING}{app}")
 }
 pub fn router_token(sha256: &str) -> String {
     format!("router-tokens/{sha256}")

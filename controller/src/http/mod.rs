@@ -23,6 +23,7 @@ mod registry;
 mod releases;
 mod render;
 mod routes;
+mod routing;
 mod run;
 mod seen;
 mod server;

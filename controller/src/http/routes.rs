@@ -7,57 +7,86 @@ use super::render::app_ref;
 use crate::core::{Controller, invalid, lock};
 use crate::db::RouteRecord;
 use crate::routes::Wanted;
+use crate::routing::merged_policy;
 use axum::Extension;
 use axum::extract::{Path, State};
 use flex_api::route::{AddRoute, Route, RouteKind, UpdateRoute};
 use flex_api::{ApiError, Time};
-use flex_model::{App, DomainName, Match, Policy, ProcessType, RouteId, Target};
+use flex_model::http_policy::{Place, Places};
+use flex_model::{App, AppRouting, DomainName, HttpPolicy, Match, PathPrefix, Policy, ProcessType, RouteId, Target};
+use flex_scheduler::{covering, effective, places_of};
 use std::num::NonZeroU16;
 use std::sync::Arc;
 
 type TheApp = Extension<Arc<App>>;
 
-fn render(c: &Controller, app: &App, r: &RouteRecord) -> Route {
-    let matches = &r.route.matches;
-    let (kind, host, path, port) = match matches {
-        Match::Http { host, path } => (RouteKind::Http, Some(host), Some(path), None),
-        Match::Tcp { port, .. } => (RouteKind::Tcp, None, None, Some(*port)),
-        Match::Udp { port } => (RouteKind::Udp, None, None, Some(*port)),
-        Match::Sni { host, port } => (RouteKind::Sni, Some(host), None, *port),
-    };
-    Route {
-        id: Some(r.route.id),
-        app: app_ref(app),
-        name: matches.to_string(),
-        kind,
-        host: host.cloned(),
-        path: path.cloned(),
-        port: port.map(NonZeroU16::get),
-        tls: matches!(matches, Match::Tcp { tls: true, .. }),
-        targets: r.route.targets.clone(),
-        policy: r.route.policy.as_deref().cloned().unwrap_or_default(),
-        problems: problems(c, r.route.id),
-        created_at: r.created_at.into(),
-        updated_at: r.updated_at.into(),
-    }
+/// What routes are shown with.
+struct View<'a> {
+    c: &'a Controller,
+    app: &'a App,
+    routing: Arc<AppRouting>,
+    places: Places,
 }
 
-/// What a domain does by itself.
-fn own(app: &App, host: &DomainName) -> Route {
-    Route {
-        id: None,
-        app: app_ref(app),
-        name: format!("{host}/"),
-        kind: RouteKind::Http,
-        host: Some(host.clone()),
-        path: Some(flex_model::PathPrefix::default()),
-        port: None,
-        tls: false,
-        targets: vec![Target::to(ProcessType::web())],
-        policy: Policy::default(),
-        problems: Vec::new(),
-        created_at: Time(app.created_at),
-        updated_at: Time(app.updated_at),
+impl<'a> View<'a> {
+    async fn of(c: &'a Controller, app: &'a App) -> Result<Self, ApiError> {
+        Ok(Self { c, app, routing: c.routing_of(app.id).await?, places: c.places_of(app).await? })
+    }
+
+    fn http(&self, set: &HttpPolicy, host: Option<&DomainName>, path: Option<&PathPrefix>) -> HttpPolicy {
+        match (host, path) {
+            (Some(host), Some(path)) => effective(set, &self.routing.http, &self.places, host, path).hidden(),
+            _ => HttpPolicy::default(),
+        }
+    }
+
+    fn render(&self, r: &RouteRecord) -> Route {
+        let matches = &r.route.matches;
+        let (kind, host, path, port) = match matches {
+            Match::Http { host, path } => (RouteKind::Http, Some(host), Some(path), None),
+            Match::Tcp { port, .. } => (RouteKind::Tcp, None, None, Some(*port)),
+            Match::Udp { port } => (RouteKind::Udp, None, None, Some(*port)),
+            Match::Sni { host, port } => (RouteKind::Sni, Some(host), None, *port),
+        };
+        let policy = r.route.policy.as_deref().cloned().unwrap_or_default();
+        Route {
+            id: Some(r.route.id),
+            app: app_ref(self.app),
+            name: matches.to_string(),
+            kind,
+            host: host.cloned(),
+            path: path.cloned(),
+            port: port.map(NonZeroU16::get),
+            tls: matches!(matches, Match::Tcp { tls: true, .. }),
+            targets: r.route.targets.clone(),
+            http: self.http(&policy.http, host, path),
+            policy: Policy { http: policy.http.hidden(), ..policy },
+            problems: problems(self.c, r.route.id),
+            created_at: r.created_at.into(),
+            updated_at: r.updated_at.into(),
+        }
+    }
+
+    /// What a domain does by itself, or by `app.json`.
+    fn own(&self, host: &DomainName, path: &PathPrefix, made: &[Arc<flex_model::Route>]) -> Route {
+        let around = covering(made, host, path);
+        let set = around.and_then(|r| r.policy.as_ref()).map(|p| p.http.clone()).unwrap_or_default();
+        Route {
+            id: None,
+            app: app_ref(self.app),
+            name: format!("{host}{path}"),
+            kind: RouteKind::Http,
+            host: Some(host.clone()),
+            path: Some(path.clone()),
+            port: None,
+            tls: false,
+            targets: around.map_or_else(|| vec![Target::to(ProcessType::web())], |r| r.targets.clone()),
+            http: self.http(&set, Some(host), Some(path)),
+            policy: Policy::default(),
+            problems: Vec::new(),
+            created_at: Time(self.app.created_at),
+            updated_at: Time(self.app.updated_at),
+        }
     }
 }
 
@@ -73,11 +102,13 @@ pub async fn list(State(c): State<Controller>, Extension(app): TheApp, range: Ra
     let made = c.routes_of(app.id).await?;
     let mut hosts = vec![c.default_domain(&app.name)];
     hosts.extend(c.domains_of(app.id).await?.iter().map(|d| d.hostname.clone()));
-    let has_own = |host: &DomainName| {
-        made.iter().any(|r| matches!(&r.value.route.matches, Match::Http { host: h, path } if h == host && path.is_root()))
-    };
-    let mut out: Vec<Route> = hosts.iter().filter(|h| !has_own(h)).map(|host| own(&app, host)).collect();
-    out.extend(made.iter().map(|r| render(&c, &app, &r.value)));
+    let routes: Vec<Arc<flex_model::Route>> = made.iter().map(|r| r.value.route.clone()).collect();
+    let view = View::of(&c, &app).await?;
+    // A domain does something by itself, whether a file says how or not.
+    let mut places = view.places.clone();
+    places.entry(Place { host: None, path: PathPrefix::default() }).or_default();
+    let mut out: Vec<Route> = places_of(&places, &hosts, &routes).map(|(host, path)| view.own(host, path, &routes)).collect();
+    out.extend(made.iter().map(|r| view.render(&r.value)));
     let by = [("name", (|r: &Route| Key::Text(r.name.clone())) as fn(&Route) -> Key)];
     range.page(out, |r| r.name.clone(), &by)?.show(|r| r)
 }
@@ -88,7 +119,7 @@ pub async fn info(
     Path((_, route)): Path<(String, String)>,
 ) -> Answer<Shown<Route>> {
     let found = c.find_route(&app, &route).await?;
-    Ok(Shown(render(&c, &app, &found.value)))
+    Ok(Shown(View::of(&c, &app).await?.render(&found.value)))
 }
 
 fn wanted(body: &AddRoute) -> Result<Wanted, ApiError> {
@@ -116,8 +147,9 @@ pub async fn add(
     Body(body): Body<AddRoute>,
 ) -> Answer<Made<Route>> {
     let wanted = wanted(&body)?;
-    let made = c.add_route(&caller.actor(), Some(&caller.user), &app, wanted, body.targets, body.policy).await?;
-    Ok(Made(render(&c, &app, &made)))
+    let policy = merged_policy(None, body.policy)?;
+    let made = c.add_route(&caller.actor(), Some(&caller.user), &app, wanted, body.targets, policy).await?;
+    Ok(Made(View::of(&c, &app).await?.render(&made)))
 }
 
 pub async fn set(
@@ -131,24 +163,11 @@ pub async fn set(
         None => None,
         Some(changes) => {
             let found = c.find_route(&app, &route).await?;
-            Some(merged(found.value.route.policy.as_deref(), changes)?)
+            Some(merged_policy(found.value.route.policy.as_deref(), changes)?)
         }
     };
     let changed = c.set_route(&caller.actor(), &app, &route, body.targets, policy).await?;
-    Ok(Shown(render(&c, &app, &changed)))
-}
-
-fn merged(before: Option<&Policy>, changes: serde_json::Map<String, serde_json::Value>) -> Result<Policy, ApiError> {
-    let whole = serde_json::to_value(before.cloned().unwrap_or_default()).map_err(invalid)?;
-    let mut whole = whole.as_object().cloned().unwrap_or_default();
-    for (name, value) in changes {
-        if value.is_null() {
-            whole.remove(&name);
-        } else {
-            whole.insert(name, value);
-        }
-    }
-    serde_json::from_value(whole.into()).map_err(|e| invalid(format!("policy: {e}")))
+    Ok(Shown(View::of(&c, &app).await?.render(&changed)))
 }
 
 pub async fn remove(
@@ -158,5 +177,5 @@ pub async fn remove(
     Path((_, route)): Path<(String, String)>,
 ) -> Answer<Shown<Route>> {
     let gone = c.remove_route(&caller.actor(), &app, &route).await?;
-    Ok(Shown(render(&c, &app, &gone)))
+    Ok(Shown(View::of(&c, &app).await?.render(&gone)))
 }

@@ -286,7 +286,7 @@ pub async fn trace(
         app: app_ref(&app),
         route: found.route.map(|r| r.id),
         matched: format!("{}{}", found.host, found.path),
-        policy: policy.map(|p| (**p).clone()).unwrap_or_default(),
+        policy: policy.map(|p| flex_model::Policy { http: p.http.hidden(), ..(**p).clone() }).unwrap_or_default(),
         targets,
         notes,
     }))

@@ -4,7 +4,7 @@
 use super::openapi::Operation;
 use super::{
     access, accounts, apps, builds, certificates, drains, feed, headers, logs, openapi, owners, processes, registry, releases,
-    routes, run, seen, server, sessions,
+    routes, routing, run, seen, server, sessions,
 };
 use crate::core::Controller;
 use axum::Router;
@@ -194,6 +194,8 @@ routes! {
     GET get "/routers" Admin seen::routers, "Routers: what they route by, and how far they are behind";
     GET get "/routes/trace" User seen::trace, "Which way a request to a host and path takes, and why";
     GET get "/apps/{app}/metrics" App seen::app_metrics, "An app's traffic of the last seconds, by process type";
+    GET get "/apps/{app}/routing" App routing::info, "What holds for all HTTP routes of an app, and its own error pages";
+    PATCH patch "/apps/{app}/routing" App routing::set, "Change what holds for all HTTP routes of an app, and its own error pages";
     POST post "/apps/{app}/log-sessions" App logs::create, "A URL to read the log from";
     GET get "/apps/{app}/log-drains" App drains::list, "Drains, with how each does";
     POST post "/apps/{app}/log-drains" App drains::add, "Send the log to a syslog or HTTPS receiver";

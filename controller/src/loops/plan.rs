@@ -3,7 +3,9 @@
 use crate::core::{Actor, Controller, lock};
 use crate::db::{CommitError, DomainRecord, RouteRecord, Stored, Tx, keys};
 use flex_api::{ApiError, ErrorId};
-use flex_model::{App, AppId, Host, HostId, InstanceId, Match, Placement, PlacementPhase, Release, ReleaseStatus, Timestamp};
+use flex_model::{
+    App, AppId, AppRouting, Host, HostId, InstanceId, Match, Placement, PlacementPhase, Release, ReleaseStatus, Timestamp,
+};
 use flex_scheduler::{AppView, Change, ChangeKind, IdSource, Pending, Settings, World};
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
@@ -151,6 +153,7 @@ impl Controller {
                 releases: BTreeMap::new(),
                 domains: vec![self.default_domain(&app.name)],
                 routes: Vec::new(),
+                routing: Arc::default(),
             };
             views.insert(app.id, view);
         }
@@ -167,6 +170,12 @@ impl Controller {
             }
         }
         self.read_routes(&mut views).await?;
+        for r in self.db.list::<AppRouting>(keys::ROUTING).await? {
+            let app = r.key.strip_prefix(keys::ROUTING).and_then(|id| id.parse().ok());
+            if let Some(view) = app.and_then(|id: AppId| views.get_mut(&id)) {
+                view.routing = r.value;
+            }
+        }
         Ok(Desired {
             revision,
             views,

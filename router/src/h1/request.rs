@@ -54,6 +54,8 @@ pub(crate) struct Request {
     pub(crate) log: String,
     /// The head to send to the instance, blank line and all.
     pub(crate) upstream: Vec<u8>,
+    /// As the client sent it.
+    pub(crate) head_bytes: usize,
     /// Where the path lies in it, without what follows a `?`.
     path: std::ops::Range<usize>,
 }
@@ -130,6 +132,7 @@ pub(crate) fn parse(head: &[u8], max_headers: usize, arrival: &Arrival) -> Resul
         request_id,
         log,
         upstream: out,
+        head_bytes: head.len(),
         path,
     })
 }

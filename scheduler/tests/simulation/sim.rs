@@ -74,7 +74,13 @@ impl Sim {
             let app = new_app(n);
             world.apps.insert(
                 app.id,
-                AppView { app: Arc::new(app), releases: BTreeMap::new(), domains: Vec::new(), routes: Vec::new() },
+                AppView {
+                    app: Arc::new(app),
+                    releases: BTreeMap::new(),
+                    domains: Vec::new(),
+                    routes: Vec::new(),
+                    routing: Arc::default(),
+                },
             );
         }
         let agents = world.hosts.keys().map(|h| (*h, Agent::default())).collect();
@@ -533,6 +539,7 @@ fn new_release(app: AppId, version: u64, released: bool, with_worker: bool, now:
         commit: None,
         config_rev: 0,
         processes: [ProcessType::web()].into_iter().chain(with_worker.then(worker)).map(spec).collect(),
+        routes: BTreeMap::new(),
         release_command: None,
         keeps_from: None,
         released,
