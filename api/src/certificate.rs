@@ -38,6 +38,8 @@ pub struct SslCert {
     /// Whether another than itself signed it.
     #[serde(rename = "ca_signed?")]
     pub ca_signed: bool,
+    /// Whether it is made and renewed automatically.
+    pub acm: bool,
 }
 
 /// A certificate to add, or to put in another's place.

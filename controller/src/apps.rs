@@ -52,6 +52,7 @@ impl Controller {
             locked: None,
             stop_grace_seconds: STOP_GRACE_SECONDS,
             read_only_root: false,
+            acm: false,
         };
         loop {
             let by_name = keys::app_name(&app.name);

@@ -7,7 +7,7 @@ use crate::core::{Actor, Controller, invalid, not_found};
 use crate::crypt::Vars;
 use crate::db::{CertificateRecord, Tx, keys};
 use flex_api::ApiError;
-use flex_model::{App, AppId, Certificate, CertificateTable, DomainName, Secret, Timestamp};
+use flex_model::{App, AppId, Certificate, CertificateTable, DomainName, Secret, Timestamp, Uuid};
 use rustls::crypto::ring::sign::any_supported_type;
 use rustls::pki_types::{CertificateDer, PrivateKeyDer, pem::PemObject as _};
 use rustls::sign::CertifiedKey;
@@ -161,6 +161,12 @@ impl Controller {
                 list(&domains)
             )));
         }
+        if let Some(auto) = before.filter(|b| b.auto.is_some()) {
+            return Err(invalid(format!(
+                "{} is made automatically. Add yours beside it, and it is shown instead: flex certs:add CERTIFICATE KEY",
+                auto.name
+            )));
+        }
         let id = before.map_or_else(|| self.id(), |b| b.id);
         let record_key = keys::certificate(app.id, id);
         let sealed = self.crypt.seal(&record_key, &Vars::from([(KEY.to_owned(), key)]))?;
@@ -173,6 +179,8 @@ impl Controller {
             key: sealed,
             created_at: before.map_or(now, |b| b.created_at),
             updated_at: now,
+            auto: None,
+            warned: false,
         };
         let what = if before.is_some() { "Replaced" } else { "Added" };
         let event = self.event(actor, Some(app.id), "sni-endpoint.update", format!("{what} certificate {}", record.name));
@@ -183,6 +191,9 @@ impl Controller {
     }
 
     pub async fn remove_certificate(&self, actor: &Actor, app: &App, record: &CertificateRecord) -> Result<(), ApiError> {
+        if record.auto.is_some() {
+            return Err(invalid(format!("{} is made automatically. Turn that off: flex certs:auto:disable", record.name)));
+        }
         let event = self.event(actor, Some(app.id), "sni-endpoint.delete", format!("Removed certificate {}", record.name));
         let tx = Tx::new().delete(keys::certificate(app.id, record.id)).put(keys::event(&event), &event);
         self.db.commit(tx).await.map_err(crate::core_error)?;
@@ -202,6 +213,11 @@ impl Controller {
         let records = self.db.list::<CertificateRecord>(keys::CERTIFICATES).await?;
         let mut wanted: Vec<(&Arc<CertificateRecord>, Vec<DomainName>)> = Vec::new();
         for record in records.iter().map(|r| &r.value) {
+            if record.app == AppId(Uuid::nil()) {
+                // The platform's own is for whatever is under the apps' domain.
+                wanted.extend(read(&record.chain).map(|facts| (record, facts.names)));
+                continue;
+            }
             let (Some(all), Some(facts)) = (hosts.get(&record.app), read(&record.chain)) else { continue };
             let shown = all.iter().filter(|d| facts.names.iter().any(|n| covers(n, d)));
             let shown: Vec<DomainName> = shown.cloned().collect();
@@ -209,8 +225,8 @@ impl Controller {
                 wanted.push((record, shown));
             }
         }
-        // The newest first: of two for one name, it is the one that is shown.
-        wanted.sort_by_key(|(r, _)| std::cmp::Reverse((r.updated_at, r.id)));
+        // What somebody added comes before what was made by itself, then the newest: of two for one name, the first is shown.
+        wanted.sort_by_key(|(r, _)| (r.auto.is_some(), std::cmp::Reverse((r.updated_at, r.id))));
         let before = self.certificates.borrow().clone();
         let mut certificates = Vec::with_capacity(wanted.len());
         for (record, names) in wanted {
@@ -224,13 +240,17 @@ impl Controller {
             let Some(key) = vars.remove(KEY) else { continue };
             certificates.push(Arc::new(Certificate { id, names, chain: record.chain.clone(), key }));
         }
-        if before.revision > 0 && before.certificates == certificates {
+        let challenges = self.challenges().await?;
+        let ticket_keys = crate::core::lock(&self.acme.tickets).clone();
+        let same = before.challenges == challenges && before.ticket_keys == ticket_keys;
+        if before.revision > 0 && before.certificates == certificates && same {
             return Ok(());
         }
         let now = u64::try_from(self.now().micros()).unwrap_or(0);
         let fallback = self.deps.settings.fallback_certificate.clone();
         let revision = now.max(before.revision + 1);
-        self.certificates.send_replace(Arc::new(CertificateTable { revision, certificates, fallback, challenges: Vec::new() }));
+        let table = CertificateTable { revision, certificates, fallback, challenges, ticket_keys };
+        self.certificates.send_replace(Arc::new(table));
         Ok(())
     }
 }

@@ -35,6 +35,8 @@ pub struct Settings {
     pub stack: StackName,
     /// What routers show for names without a certificate.
     pub fallback_certificate: Option<Arc<Certificate>>,
+    /// How certificates are made automatically; none: they are not.
+    pub acme: Option<crate::acme::AcmeSettings>,
     /// Version of the server.
     pub version: String,
     /// Ports that apps may have for TCP and UDP routes.
@@ -148,12 +150,13 @@ pub struct Inner {
     pub exposed: Mutex<Vec<crate::http::Exposes>>,
     /// Passes of the plan loop, those that failed, and microseconds in all of them.
     pub pass_counts: (AtomicU64, AtomicU64, AtomicU64),
+    pub acme: crate::acme::Acme,
 }
 
 /// Longer than the longest drain.
 const ROUTER_SILENCE: std::time::Duration = std::time::Duration::from_secs(60);
 
-fn is_here(connected: &BTreeMap<String, u32>, router: &str) -> bool {
+pub(crate) fn is_here(connected: &BTreeMap<String, u32>, router: &str) -> bool {
     router == flex_model::route::LOCAL_ROUTER || connected.contains_key(router)
 }
 
@@ -214,6 +217,7 @@ impl Controller {
             signals: Mutex::default(),
             exposed: Mutex::default(),
             pass_counts: Default::default(),
+            acme: crate::acme::Acme::default(),
         }));
         // Before anything that is too old is looked for.
         controller.apply_log_retentions().await.map_err(|e| e.to_string())?;

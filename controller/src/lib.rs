@@ -5,6 +5,7 @@
 //!
 //! Must not: know Docker, git's protocol, or a concrete store; keep anything in memory that a crash may not take.
 
+mod acme;
 mod apps;
 mod certificates;
 mod core;
@@ -28,6 +29,7 @@ mod sessions;
 mod signals;
 mod users;
 
+pub use crate::acme::{AcmeSettings, ChallengeKind, base64url};
 pub use crate::core::{Actor, Controller, Deps, RunLimits, Settings};
 pub use deploy::{DeployEvent, DeployRequest};
 pub use gate::{GitCaller, GitUpdate};

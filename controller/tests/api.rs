@@ -251,6 +251,70 @@ async fn certificates_are_checked_kept_secret_and_shown_for_own_domains_only() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn certificates_that_cannot_be_made_say_why() {
+    let w = World::new().await;
+    w.create("demo").await;
+    let names = ["a.example.com", "b.example.com", "c.example.com"];
+    for name in names {
+        w.post("/apps/demo/domains", json!({ "hostname": name })).await;
+    }
+    let (status, error) = w.send(Method::PATCH, "/apps/demo/acm", &w.admin, Some(json!({ "acm_refresh": true }))).await;
+    assert!(status.as_u16() == 422 && error["message"].as_str().unwrap().contains("certs:auto:enable"), "{error}");
+    assert_eq!(w.get("/apps/demo/domains/a.example.com").await["acm_status"], Value::Null);
+    assert_eq!(w.post("/apps/demo/acm", json!({})).await["acm"], true);
+    let failing = async || {
+        let all = w.get("/apps/demo/domains").await;
+        let all = all.as_array().unwrap().iter().filter(|d| d["kind"] == "custom").cloned().collect::<Vec<_>>();
+        all.iter().all(|d| {
+            let reason = d["acm_status_reason"].as_str().unwrap_or_default();
+            d["acm_status"] == "failing" && reason.contains("acme_unavailable")
+        })
+    };
+    w.until("every name says why", failing).await;
+    let fails = async || {
+        let events = w.get("/apps/demo/events").await;
+        kinds(&events).iter().filter(|k| *k == "certificate.fail").count()
+    };
+    assert_eq!(fails().await, names.len());
+    // What was tried again says the same, which is no news.
+    w.patch("/apps/demo/acm", json!({ "acm_refresh": true })).await;
+    let tried = async || {
+        let (entries, _) = w.store.list("acme/names/").await.unwrap();
+        let failures = entries.iter().map(|e| serde_json::from_slice::<Value>(&e.value).unwrap()["failures"].clone());
+        failures.filter(|f| *f == 1).count() == names.len()
+    };
+    w.until("they were tried again", tried).await;
+    assert_eq!(fails().await, names.len());
+    assert_eq!(w.ok(Method::DELETE, "/apps/demo/acm", None).await["acm"], false);
+    w.until("nothing is left", async || w.store.list("acme/names/").await.unwrap().0.is_empty()).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_certificate_that_ends_soon_is_told_once_and_ticket_keys_outlive_a_restart() {
+    let w = World::new().await;
+    w.create("demo").await;
+    let now = std::time::SystemTime::now();
+    let key = rcgen::KeyPair::generate().unwrap();
+    let mut params = rcgen::CertificateParams::new(vec!["demo.localhost".to_owned()]).unwrap();
+    let day = std::time::Duration::from_secs(24 * 3600);
+    (params.not_before, params.not_after) = ((now - 80 * day).into(), (now + 5 * day).into());
+    let chain = params.self_signed(&key).unwrap().pem();
+    let body = json!({ "certificate_chain": chain, "private_key": key.serialize_pem() });
+    w.post("/apps/demo/sni-endpoints", body).await;
+    let told = async |w: &World| kinds(&w.get("/apps/demo/events").await).iter().filter(|k| *k == "certificate.expiring").count();
+    w.until("it is told", async || told(&w).await == 1).await;
+    w.until("there are ticket keys", async || w.controller.certificate_table().borrow().ticket_keys.len() == 3).await;
+    let keys = w.controller.certificate_table().borrow().ticket_keys.clone();
+    assert!(keys.windows(2).all(|k| k[0].period + 1 == k[1].period && k[0].key != k[1].key));
+    let (entry, _) = w.store.get("tls-tickets").await.unwrap();
+    assert!(!String::from_utf8_lossy(&entry.unwrap().value).contains(keys[0].key.expose()));
+    let store = w.store.clone();
+    let w = w.again(store).await;
+    w.until("they are the same", async || w.controller.certificate_table().borrow().ticket_keys == keys).await;
+    assert_eq!(told(&w).await, 1);
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn a_source_is_uploaded_and_built() {
     let w = World::new().await;
     let app = w.create("demo").await;
@@ -702,6 +766,9 @@ async fn every_route_answers_as_the_document_says() {
     ask(patch.clone(), &format!("/apps/demo/sni-endpoints/{name}"), body).await;
     ask(get.clone(), &format!("/apps/demo/sni-endpoints/{name}"), Value::Null).await;
     ask(delete.clone(), &format!("/apps/demo/sni-endpoints/{name}"), none()).await;
+    ask(post.clone(), "/apps/demo/acm", json!({})).await;
+    ask(patch.clone(), "/apps/demo/acm", json!({ "acm_refresh": true })).await;
+    ask(delete.clone(), "/apps/demo/acm", none()).await;
     ask(delete.clone(), "/apps/demo/domains/www.example.com", none()).await;
     let route = json!({ "kind": "http", "host": "demo.localhost", "path": "/api", "policy": { "sticky": true } });
     let route = text(&ask(post.clone(), "/apps/demo/routes", route).await["id"]);
@@ -738,6 +805,7 @@ async fn every_route_answers_as_the_document_says() {
         "GET /v2/{app}/manifests/{reference}",
         "GET /v2/{app}/blobs/{digest}",
         "GET /router/table",
+        "GET /router/certificates",
         "POST /router/status",
         "POST /router/lines",
         "POST /router/signals",

@@ -1,6 +1,7 @@
 //! `flexd`, the one server executable: every role on this machine, and what is done on the server itself. The only place
 //! that names a concrete store, engine or builder.
 
+mod acme_settings;
 mod backup;
 mod commands;
 mod control;

@@ -4,7 +4,7 @@
 use crate::settings::Settings;
 use clap::Args;
 use flex_model::table_update::TableUpdate;
-use flex_model::{AppId, RouteTable, RouterStatus, Secret};
+use flex_model::{AppId, CertificateTable, CertificateUpdate, RouteTable, RouterStatus, Secret};
 use flex_router::{AccessLines, AccessQueue, Router};
 use futures_util::StreamExt;
 use std::path::PathBuf;
@@ -38,6 +38,9 @@ pub struct RouterArgs {
     /// The token itself. Others on the machine can read command lines: the file or FLEXD_ROUTER_TOKEN is better
     #[arg(long, env = "FLEXD_ROUTER_TOKEN", value_name = "TOKEN", hide_env_values = true)]
     token: Option<String>,
+    /// Take the certificates with their keys also over plain HTTP from another machine: only where nobody can listen in between
+    #[arg(long, env = "FLEXD_PLAIN_CERTIFICATES")]
+    plain_certificates: bool,
 }
 
 impl RouterArgs {
@@ -59,10 +62,13 @@ impl RouterArgs {
 /// A sentence for the operator.
 pub async fn serve(settings: Settings, args: RouterArgs) -> Result<(), String> {
     let link = Link::new(&args)?;
+    let link_name = args.server.clone();
     let (tables, table) = watch::channel(Arc::new(RouteTable::default()));
     let (access, lines) = AccessQueue::new(ACCESS_LINES);
     let http = crate::server::probe_port(settings.http)?;
-    let router = crate::server::router_settings(&settings, http)?;
+    let mut router = crate::server::router_settings(&settings, http)?;
+    let (certificates, shown) = watch::channel(Arc::default());
+    router.tls.certificates = Some(shown);
     let router = Router::bind(router, table, Arc::new(access.clone())).await.map_err(|e| crate::server::chain(&e))?;
     let stop = CancellationToken::new();
     if let Some(address) = settings.metrics {
@@ -76,12 +82,23 @@ pub async fn serve(settings: Settings, args: RouterArgs) -> Result<(), String> {
     let signals = tokio::spawn(link.clone().send_signals(router.metrics(), stop.clone()));
     let feed = tokio::spawn(link.clone().follow(tables));
     let told = tokio::spawn(link.clone().report(router.status()));
-    let lines = tokio::spawn(link.send_lines(lines));
-    tracing::info!(server = args.server, http = %http, data = %settings.data_dir.display(), "flexd routes");
+    let lines = tokio::spawn(link.clone().send_lines(lines));
+    let certificates = tokio::spawn(async move {
+        if link.is_private() || args.plain_certificates {
+            return link.follow_certificates(certificates).await;
+        }
+        tracing::warn!(
+            "the control plane is elsewhere and its URL is not https://, so that anyone between could read the keys of \
+             certificates: none are taken. Use https://, or --plain-certificates where nobody can listen"
+        );
+        // The router goes on with those on its disk: its end of the channel must not close.
+        certificates.closed().await;
+    });
+    tracing::info!(server = link_name, http = %http, data = %settings.data_dir.display(), "flexd routes");
     println!(
         "flexd {} routes: HTTP {http}, fed by {}, data {}",
         env!("CARGO_PKG_VERSION"),
-        args.server,
+        link_name,
         settings.data_dir.display()
     );
     let ended = stop.clone();
@@ -92,7 +109,7 @@ pub async fn serve(settings: Settings, args: RouterArgs) -> Result<(), String> {
     let result = router.serve(stop.cancelled_owned()).await.map_err(|e| crate::server::chain(&e));
     // The last requests' lines.
     tokio::time::sleep(Duration::from_millis(200)).await;
-    for task in [feed, told, lines, signals] {
+    for task in [feed, told, lines, signals, certificates] {
         task.abort();
     }
     result
@@ -134,7 +151,27 @@ impl Link {
 
     async fn listen(&self, tables: &watch::Sender<Arc<RouteTable>>) -> Result<(), String> {
         let from = tables.borrow().revision;
-        let request = self.http.get(format!("{}/router/table?from={from}", self.server)).bearer_auth(self.token.expose());
+        self.lines("table", from, |line| {
+            let update: TableUpdate = serde_json::from_slice(line).map_err(|e| format!("its routes cannot be read: {e}"))?;
+            let before = tables.borrow().clone();
+            match update.apply(&before) {
+                Ok(Some(next)) => _ = tables.send_replace(Arc::new(next)),
+                Ok(None) => {}
+                Err(gap @ flex_model::table_update::UpdateError::Gap(_)) => {
+                    // The next request says that nothing is known, and gets the whole.
+                    tables.send_modify(|t| *t = Arc::new(RouteTable { revision: 0, ..(**t).clone() }));
+                    return Err(gap.to_string());
+                }
+                Err(e) => return Err(e.to_string()),
+            }
+            Ok(())
+        })
+        .await
+    }
+
+    /// Hands each line of a stream on, until it ends or one is refused.
+    async fn lines(&self, what: &str, from: u64, mut take: impl FnMut(&[u8]) -> Result<(), String>) -> Result<(), String> {
+        let request = self.http.get(format!("{}/router/{what}?from={from}", self.server)).bearer_auth(self.token.expose());
         let response = tokio::time::timeout(TIMEOUT, request.send()).await.map_err(|_| "it does not answer".to_owned())?;
         let response = response.map_err(|e| crate::server::chain(&e))?;
         if !response.status().is_success() {
@@ -150,21 +187,41 @@ impl Link {
             buffer.extend_from_slice(&part);
             let Some(last) = buffer[seen..].iter().rposition(|b| *b == b'\n').map(|at| seen + at) else { continue };
             let rest = buffer.split_off(last + 1);
-            for line in buffer[..last].split(|b| *b == b'\n') {
-                let update: TableUpdate = serde_json::from_slice(line).map_err(|e| format!("its routes cannot be read: {e}"))?;
-                let before = tables.borrow().clone();
-                match update.apply(&before) {
-                    Ok(Some(next)) => _ = tables.send_replace(Arc::new(next)),
-                    Ok(None) => {}
-                    Err(gap @ flex_model::table_update::UpdateError::Gap(_)) => {
-                        // The next request says that nothing is known, and gets the whole.
-                        tables.send_modify(|t| *t = Arc::new(RouteTable { revision: 0, ..(**t).clone() }));
-                        return Err(gap.to_string());
-                    }
-                    Err(e) => return Err(e.to_string()),
-                }
-            }
+            buffer[..last].split(|b| *b == b'\n').try_for_each(&mut take)?;
             buffer = rest;
+        }
+    }
+
+    /// Whether nobody between could read what is sent.
+    fn is_private(&self) -> bool {
+        let Some(rest) = self.server.strip_prefix("http://") else { return true };
+        let authority = rest.split('/').next().unwrap_or(rest);
+        let host = authority.rsplit_once(':').map_or(authority, |(host, _)| host);
+        let host = host.trim_start_matches('[').trim_end_matches(']');
+        host == "localhost" || host.parse::<std::net::IpAddr>().is_ok_and(|ip| ip.is_loopback())
+    }
+
+    /// Keeps the certificates in step with the control plane's, for ever. It begins with the whole: what is on the disk
+    /// lacks the challenges.
+    async fn follow_certificates(self, tables: watch::Sender<Arc<CertificateTable>>) {
+        let (mut pause, mut had) = (FIRST_PAUSE, 0);
+        loop {
+            let before = had;
+            let result = self
+                .lines("certificates", had, |line| {
+                    let update = serde_json::from_slice(line).map_err(|e| format!("its certificates cannot be read: {e}"))?;
+                    if let CertificateUpdate::Whole { table } = update {
+                        had = table.revision;
+                        tables.send_replace(table);
+                    }
+                    Ok(())
+                })
+                .await;
+            if let Err(e) = result {
+                tracing::warn!(error = e, "no certificates from the control plane; going on with the last ones");
+            }
+            pause = if had > before { FIRST_PAUSE } else { (pause * 2).min(LONGEST_PAUSE) };
+            tokio::time::sleep(pause.mul_f64(rand::random_range(0.5..1.0))).await;
         }
     }
 

@@ -368,6 +368,7 @@ fn controller_settings(
         api_url: api_url.trim_end_matches('/').to_owned(),
         stack: settings.stack.parse().map_err(|e| format!("stack: {e}"))?,
         fallback_certificate: Some(Arc::new(crate::tls::self_signed(&settings.data_dir, &settings.domain)?)),
+        acme: settings.acme.clone(),
         version: env!("CARGO_PKG_VERSION").into(),
         route_ports: settings.route_ports.clone(),
         max_log_retention: settings.logs.limit,

@@ -112,6 +112,7 @@ struct File {
     sizes: BTreeMap<String, SizeFile>,
     #[serde(default)]
     runs: RunsFile,
+    acme: Option<crate::acme_settings::File>,
 }
 
 /// One-off commands.
@@ -207,6 +208,8 @@ pub struct Settings {
     pub runs: flex_controller::RunLimits,
     /// Sizes of instances by name, in lower case.
     pub sizes: BTreeMap<String, NamedSize>,
+    /// How certificates are made automatically; none: they are not.
+    pub acme: Option<flex_controller::AcmeSettings>,
 }
 
 /// What apps and builds may reach.
@@ -300,6 +303,7 @@ impl Settings {
             logs: file.logs.read()?,
             runs: runs(&file.runs)?,
             sizes: sizes(file.sizes)?,
+            acme: file.acme.map(crate::acme_settings::read).transpose()?.flatten(),
             data_dir,
         })
     }
@@ -414,6 +418,12 @@ mod tests {
             ("[network]\ndeny = [\"10.0.0.0/40\"]", "network.deny"),
             ("[network]\nallow = [\"a b\"]", "network.allow"),
             ("[runs]\nmax_life_seconds = 0", "runs.max_life_seconds"),
+            ("[acme]\nterms_agreed = true\nchallenge = \"x\"", "acme.challenge"),
+            ("[acme]\nterms_agreed = true\nchallenge = \"dns-01\"", "acme.dns_hook"),
+            ("[acme]\nterms_agreed = true\nwildcard = true", "acme.dns_hook"),
+            ("[acme]\nterms_agreed = true\ndirectory = \"http://x\"", "acme.directory"),
+            ("[acme]\nterms_agreed = true\nca_file = \"/nowhere\"", "acme.ca_file"),
+            ("[acme]\nemail = \"me@example.com\"", "acme.terms_agreed"),
         ] {
             let e = load(toml, Flags::default()).unwrap_err();
             assert!(e.contains(word), "{toml}: {e}");

@@ -104,6 +104,9 @@ pub struct App {
     /// Run with the image's file system read-only (`/tmp` stays writable).
     #[serde(default)]
     pub read_only_root: bool,
+    /// Whether certificates for its domains are made automatically.
+    #[serde(default)]
+    pub acm: bool,
 }
 
 impl App {

@@ -31,6 +31,18 @@ pub struct Challenge {
     pub alpn: Option<Certificate>,
 }
 
+/// The key of one period's session tickets. Routers that have the same keys resume each other's sessions.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct TicketKey {
+    /// Periods of [`TICKET_PERIOD`] since 1970: tickets are made with it from then on, until the next one's time comes.
+    pub period: u64,
+    /// 64 hexadecimal digits.
+    pub key: Secret,
+}
+
+/// How long tickets are made with one key. What was made with the one before is taken for as long again.
+pub const TICKET_PERIOD: std::time::Duration = std::time::Duration::from_secs(12 * 3600);
+
 /// All certificates at one revision, replaced as a whole. Revision 0: nobody has made one yet.
 #[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
 pub struct CertificateTable {
@@ -42,4 +54,18 @@ pub struct CertificateTable {
     pub fallback: Option<Arc<Certificate>>,
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub challenges: Vec<Challenge>,
+    /// Of the period before, this one and the next, as far as there are any.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub ticket_keys: Vec<TicketKey>,
+}
+
+/// One line to a router elsewhere, on the stream of certificates.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(tag = "kind", rename_all = "snake_case")]
+pub enum CertificateUpdate {
+    Whole {
+        table: Arc<CertificateTable>,
+    },
+    /// Nothing changed for a while: the connection stands.
+    Alive,
 }

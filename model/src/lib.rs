@@ -32,7 +32,7 @@ pub mod user;
 
 pub use app::{App, AppLock, NamedSize, ProcessScale};
 pub use build::{Build, BuildPhase, BuildStatus, BuildpackRef, PhaseTime, Slug};
-pub use certificate::{Certificate, CertificateTable, Challenge};
+pub use certificate::{Certificate, CertificateTable, CertificateUpdate, Challenge, TICKET_PERIOD, TicketKey};
 pub use cidr::Cidr;
 pub use event::{Event, Outcome};
 pub use host::{Host, HostState};

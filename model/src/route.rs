@@ -300,6 +300,9 @@ pub struct RouterStatus {
     pub revision: u64,
     /// Requests and upgraded connections under way; instances with none are left out.
     pub in_flight: BTreeMap<InstanceId, u32>,
+    /// The revision of the certificates that it shows.
+    #[serde(default)]
+    pub certificates: u64,
     /// What of the table it could not do: a port that another program has, a name that two apps claim. For people.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub problems: Vec<RouteProblem>,

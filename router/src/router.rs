@@ -22,7 +22,7 @@ use std::{
     path::PathBuf,
     sync::{
         Arc, Mutex, PoisonError,
-        atomic::{AtomicUsize, Ordering::SeqCst},
+        atomic::{AtomicU64, AtomicUsize, Ordering::SeqCst},
     },
     time::{Duration, Instant},
 };
@@ -91,7 +91,9 @@ impl Router {
         let (secure, local_tls) = listen(&settings.tls.listen, workers)?;
         let listeners = plain.into_iter().zip(secure).map(|(plain, tls)| Listeners { plain, tls }).collect();
         let tls = Tls::new(settings.tls.min)?;
-        tls.replace(&*first_certificates(&settings).await);
+        let first = first_certificates(&settings).await;
+        tls.replace(&first);
+        let certificates = AtomicU64::new(first.revision);
         let mut first = table.borrow_and_update().clone();
         if let Some(dir) = settings.state_dir.clone() {
             match tokio::task::spawn_blocking(move || persist::load(&dir)).await {
@@ -123,6 +125,7 @@ impl Router {
             own_ports: local.iter().map(SocketAddr::port).collect(),
             port_problems: Mutex::default(),
             tls,
+            certificates,
         });
         let registry = Arc::new(Mutex::new(Registry::default()));
         apply(&shared, &registry, &first);
@@ -326,8 +329,9 @@ async fn publish_status(shared: Arc<Shared>, registry: Arc<Mutex<Registry>>, sta
             let revision = shared.routes.revision.load(SeqCst);
             let (in_flight, mut problems) = (registry.in_flight(), registry.problems());
             problems.extend(shared.port_problems.lock().unwrap_or_else(PoisonError::into_inner).iter().cloned());
+            let certificates = shared.certificates.load(SeqCst);
             let out = registry.out(shared.clock.now_ms());
-            RouterStatus { router: shared.settings.name.clone(), revision, in_flight, problems, out }
+            RouterStatus { router: shared.settings.name.clone(), revision, in_flight, certificates, problems, out }
         };
         some_out = !now.out.is_empty();
         status.send_if_modified(|old| {

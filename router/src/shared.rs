@@ -4,7 +4,7 @@ use crate::{AccessSink, RouterSettings, io::Clock, persist, policy::Buckets, sta
 use flex_model::{CertificateTable, RouteProblem};
 use std::sync::{
     Arc, Mutex, PoisonError,
-    atomic::{AtomicBool, AtomicUsize, Ordering::SeqCst},
+    atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering::SeqCst},
 };
 use tokio::sync::{Notify, watch};
 
@@ -27,6 +27,8 @@ pub(crate) struct Shared {
     pub(crate) tls: Tls,
     /// Takes connections whose TLS is passed through.
     pub(crate) pass: tokio::sync::mpsc::UnboundedSender<crate::l4::Passed>,
+    /// The revision of the certificates in force.
+    pub(crate) certificates: AtomicU64,
     /// Ports that the router itself listens on.
     pub(crate) own_ports: Vec<u16>,
     /// Ports of routes that could not be opened.

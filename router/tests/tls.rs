@@ -96,6 +96,27 @@ async fn sessions_resume_on_any_worker_and_old_versions_are_refused_when_told() 
     let metrics = world.metrics.snapshot();
     assert_eq!((metrics.tls_handshakes, metrics.tls_resumed), (24, 22));
     world.stop().await;
+    // With keys of the control plane, by another router and by one that was restarted too.
+    let mut table = certificates(2, &[&pair]);
+    table.ticket_keys = vec![flex_model::TicketKey { period: 1, key: flex_model::Secret::new("0f".repeat(32)) }];
+    let setup = || Setup { certificates: Some(table.clone()), ..Setup::default() };
+    let mut worlds = vec![setup().start(apps()).await, setup().start(apps()).await];
+    for version in [&rustls::version::TLS13, &rustls::version::TLS12] {
+        let config = client_config(&[&pair], &[b"http/1.1"], &[version]);
+        for n in 0..4 {
+            if n == 3 {
+                worlds.remove(1).stop().await;
+                worlds.push(setup().start(apps()).await);
+            }
+            let mut stream = connect(&worlds[n % 2], &config, "aa.test").await.unwrap();
+            assert!(ask(&mut stream, &get("aa.test")).await.starts_with("HTTP/1.1 200 "));
+            let kind = stream.get_ref().1.handshake_kind();
+            assert_eq!(kind, Some(if n == 0 { HandshakeKind::Full } else { HandshakeKind::Resumed }), "{version:?} {n}");
+        }
+    }
+    for world in worlds {
+        world.stop().await;
+    }
 
     let setup = Setup { certificates: Some(certificates(1, &[&pair])), min_tls: flex_router::MinTls::Tls13, ..Setup::default() };
     let world = setup.start(apps()).await;

@@ -189,6 +189,7 @@ fn app(id: AppId, n: u128) -> App {
         locked: None,
         stop_grace_seconds: 30,
         read_only_root: false,
+        acm: false,
     }
 }
 

@@ -172,6 +172,7 @@ fn app_view(n: usize, drawn: &DrawnApp) -> AppView {
         locked: None,
         stop_grace_seconds: 30,
         read_only_root: false,
+        acm: false,
     };
     AppView {
         app: Arc::new(app),

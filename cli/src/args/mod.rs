@@ -149,7 +149,7 @@ pub enum Command {
         #[command(subcommand)]
         verb: Option<Domains>,
     },
-    /// Certificates: list, add, update, info, remove
+    /// Certificates: list, add, update, info, remove, auto
     Certs {
         #[command(subcommand)]
         verb: Option<Certs>,
@@ -279,6 +279,9 @@ mod tests {
             "flex builds:cache:purge -a x",
             "flex router:trace a.test/x --json",
             "flex metrics --watch -a x",
+            "flex certs:auto --wait -a x",
+            "flex certs:auto:enable --wait -a x",
+            "flex certs:auto:refresh -a x",
         ] {
             Cli::try_parse_from(split_topic(line.split(' ').map(str::to_owned))).unwrap_or_else(|e| panic!("{line}: {e}"));
         }

@@ -22,6 +22,29 @@ pub enum Certs {
         /// PEM file: its private key, not encrypted
         key: PathBuf,
     },
+    /// Show whether certificates are made automatically, and how it stands with each domain
+    Auto {
+        /// Wait until every domain has its certificate, or failed
+        #[arg(long)]
+        wait: bool,
+    },
+    /// Have certificates for the app's domains made and renewed automatically
+    #[command(name = "auto:enable", after_help = "Example: flex certs:auto:enable --wait")]
+    AutoEnable {
+        /// Wait until every domain has its certificate, or failed
+        #[arg(long)]
+        wait: bool,
+    },
+    /// Make no more certificates, and remove those that were made
+    #[command(name = "auto:disable")]
+    AutoDisable {
+        /// The app's name, instead of being asked for it
+        #[arg(short, long, value_name = "APP")]
+        confirm: Option<String>,
+    },
+    /// Try again for domains that have no certificate, now
+    #[command(name = "auto:refresh")]
+    AutoRefresh,
     /// Put a certificate in another's place
     Update {
         certificate: PathBuf,

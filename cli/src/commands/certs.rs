@@ -1,6 +1,7 @@
 //! Certificates of an app.
 
 use crate::args::Certs;
+use crate::commands::certs_auto;
 use crate::context::Context;
 use crate::error::{CliError, Result};
 use crate::output::{self, Progress};
@@ -13,6 +14,10 @@ pub async fn run(cx: &Context, verb: Option<Certs>) -> Result<()> {
     let path = cx.path("/sni-endpoints")?;
     match verb {
         None => list(cx, &path).await,
+        Some(Certs::Auto { wait }) => certs_auto::show(cx, wait).await,
+        Some(Certs::AutoEnable { wait }) => certs_auto::enable(cx, wait).await,
+        Some(Certs::AutoDisable { confirm }) => certs_auto::disable(cx, confirm.as_deref()).await,
+        Some(Certs::AutoRefresh) => certs_auto::refresh(cx).await,
         Some(Certs::Add { certificate, key }) => {
             let body = read(&certificate, &key)?;
             let progress = Progress::start(format!("Adding a certificate to {}", cx.app()?));
@@ -67,7 +72,7 @@ async fn one(cx: &Context, path: &str, name: Option<String>) -> Result<String> {
 }
 
 /// Most are in the future, so how long ago does not matter.
-fn date(at: flex_api::Time) -> String {
+pub fn date(at: flex_api::Time) -> String {
     jiff::Timestamp::from_microsecond(at.0.micros()).unwrap_or_default().strftime("%Y/%m/%d %H:%M:%S +0000").to_string()
 }
 
@@ -93,7 +98,10 @@ fn show(cx: &Context, value: Value) -> Result<()> {
 async fn list(cx: &Context, path: &str) -> Result<()> {
     let Some(all) = cx.fetch_list::<Vec<SniEndpoint>>(path).await? else { return Ok(()) };
     if all.is_empty() {
-        output::say(format!("{} has no certificate. Add one: flex certs:add CERTIFICATE KEY", cx.app()?));
+        output::say(format!(
+            "{} has no certificate. Add one: flex certs:add CERTIFICATE KEY, or have them made: flex certs:auto:enable",
+            cx.app()?
+        ));
         return Ok(());
     }
     let rows: Vec<_> = all

@@ -45,11 +45,17 @@ async fn list(cx: &Context, path: &str) -> Result<()> {
     if !custom.is_empty() {
         output::line("");
         output::heading(&format!("{app} Custom Domains"));
+        let acm = custom.iter().any(|d| d.acm_status.is_some());
         let rows: Vec<_> = custom
             .into_iter()
-            .map(|d| vec![d.hostname.to_string(), d.cname.map(|c| c.to_string()).unwrap_or_default()])
+            .map(|d| {
+                let mut row = vec![d.hostname.to_string(), d.cname.map(|c| c.to_string()).unwrap_or_default()];
+                row.extend(acm.then(|| d.acm_status.unwrap_or_default()));
+                row
+            })
             .collect();
-        output::table(&["domain", "dns target"], &rows);
+        let heads: &[&str] = if acm { &["domain", "dns target", "certificate"] } else { &["domain", "dns target"] };
+        output::table(heads, &rows);
     }
     Ok(())
 }

@@ -6,6 +6,7 @@ pub mod authorizations;
 pub mod buildpacks;
 pub mod builds;
 pub mod certs;
+pub mod certs_auto;
 pub mod checks;
 pub mod config;
 pub mod cp;

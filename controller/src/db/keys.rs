@@ -15,6 +15,10 @@
 //! | `certificates/APP/ID` | certificate, its key encrypted |
 //! | `log-drains/APP/ID` | drain, its URL encrypted |
 //! | `log-retentions/APP` | how much of its log is kept |
+//! | `acme/names/HOSTNAME` | certificate that is made automatically, with the order under way |
+//! | `acme/accounts/SHA256` | account at a certificate authority, its key encrypted |
+//! | `acme/issuer`, `acme/issuer-alive` | who makes certificates, and until when that holds |
+//! | `tls-tickets` | keys of session tickets, encrypted |
 //! | `routes/ID`, `route-matches/MATCH` | route, and its id by what it is chosen by |
 //! | `routing/APP` | what was set for all HTTP routes of an app, and its pages |
 //! | `router-tokens/SHA256` | token of a router elsewhere |
@@ -39,6 +43,10 @@ pub const DOMAINS: &str = "domains/";
 pub const CERTIFICATES: &str = "certificates/";
 pub const DRAINS: &str = "log-drains/";
 pub const LOG_RETENTIONS: &str = "log-retentions/";
+pub const AUTO_CERTIFICATES: &str = "acme/names/";
+pub const ISSUER: &str = "acme/issuer";
+pub const ISSUER_ALIVE: &str = "acme/issuer-alive";
+pub const TICKETS: &str = "tls-tickets";
 pub const ROUTES: &str = "routes/";
 pub const ROUTING: &str = "routing/";
 pub const PLACEMENTS: &str = "placements/";
@@ -126,6 +134,14 @@ pub fn drain(app: AppId, id: DrainId) -> String {
 }
 pub fn log_retention(app: AppId) -> String {
     format!("{LOG_RETENTIONS}{app}")
+}
+pub fn auto_certificate(name: &DomainName) -> String {
+    format!("{AUTO_CERTIFICATES}{name}")
+}
+/// By the authority's directory: another one knows nothing of the account.
+pub fn acme_account(directory: &str) -> String {
+    use sha2::{Digest as _, Sha256};
+    format!("acme/accounts/{}", hex::encode(Sha256::digest(directory)))
 }
 pub fn route(id: RouteId) -> String {
     format!("{ROUTES}{id}")

@@ -29,6 +29,12 @@ pub struct CertificateRecord {
     pub key: Sealed,
     pub created_at: Timestamp,
     pub updated_at: Timestamp,
+    /// Made automatically, for this name.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub auto: Option<DomainName>,
+    /// That it expires soon was told.
+    #[serde(default)]
+    pub warned: bool,
 }
 
 /// How much of an app's log is kept, where it is not the default.

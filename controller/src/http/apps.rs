@@ -9,8 +9,8 @@ use crate::db::keys;
 use axum::Extension;
 use axum::extract::{Path, State};
 use flex_api::{
-    AddCollaborator, AddDomain, BuildpackInstallation, Collaborator, CollaboratorRole, CreateApp, Domain, Formation, Scale,
-    SetBuildpacks, UpdateApp, UpdateFormation, UpdateFormations,
+    AddCollaborator, AddDomain, ApiError, BuildpackInstallation, Collaborator, CollaboratorRole, CreateApp, Domain, DomainKind,
+    Formation, Scale, SetBuildpacks, UpdateApp, UpdateFormation, UpdateFormations,
 };
 use flex_model::{App, Event, ProcessType, Timestamp, UserId};
 use std::sync::Arc;
@@ -240,10 +240,26 @@ pub async fn remove_collaborator(
     Ok(Shown(render_collaborator(&c, &app, gone.user, CollaboratorRole::Collaborator, gone.created_at).await))
 }
 
-pub async fn domains(State(c): State<Controller>, Extension(app): TheApp, range: Range) -> Answer<Listed<Domain>> {
+/// How it stands with the certificates that are made for the app's domains.
+async fn with_acm(c: &Controller, app: &App, mut domains: Vec<Domain>) -> Result<Vec<Domain>, ApiError> {
+    let mut statuses = c.acm_statuses(app).await?;
+    for domain in &mut domains {
+        if let Some((status, reason)) = statuses.remove(&domain.hostname) {
+            (domain.acm_status, domain.acm_status_reason) = (Some(status.into()), reason);
+        }
+    }
+    Ok(domains)
+}
+
+async fn render_domains(c: &Controller, app: &App) -> Result<Vec<Domain>, ApiError> {
     let own = c.default_domain(&app.name);
-    let mut out = vec![render::own_domain(&app, own.clone())];
-    out.extend(c.domains_of(app.id).await?.iter().map(|d| render::domain(d, &app, own.clone())));
+    let mut out = vec![render::own_domain(app, own.clone())];
+    out.extend(c.domains_of(app.id).await?.iter().map(|d| render::domain(d, app, own.clone())));
+    with_acm(c, app, out).await
+}
+
+pub async fn domains(State(c): State<Controller>, Extension(app): TheApp, range: Range) -> Answer<Listed<Domain>> {
+    let out = render_domains(&c, &app).await?;
     let by = [
         ("created_at", (|d| Key::Time(d.created_at.0)) as fn(&Domain) -> Key),
         ("hostname", |d| Key::Text(d.hostname.to_string())),
@@ -258,7 +274,8 @@ pub async fn add_domain(
     Body(body): Body<AddDomain>,
 ) -> Answer<Made<Domain>> {
     let domain = c.add_domain(&caller.actor(), &app, body.hostname).await?;
-    Ok(Made(render::domain(&domain, &app, c.default_domain(&app.name))))
+    let mut one = with_acm(&c, &app, vec![render::domain(&domain, &app, c.default_domain(&app.name))]).await?;
+    Ok(Made(one.remove(0)))
 }
 
 pub async fn domain(
@@ -266,13 +283,10 @@ pub async fn domain(
     Extension(app): TheApp,
     Path((_, domain)): Path<(String, String)>,
 ) -> Answer<Shown<Domain>> {
-    let own = c.default_domain(&app.name);
-    if own.as_str() == domain {
-        return Ok(Shown(render::own_domain(&app, own)));
-    }
-    let all = c.domains_of(app.id).await?;
-    let found = all.iter().find(|d| d.hostname.as_str() == domain || d.id.to_string() == domain);
-    Ok(Shown(render::domain(found.ok_or_else(|| not_found("Couldn't find that domain."))?, &app, own)))
+    let mut all = render_domains(&c, &app).await?;
+    let found =
+        all.iter().position(|d| d.hostname.as_str() == domain || d.kind == DomainKind::Custom && d.id.to_string() == domain);
+    Ok(Shown(all.swap_remove(found.ok_or_else(|| not_found("Couldn't find that domain."))?)))
 }
 
 pub async fn remove_domain(

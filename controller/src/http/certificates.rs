@@ -33,6 +33,7 @@ async fn render(c: &Controller, app: &App, record: &CertificateRecord) -> Result
             expires_at: facts.expires_at.into(),
             self_signed: facts.self_signed,
             ca_signed: !facts.self_signed,
+            acm: record.auto.is_some(),
         },
         cname: None,
         created_at: record.created_at.into(),
@@ -91,4 +92,27 @@ pub async fn remove(
     let shown = render(&c, &app, &record).await?;
     c.remove_certificate(&caller.actor(), &app, &record).await?;
     Ok(Shown(shown))
+}
+
+pub async fn enable_acm(
+    State(c): State<Controller>,
+    Extension(app): TheApp,
+    Extension(caller): Extension<Caller>,
+) -> Answer<Shown<flex_api::App>> {
+    let app = c.set_acm(&caller.actor(), app.id, true).await?;
+    Ok(Shown(c.render_app(&app).await?))
+}
+
+pub async fn disable_acm(
+    State(c): State<Controller>,
+    Extension(app): TheApp,
+    Extension(caller): Extension<Caller>,
+) -> Answer<Shown<flex_api::App>> {
+    let app = c.set_acm(&caller.actor(), app.id, false).await?;
+    Ok(Shown(c.render_app(&app).await?))
+}
+
+pub async fn refresh_acm(State(c): State<Controller>, Extension(app): TheApp) -> Answer<Shown<flex_api::App>> {
+    c.refresh_acm(&app).await?;
+    Ok(Shown(c.render_app(&app).await?))
 }

@@ -1,4 +1,5 @@
-//! What routers elsewhere are told and say: the routing table as it changes, their status, and their access lines.
+//! What routers elsewhere are told and say: the routing table and the certificates as they change, their status, and their
+//! access lines.
 //!
 //! They show a token of their own kind, which opens nothing else.
 
@@ -13,7 +14,7 @@ use axum::response::{IntoResponse, Response};
 use flex_api::{ApiError, ErrorId, Nothing};
 use flex_model::signals::RouterSignals;
 use flex_model::table_update::TableUpdate;
-use flex_model::{AppId, LogLine, LogSource, RouteTable, RouterStatus, Secret};
+use flex_model::{AppId, CertificateUpdate, LogLine, LogSource, RouteTable, RouterStatus, Secret};
 use serde::Deserialize;
 use serde::de::DeserializeOwned;
 use std::sync::Arc;
@@ -125,6 +126,34 @@ pub async fn table(State(c): State<Controller>, headers: HeaderMap, Query(query)
             had = Some(now);
         }
         Some((Ok::<_, std::io::Error>(line), (tables, had, connected, first)))
+    });
+    let mut response: Response = HttpBody::from_stream(stream).into_response();
+    response.headers_mut().insert(header::CONTENT_TYPE, header::HeaderValue::from_static("application/x-ndjson"));
+    Ok(LogLines(response))
+}
+
+/// The certificates with their keys as lines of JSON, for as long as the router listens.
+pub async fn certificates(State(c): State<Controller>, headers: HeaderMap, Query(query): Query<From>) -> Answer<LogLines> {
+    let name = c.router_of(&headers).await?;
+    tracing::info!(router = %name, from = query.from, "a router takes certificates");
+    let state = (c.certificate_table(), query.from, true);
+    let stream = futures_util::stream::unfold(state, |(mut tables, mut had, first)| async move {
+        if !first && tokio::time::timeout(ALIVE, tables.changed()).await.is_ok_and(|r| r.is_err()) {
+            return None;
+        }
+        let now = tables.borrow_and_update().clone();
+        let update = if now.revision == 0 || now.revision == had {
+            CertificateUpdate::Alive
+        } else {
+            had = now.revision;
+            CertificateUpdate::Whole { table: now }
+        };
+        let line = tokio::task::spawn_blocking(move || {
+            let mut line = serde_json::to_vec(&update).unwrap_or_default();
+            line.push(b'\n');
+            line
+        });
+        Some((Ok::<_, std::io::Error>(line.await.ok()?), (tables, had, false)))
     });
     let mut response: Response = HttpBody::from_stream(stream).into_response();
     response.headers_mut().insert(header::CONTENT_TYPE, header::HeaderValue::from_static("application/x-ndjson"));

@@ -215,7 +215,7 @@ impl Controller {
             id: a.id,
             name: a.name.clone(),
             owner: self.user_ref(a.owner).await,
-            acm: false,
+            acm: a.acm,
             archived_at: None,
             build_stack: NameRef::of(a.stack.as_str()),
             buildpack_provided_description: slug.as_ref().and_then(|s| s.value.buildpack_description.clone()),

@@ -84,6 +84,8 @@ impl Controller {
         out.gauge("flex_builds_running", "Builds under way.").sample(&[], lock(&self.running_builds).len() as f64);
         self.expose_routers(out);
         self.expose_certificates(out);
+        let help = "Names whose last try to get a certificate automatically failed.";
+        out.gauge("flex_certificates_failing", help).sample(&[], self.names_failing().await as f64);
     }
 
     fn expose_routers(&self, out: &mut Exposition) {

@@ -181,7 +181,11 @@ routes! {
     GET get "/apps/{app}/sni-endpoints/{endpoint}" App certificates::info, "One certificate";
     PATCH patch "/apps/{app}/sni-endpoints/{endpoint}" App certificates::update, "Replace a certificate";
     DELETE delete "/apps/{app}/sni-endpoints/{endpoint}" App certificates::remove, "Remove a certificate";
+    POST post "/apps/{app}/acm" App certificates::enable_acm, "Have certificates for the app's domains made and renewed";
+    PATCH patch "/apps/{app}/acm" App certificates::refresh_acm, "Try again for the domains that have no certificate";
+    DELETE delete "/apps/{app}/acm" App certificates::disable_acm, "Make no more certificates, and remove those that were made";
     GET get "/router/table" Nothing feed::table, "For routers elsewhere: the routing table, line by line as it changes";
+    GET get "/router/certificates" Nothing feed::certificates, "For routers elsewhere: the certificates, line by line as they change";
     POST post "/router/status" Nothing feed::status, "For routers elsewhere: what they route by, and requests under way";
     POST post "/router/signals" Nothing feed::signals, "For routers elsewhere: what they counted in the last second";
     POST post "/router/lines" Nothing feed::lines, "For routers elsewhere: access lines";

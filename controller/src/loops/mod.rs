@@ -18,6 +18,7 @@ impl Controller {
     pub async fn run_loops(&self, stop: CancellationToken) {
         let tidy = tokio::spawn(self.clone().tidy_loop(stop.clone()));
         let runs = tokio::spawn(self.clone().runs_loop(stop.clone()));
+        let certificates = tokio::spawn(self.clone().certificate_loop(stop.clone()));
         let postdeploys = tokio::spawn(self.clone().postdeploy_loop(stop.clone()));
         let Ok(mut changes) = self.deps.store.watch("", 0).await else { return };
         while !stop.is_cancelled() {
@@ -41,6 +42,6 @@ impl Controller {
                 () = tokio::time::sleep(sleep) => {}
             }
         }
-        let _ = tokio::join!(tidy, runs, postdeploys);
+        let _ = tokio::join!(tidy, runs, certificates, postdeploys);
     }
 }

@@ -86,6 +86,7 @@ impl World {
             api_url: url.clone(),
             stack: "flex-1".parse().unwrap(),
             fallback_certificate: None,
+            acme: Some(acme()),
             version: "0".into(),
             route_ports: 20_000..=20_009,
             max_log_retention: flex_logs::Retention { max_bytes: 4 << 30, max_age: std::time::Duration::from_secs(365 * 86_400) },
@@ -244,6 +245,25 @@ pub async fn finish(mut events: mpsc::Receiver<DeployEvent>) -> (bool, String) {
     match tokio::time::timeout(PATIENCE, all).await {
         Ok(good) => (good, text),
         Err(_) => panic!("a push did not end:\n{text}"),
+    }
+}
+
+/// An authority that is away, and a name server that is, too.
+fn acme() -> flex_controller::AcmeSettings {
+    flex_controller::AcmeSettings {
+        directory: "https://127.0.0.1:1/directory".into(),
+        email: None,
+        ca_file: None,
+        challenge: flex_controller::ChallengeKind::Http01,
+        dns_hook: Vec::new(),
+        dns_wait: Duration::from_secs(1),
+        resolver: Some(([127, 0, 0, 1], 1).into()),
+        self_check: true,
+        http_port: 1,
+        tls_port: 1,
+        wildcard: false,
+        retry: Duration::from_secs(600),
+        external_account: None,
     }
 }
 

@@ -1,9 +1,9 @@
-//! TLS of clients: one rustls configuration for all workers (so that a session begun with one is resumed by another),
-//! certificates by name, and handshakes that leave the worker's other connections their turn.
+//! TLS of clients: one rustls configuration for all workers, certificates by name, tickets whose keys all routers share, and handshakes that leave the worker's other connections their turn.
 //!
 //! Must not: ask anyone for a certificate during a handshake, or hold memory for names that nobody registered.
 
 mod store;
+mod tickets;
 
 pub(crate) use store::{ACME_PROTOCOL, CertStore};
 
@@ -26,9 +26,10 @@ use rustls::{
 use std::{
     future::{Future, poll_fn},
     pin::pin,
-    sync::Arc,
+    sync::{Arc, atomic::Ordering},
     task::Poll,
 };
+use tickets::Tickets;
 use tokio::{net::TcpStream, sync::watch};
 use tokio_rustls::{LazyConfigAcceptor, server::TlsStream};
 
@@ -42,6 +43,7 @@ const LOOK_AGAIN: std::time::Duration = std::time::Duration::from_millis(10);
 #[derive(Debug)]
 pub(crate) struct Tls {
     pub(crate) store: Arc<CertStore>,
+    tickets: Arc<Tickets>,
     config: Arc<ServerConfig>,
     /// For TCP routes: which protocol is inside is not ours to choose.
     pub(crate) for_tcp: Arc<ServerConfig>,
@@ -60,19 +62,21 @@ impl Tls {
             .with_no_client_auth()
             .with_cert_resolver(store.clone());
         config.alpn_protocols = vec![b"h2".to_vec(), b"http/1.1".to_vec(), ACME_PROTOCOL.to_vec()];
-        config.ticketer = ring::Ticketer::new().map_err(RouterError::Tls)?;
+        let tickets = Arc::new(Tickets::new());
+        config.ticketer = tickets.clone();
         config.session_storage = ServerSessionMemoryCache::new(SESSIONS);
         // The default of two costs a system call's worth of encryption for a ticket that hardly anybody uses.
         config.send_tls13_tickets = 1;
         let mut for_tcp = config.clone();
         for_tcp.alpn_protocols = Vec::new();
-        Ok(Self { store, config: Arc::new(config), for_tcp: Arc::new(for_tcp) })
+        Ok(Self { store, tickets, config: Arc::new(config), for_tcp: Arc::new(for_tcp) })
     }
 
     pub(crate) fn replace(&self, table: &CertificateTable) {
         for problem in self.store.replace(table) {
             tracing::error!(revision = table.revision, "{problem}");
         }
+        self.tickets.replace(&table.ticket_keys);
     }
 }
 
@@ -88,6 +92,8 @@ pub(crate) async fn follow(shared: Arc<Shared>, mut tables: watch::Receiver<Arc<
         // Keys are parsed and compared with their certificates: not on an event loop.
         let _ = tokio::task::spawn_blocking(move || {
             shared.tls.replace(&table);
+            shared.certificates.store(table.revision, Ordering::SeqCst);
+            shared.dirty.mark();
             shared.keep_certificates(&table);
         })
         .await;

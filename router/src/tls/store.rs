@@ -57,7 +57,7 @@ impl CertStore {
 impl Certs {
     fn compile(table: &CertificateTable) -> (Self, Vec<String>) {
         let (mut certs, mut problems) = (Self::default(), Vec::new());
-        let mut usable = |cert: &Certificate| match certified(cert) {
+        let mut usable = |cert: &Certificate, made: fn(&Certificate) -> Result<CertifiedKey, String>| match made(cert) {
             Ok(key) => Some(Arc::new(key)),
             Err(why) => {
                 problems.push(format!("certificate {} cannot be used: {why}", cert.id));
@@ -65,7 +65,7 @@ impl Certs {
             }
         };
         for cert in &table.certificates {
-            let Some(key) = usable(cert) else { continue };
+            let Some(key) = usable(cert, certified) else { continue };
             for name in &cert.names {
                 let name = name.as_str();
                 let (map, name) = match name.strip_prefix("*.") {
@@ -75,11 +75,11 @@ impl Certs {
                 map.entry(name.into()).or_insert_with(|| key.clone());
             }
         }
-        certs.fallback = table.fallback.as_deref().and_then(&mut usable);
+        certs.fallback = table.fallback.as_deref().and_then(|f| usable(f, certified));
         for challenge in &table.challenges {
             let name = challenge.name.as_str();
             certs.proofs.insert(challenge.token.as_str().into(), (name.into(), challenge.proof.as_str().into()));
-            if let Some(key) = challenge.alpn.as_ref().and_then(&mut usable) {
+            if let Some(key) = challenge.alpn.as_ref().and_then(|a| usable(a, parsed)) {
                 certs.challenges.insert(name.into(), key);
             }
         }
@@ -106,6 +106,14 @@ impl ResolvesServerCert for CertStore {
 
 /// Parses chain and key, and makes sure that they belong together.
 fn certified(cert: &Certificate) -> Result<CertifiedKey, String> {
+    let both = parsed(cert)?;
+    both.keys_match().map_err(|e| format!("key and certificate do not belong together: {e}"))?;
+    Ok(both)
+}
+
+/// Parses chain and key. Whether they belong together cannot be asked of the certificate of a challenge: its extension is
+/// critical (RFC 8737 section 3), and the library refuses to look at what it does not know.
+fn parsed(cert: &Certificate) -> Result<CertifiedKey, String> {
     let chain: Result<Vec<_>, _> = CertificateDer::pem_slice_iter(cert.chain.as_bytes()).collect();
     let chain = chain.map_err(|e| format!("its chain is not PEM: {e}"))?;
     let key = PrivateKeyDer::from_pem_slice(cert.key.expose().as_bytes()).map_err(|e| format!("its key is not PEM: {e}"))?;
@@ -113,7 +121,5 @@ fn certified(cert: &Certificate) -> Result<CertifiedKey, String> {
     if chain.is_empty() {
         return Err("its chain is empty".into());
     }
-    let both = CertifiedKey::new(chain, key);
-    both.keys_match().map_err(|e| format!("key and certificate do not belong together: {e}"))?;
-    Ok(both)
+    Ok(CertifiedKey::new(chain, key))
 }

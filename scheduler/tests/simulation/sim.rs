@@ -517,6 +517,7 @@ fn new_app(n: u64) -> App {
         locked: None,
         stop_grace_seconds: 30,
         read_only_root: false,
+        acm: false,
     }
 }
 
