@@ -118,7 +118,7 @@ fn errors(route: &Route, operation: &Operation) -> Vec<ErrorId> {
     if signed_in {
         out.extend([ErrorId::Unauthorized, ErrorId::Forbidden, ErrorId::RateLimit]);
     }
-    if route.path.contains('{') {
+    if route.path.contains('{') || route.path == "/routes/trace" {
         out.push(ErrorId::NotFound);
     }
     if writes {

@@ -3,7 +3,7 @@
 
 use super::answer::{Answer, Shown, Text};
 use super::render::app_ref;
-use crate::core::{Controller, invalid, lock, not_found};
+use crate::core::{Controller, lock, not_found};
 use crate::http::access::Caller;
 use crate::signals::Seen;
 use axum::Extension;
@@ -11,6 +11,7 @@ use axum::extract::{Query, State};
 use axum::http::header;
 use axum::response::IntoResponse;
 use flex_api::seen::{AppMetrics, ProcessMetrics, RouteTrace, RouterInfo, Routers, Second, TraceInstance, TraceTarget, Traffic};
+use flex_api::{ApiError, ErrorId};
 use flex_model::exposition::{CONTENT_TYPE, Exposition};
 use flex_model::route::LOCAL_ROUTER;
 use flex_model::signals::Counts;
@@ -200,7 +201,8 @@ pub async fn app_metrics(
     let seconds = window.seconds.unwrap_or(10);
     let kept = crate::signals::KEPT;
     if seconds == 0 || u64::from(seconds) > kept.as_secs() {
-        return Err(invalid(format!("seconds: use 1 to {}; what is older is not kept.", kept.as_secs())).into());
+        let text = format!("seconds: use 1 to {}; what is older is not kept.", kept.as_secs());
+        return Err(ApiError::new(ErrorId::BadRequest, text).into());
     }
     let table = c.table.borrow().clone();
     let route = table.app(app.id);

@@ -41,8 +41,7 @@ fn receiver() -> (u16, Arc<Mutex<BTreeSet<u64>>>) {
                 let (mut bytes, mut chunk) = (Vec::new(), [0; 4096]);
                 while let Ok(n @ 1..) = stream.read(&mut chunk) {
                     bytes.extend_from_slice(&chunk[..n]);
-                    loop {
-                        let Some(space) = bytes.iter().position(|b| *b == b' ') else { break };
+                    while let Some(space) = bytes.iter().position(|b| *b == b' ') {
                         let length: usize = std::str::from_utf8(&bytes[..space]).unwrap().parse().unwrap();
                         if bytes.len() < space + 1 + length {
                             break;
