@@ -394,6 +394,7 @@ mod tests {
             deploy_branches: Vec::new(),
             buildpacks: Vec::new(),
             checks: std::collections::BTreeMap::new(),
+            acm: false,
             config_rev: 0,
             last_version: 0,
             target: None,

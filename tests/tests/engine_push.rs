@@ -139,3 +139,57 @@ fn what_is_wrong_is_said() {
     user.flex(&["create", "No_Good"]).fails_with("lower-case letters");
     assert_eq!(user.flex(&["frobnicate"]).status, 2);
 }
+
+#[test]
+fn requests_are_treated_as_the_file_and_the_owner_say() {
+    let server = Server::start();
+    let user = server.admin();
+    let mut files = app("page");
+    let json = r#"{ "routes": { "*": { "headers": { "X-From": "app.json" } }, "/secret": { "deny": ["0.0.0.0/0", "::/0"] } } }"#;
+    files.push(("app.json", json.to_owned()));
+    let files: Vec<(&str, &str)> = files.iter().map(|(n, t)| (*n, t.as_str())).collect();
+    let repo = user.repo("treated", &files);
+    repo.push().ok();
+    let (path, host) = (user.home.path().join("soon.html"), "treated.localhost");
+    let sees = |what: &str, fits: &dyn Fn(&flex_tests::Answer) -> bool| {
+        wait_for(what, Duration::from_secs(10), || fits(&server.page("treated", "/")).then_some(()));
+    };
+    let page = server.page("treated", "/");
+    assert!(page.status == 200 && page.head.contains("X-From: app.json"), "{}", page.head);
+    assert_eq!(server.page("treated", "/secret/x").status, 403);
+
+    repo.flex(&["routes:set", host, "--https-redirect", "--header", "X-From: hand", "--timeout", "1m"]).ok();
+    sees("a redirect", &|a| {
+        a.status == 301 && a.head.contains("Location: https://treated.localhost/") && a.head.contains("X-From: hand")
+    });
+    let shown = repo.flex(&["routes"]).ok().out;
+    for text in ["https_redirect=on", "timeout_seconds=60", "x-from=hand", "treated.localhost/secret", "deny=0.0.0.0/0,::/0"] {
+        assert!(shown.contains(text), "{text}: {shown}");
+    }
+    repo.flex(&["routes:unset", host, "https-redirect"]).ok();
+    sees("no redirect", &|a| a.status == 200);
+
+    // A password for the whole app, read from stdin; no command shows it.
+    let bin = flex_tests::binary("flex");
+    let line = format!("echo geheim | {} routes:set -a treated --all --basic-auth ann --realm Staging", bin.display());
+    let out = user.command("sh", &repo.dir, &["-c", &line]).output().unwrap();
+    assert!(out.status.success(), "{}", String::from_utf8_lossy(&out.stderr));
+    sees("a question", &|a| a.status == 401 && a.head.contains("Basic realm=\"Staging\""));
+    let told = [&["routes", "--json"][..], &["routes:info"], &["routes:info", host, "--json"], &["events"], &["logs"]]
+        .map(|c| repo.flex(c).ok().all());
+    assert!(!told.concat().contains("geheim") && !told.concat().contains("pbkdf2"), "{told:?}");
+    assert!(told[1].contains("users=ann=[hidden]") && told[3].contains("basic_auth"), "{told:?}");
+    repo.flex(&["routes:unset", "--all", "basic-auth"]).ok();
+    sees("no question", &|a| a.status == 200);
+
+    std::fs::write(&path, "<h1>Back at noon</h1>").unwrap();
+    repo.flex(&["routes:page", "maintenance", path.to_str().unwrap()]).ok();
+    repo.flex(&["maintenance:on"]).ok();
+    sees("the app's own page", &|a| a.status == 503 && a.body == "<h1>Back at noon</h1>");
+    repo.flex(&["maintenance:off"]).ok();
+
+    repo.flex(&["routes:set", host, "--allow", "10.0.0.0/99"]).fails_with("allow");
+    repo.commit(&[("app.json", r#"{ "routes": { "/x": { "timeout_seconds": 0 } } }"#)]);
+    repo.push().fails_with("routes[\"/x\"]: timeout_seconds");
+    sees("what was released before", &|a| a.head.contains("X-From: hand"));
+}
