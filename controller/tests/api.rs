@@ -611,16 +611,20 @@ const EVENTS: &[(&str, &str)] = &[
     ("POST /apps/{app}/sni-endpoints", "sni-endpoint.update"),
     ("PATCH /apps/{app}/sni-endpoints/{endpoint}", "sni-endpoint.update"),
     ("DELETE /apps/{app}/sni-endpoints/{endpoint}", "sni-endpoint.delete"),
+    ("POST /apps/{app}/acm", "acm.enable"),
+    ("DELETE /apps/{app}/acm", "acm.disable"),
     ("POST /apps/{app}/log-drains", "log-drain.create"),
     ("DELETE /apps/{app}/log-drains/{drain}", "log-drain.delete"),
     ("PATCH /apps/{app}/log-retention", "log-retention.update"),
     ("POST /apps/{app}/routes", "route.create"),
     ("PATCH /apps/{app}/routes/{route}", "route.update"),
     ("DELETE /apps/{app}/routes/{route}", "route.delete"),
+    ("PATCH /apps/{app}/routing", "routing.update"),
 ];
 
 /// Routes that take something and change nothing that lasts.
 const WITHOUT_EVENT: &[(&str, &str)] = &[
+    ("PATCH /apps/{app}/acm", "what comes of it is told: certificate.issue or certificate.fail"),
     ("POST /sources", "a promise that ends by itself"),
     ("PUT /sources/{id}/{secret}", "the build that uses it is the event"),
     ("POST /apps/{app}/log-sessions", "it reads"),
@@ -1058,7 +1062,7 @@ async fn what_routers_see_is_told() {
     assert_eq!((&web["traffic"]["queue"], &web["traffic"]["service_ms"]), (&json!(1), &json!(2.0)));
     assert_eq!((&web["traffic"]["error_share"], &web["history"][0]["traffic"]["arrival_rate"]), (&json!(0.25), &json!(30.0)));
     for (path, token, status) in [
-        ("/apps/demo/metrics?seconds=61", &w.admin, 422),
+        ("/apps/demo/metrics?seconds=61", &w.admin, 400),
         ("/apps/demo/metrics", &stranger, 404),
         ("/metrics", &stranger, 403),
         ("/routers", &stranger, 403),

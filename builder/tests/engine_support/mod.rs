@@ -162,7 +162,8 @@ impl World {
             check: HealthCheck::default_for(&ProcessType::web()),
         };
         let job = JobSpec {
-            instance: InstanceId(Uuid::from_u128(unique())),
+            // Names hold an id's first digits.
+            instance: InstanceId(Uuid::from_u128(unique() << 64)),
             app: self.app,
             app_name: "shop".into(),
             name: "run.1".into(),
