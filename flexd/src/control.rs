@@ -38,18 +38,28 @@ fn socket(data_dir: &Path) -> PathBuf {
     data_dir.join("control.sock")
 }
 
-/// Answers until told to stop.
-pub async fn serve(
-    data_dir: PathBuf,
-    controller: Controller,
-    store: Arc<EmbeddedStore>,
-    stop: CancellationToken,
-) -> Result<(), String> {
-    let path = socket(&data_dir);
+/// The door, open: who knocks from now on is heard, if not answered at once.
+pub struct Door {
+    path: PathBuf,
+    listener: UnixListener,
+}
+
+/// Opens the door of a data directory. Must be called within the runtime.
+///
+/// # Errors
+/// A sentence: the socket cannot be made.
+pub fn open(data_dir: &Path) -> Result<Door, String> {
+    let path = socket(data_dir);
     let _ = std::fs::remove_file(&path);
     let listener = UnixListener::bind(&path).map_err(|e| format!("cannot make {}: {e}", path.display()))?;
     std::fs::set_permissions(&path, std::fs::Permissions::from_mode(0o600))
         .map_err(|e| format!("cannot protect {}: {e}", path.display()))?;
+    Ok(Door { path, listener })
+}
+
+/// Answers until told to stop.
+pub async fn serve(door: Door, controller: Controller, store: Arc<EmbeddedStore>, stop: CancellationToken) -> Result<(), String> {
+    let Door { path, listener } = door;
     loop {
         let stream = tokio::select! {
             () = stop.cancelled() => break,

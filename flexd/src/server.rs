@@ -187,7 +187,7 @@ pub async fn serve(settings: Settings, roles: Roles) -> Result<(), String> {
         Ok(())
     });
     spawn(&mut tasks, "api", serve_api(api, controller.clone(), token()));
-    spawn(&mut tasks, "control", control::serve(settings.data_dir.clone(), controller.clone(), store.clone(), token()));
+    spawn(&mut tasks, "control", control::serve(control::open(&settings.data_dir)?, controller.clone(), store.clone(), token()));
     spawn(&mut tasks, "snapshots", snapshots(store.clone(), settings.data_dir.clone(), token()));
     tracing::info!(api = %api_addr, http = %http, https, ssh = %ssh, data = %settings.data_dir.display(), "flexd serves");
     println!(
