@@ -33,6 +33,9 @@ const STILL_RUNNING: Duration = Duration::from_secs(2);
 /// For so long an engine that went away may come back and still tell how the command ended.
 const LOST: Duration = Duration::from_secs(60);
 
+/// For so long the engine may not know the number of a process that it started.
+const NUMBERED: Duration = Duration::from_secs(2);
+
 /// What runs.
 #[derive(Debug, Clone)]
 pub(crate) enum Process {
@@ -317,19 +320,29 @@ pub(super) async fn signal_to(inner: &Inner, process: &Process, signal: i32) {
     }
 }
 
-/// The engine cannot signal an exec's process, but tells its number on this host.
+/// The engine cannot signal an exec's process, but tells its number on this host: a moment after the process runs, and may have
+/// printed something.
 async fn signal_exec(inner: &Inner, id: &str, signal: i32) -> Result<(), RuntimeError> {
-    let exec = inner.engine.call("looking for the process to signal", QUICK, async |d| d.inspect_exec(id).await).await?;
-    let pid = exec.pid.and_then(|p| i32::try_from(p).ok()).filter(|p| *p > 1 && exec.running == Some(true));
     let signal =
         nix::sys::signal::Signal::try_from(signal).map_err(|e| RuntimeError::Refused(format!("signal {signal}: {e}")))?;
-    match pid {
-        // It leads a session of its own: what it started hears of it too, as at a terminal.
-        Some(pid) => nix::sys::signal::killpg(nix::unistd::Pid::from_raw(pid), signal)
-            .or_else(|_| nix::sys::signal::kill(nix::unistd::Pid::from_raw(pid), signal))
-            .map_err(|e| RuntimeError::Refused(format!("sending {signal} to process {pid}: {e}"))),
-        None => Ok(()),
-    }
+    let deadline = tokio::time::Instant::now() + NUMBERED;
+    let pid = loop {
+        let doing = "looking for the process to signal";
+        let exec = inner.engine.call(doing, QUICK, async |d| d.inspect_exec(id).await).await?;
+        let running = exec.running == Some(true);
+        if let Some(pid) = exec.pid.and_then(|p| i32::try_from(p).ok()).filter(|p| *p > 1 && running) {
+            break pid;
+        }
+        let ended = !running && exec.exit_code.is_some();
+        if ended || tokio::time::Instant::now() > deadline {
+            return Ok(());
+        }
+        tokio::time::sleep(Duration::from_millis(10)).await;
+    };
+    // It leads a session of its own: what it started hears of it too, as at a terminal.
+    nix::sys::signal::killpg(nix::unistd::Pid::from_raw(pid), signal)
+        .or_else(|_| nix::sys::signal::kill(nix::unistd::Pid::from_raw(pid), signal))
+        .map_err(|e| RuntimeError::Refused(format!("sending {signal} to process {pid}: {e}")))
 }
 
 /// Waits until it has ended. The streams close a moment before the engine knows the status.
