@@ -90,6 +90,7 @@ fn a_push_is_built_served_changed_and_survives() {
     wait_for("the first page", Duration::from_secs(30), || (server.page("hello", "/").body == "one").then_some(()));
 
     // kill -9: the apps run on; a new flexd adopts them and serves at once.
+    wait_for("the old containers to go", Duration::from_secs(30), || (server.containers().len() == 2).then_some(()));
     let before = server.containers();
     server.end(Signal::SIGKILL);
     server.up();

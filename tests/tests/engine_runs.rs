@@ -221,7 +221,10 @@ fn a_terminal_is_the_programs_own() {
     // A program in the foreground hears of a new size while it runs.
     shell.type_in("trap 'echo size: $(stty size)' WINCH; echo re''ady\r");
     shell.shows("ready\r\n");
-    stty(&shell.slave, &["rows", "20", "cols", "50"]);
+    // One change at a time: bash may tell of the second of two at once only after the next key.
+    stty(&shell.slave, &["rows", "20"]);
+    shell.shows("size: 20 77");
+    stty(&shell.slave, &["cols", "50"]);
     shell.shows("size: 20 50");
     // Ctrl-C ends the command, Ctrl-Z stops it, Ctrl-P is history, Ctrl-D ends the shell.
     shell.type_in("sleep 1000\r");
