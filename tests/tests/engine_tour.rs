@@ -21,6 +21,9 @@ fn the_tour_is_true() {
     daily_use(&server, &user);
 }
 
+/// The app that the tour made and, at its end, destroyed.
+const AGAIN: &str = "flex create my-app\ngit push flex main\nflex ps:scale web=2\n";
+
 /// Every block of the page, in the repository that the tour left.
 fn daily_use(server: &Server, user: &flex_tests::User) {
     let page = std::fs::read_to_string(root().join("docs/daily-use.md")).unwrap();
@@ -28,7 +31,7 @@ fn daily_use(server: &Server, user: &flex_tests::User) {
     let page = page.split("## One-off commands").next().unwrap();
     let blocks: Vec<&str> = page.split("```sh\n").skip(1).map(|b| b.split("```").next().unwrap()).collect();
     assert!(blocks.len() >= 8, "the page has lost its blocks");
-    let all = blocks.concat().replace(":8080", &format!(":{}", server.http.port()));
+    let all = format!("{AGAIN}{}", blocks.concat()).replace(":8080", &format!(":{}", server.http.port()));
     let bin = binary("flex");
     let path = format!("{}:{}", bin.parent().unwrap().display(), std::env::var("PATH").unwrap());
     let out = user.command("sh", &user.home.path().join("my-app"), &["-e", "-x", "-c", &all]).env("PATH", path).output().unwrap();
@@ -37,12 +40,12 @@ fn daily_use(server: &Server, user: &flex_tests::User) {
     for text in [
         "=== web (256M)",
         "web.9 is not wanted",
-        "resized from 512M to 256M",
+        "now web at 3:256M",
         "GET /",
         "two words",
         "+ config COLOUR: ********",
         "Rolling back my-app to v1... done",
-        "collaborator",
+        "admin@example.com owner",
         "app.lock",
         "127.0.0.1",
         "Set how many instances",
