@@ -65,8 +65,9 @@ async fn a_stack_over_an_image_builds_and_runs() {
     let image = flex_model::ImageRef { reference: record.run.id.clone(), manifest: None };
     assert_eq!(w.run(&image, Command::Launch("id -un; pwd".into())).await, ("app\n/app\n".into(), 0));
     assert!(!builder.build(&dir, false, log.clone()).await.unwrap().1);
-    // An engine that somebody cleaned up has the images again for the next build.
-    w.runtime.remove_image(&record.build.id).await.unwrap();
+    // An engine that somebody cleaned up has the images again for the next build. The command's container is removed
+    // behind its exit status.
+    w.soon("the image is in no use", async || w.runtime.remove_image(&record.build.id).await.is_ok()).await;
     assert!(!w.runtime.has_image(&record.build.id).await.unwrap());
     let apps = flex_builder::Builder::new(own, w.runtime.clone());
     let prepared = apps.prepare(w.next_build(), w.app, &name.parse().unwrap()).await.unwrap();

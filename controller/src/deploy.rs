@@ -354,8 +354,10 @@ impl Controller {
                 output.line(format!("       Waiting: {}.{} cannot be placed: {}", p.process, p.index, p.why)).await;
                 said = Some(p);
             }
-            if now.status != ReleaseStatus::Succeeded && self.is_superseded(release).await {
-                output.line("       A newer release took over before this one was up.").await;
+            // One that was up for a moment only may never have been seen in the routing table.
+            if seen.routed.is_none() && self.is_superseded(release).await {
+                let before = if now.status == ReleaseStatus::Succeeded { "" } else { " before this one was up" };
+                output.line(format!("       A newer release took over{before}.")).await;
                 return true;
             }
             match now.status {

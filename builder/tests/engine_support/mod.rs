@@ -185,12 +185,13 @@ impl World {
 
     /// No build container of this world is left, soon.
     pub async fn no_sandbox_left(&self) {
+        self.soon("no build container is left", async || docker(&["ps", "-aq", "--filter", &self.filter()]).is_empty()).await;
+    }
+
+    pub async fn soon(&self, what: &str, is_so: impl AsyncFn() -> bool) {
         let deadline = tokio::time::Instant::now() + Duration::from_secs(20);
-        loop {
-            if docker(&["ps", "-aq", "--filter", &self.filter()]).is_empty() {
-                return;
-            }
-            assert!(tokio::time::Instant::now() < deadline, "a build container was left behind");
+        while !is_so().await {
+            assert!(tokio::time::Instant::now() < deadline, "waited too long for: {what}");
             tokio::time::sleep(Duration::from_millis(100)).await;
         }
     }
