@@ -1,12 +1,12 @@
 //! Carries the instances' output from the engine's files to the log store.
 //!
-//! One thread reads all files (reading blocks, and waking by short polling costs two system calls a file). Places read up to are
-//! kept on disk every second, after the store has the lines. A restart loses none, and passes over those that the store
-//! has already (`repeats.rs`).
+//! One thread reads all files, each when it has changed (`watch.rs`). Places read up to are kept on disk every second, after
+//! the store has the lines. A restart loses none, and passes over those that the store has already (`repeats.rs`).
 
 mod file;
 mod json;
 mod repeats;
+mod watch;
 
 use file::{Follow, Position, Progress};
 use flex_logs::{LogStore, MAX_LINE_BYTES, split_lines};
@@ -22,11 +22,14 @@ use std::{
     time::{Duration, Instant},
 };
 use tokio::sync::oneshot;
+use watch::{Bell, Watcher, Woken};
 
-/// Pause after a read that found something.
-const ACTIVE: Duration = Duration::from_millis(50);
-/// Longest pause: what a line may be late after a silence.
-const QUIET: Duration = Duration::from_millis(150);
+/// Pause between two reads of a file that changes all the time.
+const ACTIVE: Duration = Duration::from_millis(20);
+/// Pause between looks at a file that is not there yet, or cannot be watched.
+const UNWATCHED: Duration = Duration::from_millis(150);
+/// Pause between looks at all files, whether or not a change was told.
+const ROUND: Duration = Duration::from_secs(5);
 /// Files due this soon are read with those that are due: one waking for many.
 const TOGETHER: Duration = Duration::from_millis(10);
 /// Bytes read of one file before the next one's turn.
@@ -58,6 +61,7 @@ enum Message {
 /// The thread's handle. Dropping it saves the places and ends the thread.
 pub struct Tailer {
     messages: mpsc::Sender<Message>,
+    bell: Bell,
     thread: Option<JoinHandle<()>>,
 }
 
@@ -65,6 +69,7 @@ impl Tailer {
     /// Starts the thread; places are kept in `dir`.
     pub fn start(dir: &Path, logs: Arc<LogStore>) -> io::Result<Self> {
         let (messages, receiver) = mpsc::channel();
+        let (watcher, bell) = Watcher::new()?;
         let places_file = dir.join(PLACES);
         let kept = load(&places_file);
         let work = Work {
@@ -75,17 +80,20 @@ impl Tailer {
             repeats: BTreeMap::new(),
             first: true,
             tails: BTreeMap::new(),
+            watcher,
+            round: Instant::now() + ROUND,
             saved: Instant::now(),
             changed: false,
         };
         let thread = std::thread::Builder::new().name("flex-tail".into()).spawn(move || work.run(&receiver))?;
-        Ok(Self { messages, thread: Some(thread) })
+        Ok(Self { messages, bell, thread: Some(thread) })
     }
 
     /// Tells all the files there are. Returns when the last output of instances that ended, or are gone, is in the log.
     pub async fn sources(&self, sources: Vec<Source>) {
         let (done, wait) = oneshot::channel();
         if self.messages.send(Message::Sources(sources, done)).is_ok() {
+            self.bell.ring();
             let _ = wait.await;
         }
     }
@@ -94,6 +102,7 @@ impl Tailer {
 impl Drop for Tailer {
     fn drop(&mut self) {
         let _ = self.messages.send(Message::Stop);
+        self.bell.ring();
         if let Some(thread) = self.thread.take() {
             let _ = thread.join();
         }
@@ -134,8 +143,9 @@ struct Tail {
     source: Source,
     follow: Follow,
     joiner: Joiner,
-    pause: Duration,
-    due: Instant,
+    /// When it is to be read; none: when it changes.
+    due: Option<Instant>,
+    read_at: Instant,
     finished: bool,
     /// It was read to its end since this process started.
     caught_up: bool,
@@ -154,6 +164,9 @@ struct Work {
     /// Nobody told yet which files there are.
     first: bool,
     tails: BTreeMap<Key, Tail>,
+    watcher: Watcher<Key>,
+    /// When all files are looked at next.
+    round: Instant,
     saved: Instant,
     changed: bool,
 }
@@ -161,29 +174,49 @@ struct Work {
 impl Work {
     fn run(mut self, messages: &mpsc::Receiver<Message>) {
         loop {
-            let now = Instant::now();
-            let mut next = self.tails.values().filter(|t| !t.finished).map(|t| t.due).min();
-            if self.changed {
-                next = next.into_iter().chain([self.saved + SAVE]).min();
-            }
-            let message = match next {
-                Some(next) => messages.recv_timeout(next.saturating_duration_since(now)),
-                None => messages.recv().map_err(|_| mpsc::RecvTimeoutError::Disconnected),
-            };
-            match message {
-                Ok(Message::Sources(sources, done)) => {
-                    self.take_sources(sources);
-                    let _ = done.send(());
+            let woken = self.watcher.sleep(self.next_due());
+            loop {
+                match messages.try_recv() {
+                    Ok(Message::Sources(sources, done)) => {
+                        self.take_sources(sources);
+                        let _ = done.send(());
+                    }
+                    Ok(Message::Stop) | Err(mpsc::TryRecvError::Disconnected) => {
+                        self.save();
+                        return;
+                    }
+                    Err(mpsc::TryRecvError::Empty) => break,
                 }
-                Ok(Message::Stop) | Err(mpsc::RecvTimeoutError::Disconnected) => {
-                    self.save();
-                    return;
-                }
-                Err(mpsc::RecvTimeoutError::Timeout) => {}
             }
+            self.note(woken);
             self.poll();
             if self.changed && self.saved.elapsed() >= SAVE {
                 self.save();
+            }
+        }
+    }
+
+    fn next_due(&self) -> Option<Instant> {
+        let reads = self.tails.values().filter(|t| !t.finished).map(|t| t.due.unwrap_or(self.round));
+        reads.chain(self.changed.then(|| self.saved + SAVE)).min()
+    }
+
+    /// Notes which files are to be read.
+    fn note(&mut self, woken: Woken<Key>) {
+        let now = Instant::now();
+        let all = matches!(woken, Woken::Overflow) || self.round <= now;
+        if self.round <= now {
+            self.round = now + ROUND;
+        }
+        let mut due = |tail: &mut Tail| {
+            let at = (tail.read_at + ACTIVE).max(now);
+            tail.due = Some(tail.due.map_or(at, |due| due.min(at)));
+        };
+        if all {
+            self.tails.values_mut().for_each(due);
+        } else if let Woken::Changed(keys) = woken {
+            for key in keys {
+                self.tails.get_mut(&key).into_iter().for_each(&mut due);
             }
         }
     }
@@ -199,6 +232,7 @@ impl Work {
             if let Some(mut tail) = self.tails.remove(&key) {
                 self.finish(&mut tail, deadline);
             }
+            self.watcher.disarm(key);
             self.places.remove(&place_name(key));
             self.changed = true;
         }
@@ -210,13 +244,13 @@ impl Work {
             }
             let mut tail = self.tails.remove(&key).unwrap_or_else(|| {
                 let follow = Follow::new(source.path.clone(), self.places.get(&place_name(key)).copied());
-                let (joiner, due) = (Joiner::default(), Instant::now());
+                let (joiner, now) = (Joiner::default(), Instant::now());
                 Tail {
                     source: source.clone(),
                     follow,
                     joiner,
-                    pause: ACTIVE,
-                    due,
+                    due: Some(now),
+                    read_at: now,
                     finished: false,
                     caught_up: false,
                     failing: None,
@@ -225,6 +259,11 @@ impl Work {
             tail.source = source;
             if tail.source.ended {
                 self.finish(&mut tail, deadline);
+                if tail.finished {
+                    self.watcher.disarm(key);
+                } else {
+                    tail.due = Some(Instant::now());
+                }
             }
             self.tails.insert(key, tail);
         }
@@ -256,14 +295,16 @@ impl Work {
 
     fn poll(&mut self) {
         let now = Instant::now();
-        let due: Vec<Key> = self.tails.iter().filter(|(_, t)| !t.finished && t.due <= now + TOGETHER).map(|(k, _)| *k).collect();
+        let is_due = |t: &Tail| !t.finished && t.due.is_some_and(|due| due <= now + TOGETHER);
+        let due: Vec<Key> = self.tails.iter().filter(|(_, t)| is_due(t)).map(|(k, _)| *k).collect();
         for key in due {
             let Some(mut tail) = self.tails.remove(&key) else { continue };
-            let before = self.places.get(&place_name(key)).copied();
+            // Before the read: what is written after it is told.
+            let watched = self.watcher.arm(key, &tail.source.path);
             let more = self.read(&mut tail);
-            let found = self.places.get(&place_name(key)).copied() != before;
-            tail.pause = if found { ACTIVE } else { (tail.pause * 3 / 2).min(QUIET) };
-            tail.due = if more { now } else { Instant::now() + tail.pause };
+            tail.read_at = Instant::now();
+            let watched = watched && tail.failing.is_none();
+            tail.due = if more { Some(now) } else { (!watched).then(|| tail.read_at + UNWATCHED) };
             self.tails.insert(key, tail);
         }
         if !self.repeats.is_empty() {
@@ -441,6 +482,30 @@ mod tests {
         fs::remove_file(&path).unwrap();
         tailer.sources(vec![]).await;
         assert_eq!(numbers(&logs).await, (0..500).collect::<Vec<_>>());
+    }
+
+    /// Each line waits for the one before: were changes not told, each would wait for a round of all files.
+    #[tokio::test]
+    async fn changes_are_told_also_over_rotations() {
+        const LINES: u64 = 30;
+        let dir = tempfile::tempdir().unwrap();
+        let logs = open(dir.path());
+        let tailer = Tailer::start(dir.path(), logs.clone()).unwrap();
+        let path = source(dir.path(), false).path;
+        write(&path, 0, 1);
+        tailer.sources(vec![source(dir.path(), false)]).await;
+        let deadline = Instant::now() + ROUND * LINES as u32 / 2;
+        for n in 1..LINES {
+            if n % 7 == 0 {
+                fs::rename(&path, dir.path().join("x.log.1")).unwrap();
+            }
+            write(&path, n, n + 1);
+            while numbers(&logs).await.last() != Some(&n) {
+                assert!(Instant::now() < deadline, "line {n} is not there");
+                tokio::time::sleep(Duration::from_millis(2)).await;
+            }
+        }
+        assert_eq!(numbers(&logs).await, (0..LINES).collect::<Vec<_>>());
     }
 
     /// A figure, not a test: `cargo test --release -p flex-agent -- --ignored --nocapture rate`.
