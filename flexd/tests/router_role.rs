@@ -225,7 +225,7 @@ async fn routers_follow_the_server_and_do_without_it() {
     for at in at {
         until("the change is routed", async || says(at, "a1.test", "200 new").await).await;
     }
-    assert!(changed.elapsed() < Duration::from_secs(1), "{:?}", changed.elapsed());
+    assert!(changed.elapsed() < Duration::from_secs(5), "{:?}", changed.elapsed());
     assert_eq!((server.sent.0.load(SeqCst), server.sent.1.load(SeqCst)), (2, 2));
     until("both say that", async || told(6)()).await;
     until("access lines arrive", async || server.lines.lock().unwrap().iter().any(|l| l.contains("host=a1.test"))).await;

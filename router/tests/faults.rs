@@ -115,7 +115,7 @@ async fn a_slow_connect_goes_to_the_next_instance() {
         let begun = Instant::now();
         assert_eq!(world.get("aa.test", "/").await.text(), "good");
         assert!(world.line().await.contains("dyno=web.2 "));
-        assert!(begun.elapsed() < Duration::from_secs(3));
+        assert!(begun.elapsed() < Duration::from_secs(10));
     }
     world.set(2, vec![app("aa", Serving, vec![backend(1, address)])]).await;
     assert_eq!(world.get("aa.test", "/").await.status, 503);
@@ -224,7 +224,7 @@ async fn slow_clients_are_cut_off() {
     let mut text = String::new();
     within(tokio::io::AsyncReadExt::read_to_string(&mut read, &mut text)).await.ok();
     assert!(text.starts_with("HTTP/1.1 408 "), "{text}");
-    assert!(begun.elapsed() < Duration::from_secs(2));
+    assert!(begun.elapsed() < Duration::from_secs(10));
     dripping.abort();
     // Content that stops.
     let mut client = world.client().await;
