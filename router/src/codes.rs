@@ -18,9 +18,13 @@ pub enum Code {
     AppBootTimeout,
     BackendConnectionRefused,
     TooManyConnections,
+    EndpointMisconfigured,
+    ForcedClose,
+    HttpRestriction,
     RequestError,
     ClientRequestInterrupted,
     ClientConnectionIdle,
+    MisdirectedRequest,
     AddressRefused,
     Unauthorized,
     RateLimited,
@@ -36,10 +40,11 @@ pub enum Code {
 struct Facts(&'static str, &'static str, u16, &'static str);
 
 const APP_ERROR: &str = "The application did not answer. If you own it, its logs say more: flex logs --tail";
+const MISDIRECTED: &str = "This connection was made for another host name. Connect again for this one.";
 
 impl Code {
     /// All codes, in the order of their numbers.
-    pub const ALL: [Code; 24] = [
+    pub const ALL: [Code; 28] = [
         Self::AppCrashed,
         Self::BacklogTooDeep,
         Self::RequestTimeout,
@@ -52,9 +57,13 @@ impl Code {
         Self::AppBootTimeout,
         Self::BackendConnectionRefused,
         Self::TooManyConnections,
+        Self::EndpointMisconfigured,
+        Self::ForcedClose,
+        Self::HttpRestriction,
         Self::RequestError,
         Self::ClientRequestInterrupted,
         Self::ClientConnectionIdle,
+        Self::MisdirectedRequest,
         Self::AddressRefused,
         Self::Unauthorized,
         Self::RateLimited,
@@ -86,9 +95,15 @@ impl Code {
             Self::TooManyConnections => {
                 Facts("H22", "Connection limit reached", 503, "Too many connections are open. Try again in a moment.")
             }
+            Self::EndpointMisconfigured => Facts("H23", "Endpoint misconfigured", 503, APP_ERROR),
+            Self::ForcedClose => {
+                Facts("H24", "Forced close", 503, "The connection was closed for maintenance. Try again in a moment.")
+            }
+            Self::HttpRestriction => Facts("H25", "HTTP restriction", 502, APP_ERROR),
             Self::RequestError => Facts("H26", "Request Error", 400, "The request is not valid HTTP."),
             Self::ClientRequestInterrupted => Facts("H27", "Client Request Interrupted", 499, "The request was not completed."),
             Self::ClientConnectionIdle => Facts("H28", "Client Connection Idle", 499, "The request was not completed in time."),
+            Self::MisdirectedRequest => Facts("H31", "Misdirected request", 421, MISDIRECTED),
             Self::AddressRefused => Facts("H40", "Address not allowed", 403, "This address may not use the application."),
             Self::Unauthorized => Facts("H41", "Authentication required", 401, "A name and a password are needed."),
             Self::RateLimited => Facts("H42", "Rate limit exceeded", 429, "Too many requests from here. Try again in a moment."),
@@ -138,6 +153,7 @@ impl Code {
             Self::BlankApp => "Nothing here yet",
             Self::AppBootTimeout => "Still starting",
             Self::RequestError | Self::HeadTooLarge => "Bad request",
+            Self::MisdirectedRequest => "Misdirected request",
             Self::AddressRefused => "Not allowed",
             Self::Unauthorized => "Sign in",
             Self::RateLimited => "Too many requests",
@@ -183,12 +199,7 @@ impl Refusal {
                 "No such app",
                 "There is no app at this host name. Check the address, or add the domain to your app.",
             ),
-            Self::Misdirected => p(
-                421,
-                "misdirected_request",
-                "Misdirected request",
-                "This connection was made for another host name. Connect again for this one.",
-            ),
+            Self::Misdirected => p(421, "misdirected_request", "Misdirected request", MISDIRECTED),
             Self::ConnectionLimit => {
                 p(503, "connection_limit", "Too many connections", "The router has no connection left. Try again in a moment.")
             }
@@ -302,6 +313,7 @@ pub(crate) fn reason(status: u16) -> &'static str {
         421 => "Misdirected Request",
         429 => "Too Many Requests",
         431 => "Request Header Fields Too Large",
+        502 => "Bad Gateway",
         505 => "HTTP Version Not Supported",
         _ => "Service Unavailable",
     }

@@ -2,6 +2,7 @@
 //! stand beside this file and use the same exchange.
 
 use crate::{
+    Code,
     codes::{Prefer, Refusal},
     exchange,
     h1::{
@@ -301,7 +302,10 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Conn<'_, S> {
             && **sni != *request.host
             && !self.worker.shared.tls.store.same_certificate(sni, &request.host)
         {
-            return self.refuse(Refusal::Misdirected, request.prefer, request.head_only).await;
+            return match self.worker.find(&request) {
+                Some(app) => exchange::run(self, request, app, self.meeting.protocol, Some(Code::MisdirectedRequest)).await,
+                None => self.refuse(Refusal::Misdirected, request.prefer, request.head_only).await,
+            };
         }
         if let Some(token) = request.path().strip_prefix("/.well-known/acme-challenge/")
             && let Some(proof) = self.worker.shared.tls.store.proof(&request.host, token)
@@ -310,7 +314,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Conn<'_, S> {
         }
         let app = self.worker.find(&request);
         match app {
-            Some(app) => exchange::run(self, request, app, self.meeting.protocol).await,
+            Some(app) => exchange::run(self, request, app, self.meeting.protocol, None).await,
             None => {
                 let keep =
                     request.keep_alive && request.framing == Framing::None && !request.http10 && !self.worker.draining.get();

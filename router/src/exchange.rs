@@ -52,6 +52,9 @@ struct Exchange<'a, 'w, S> {
     /// How often an instance said that it did not process it.
     unprocessed: usize,
     counted: Counted,
+    app: AppId,
+    /// The access line's end.
+    protocol: &'static str,
     /// The route's policy, if it says anything, and what it adds to the answer.
     gate: Option<Arc<Gate>>,
     extra: Extra,
@@ -65,14 +68,24 @@ enum Attempt {
     Failed(Code),
 }
 
-/// Serves `request` and tells what becomes of the client's connection.
+/// The router ended before the request did: the access line tells that, too.
+impl<S> Drop for Exchange<'_, '_, S> {
+    fn drop(&mut self) {
+        if self.counted.is_open() {
+            self.log(Some(if std::thread::panicking() { Code::PlatformError } else { Code::ForcedClose }));
+        }
+    }
+}
+
+/// Serves `request` and tells what becomes of the client's connection. `refused`: it is not to be served.
 pub(crate) async fn run<S: AsyncRead + AsyncWrite + Unpin>(
     conn: &mut Conn<'_, S>,
     request: Request,
     app: Arc<App>,
     protocol: &'static str,
+    refused: Option<Code>,
 ) -> After {
-    let (counters, id) = (conn.worker.counters.clone(), app.id);
+    let counters = conn.worker.counters.clone();
     Counters::add(&counters.requests, 1);
     let counted = Counted::begin(&app, &conn.worker.shared.stats, &counters);
     let mut exchange = Exchange {
@@ -87,29 +100,32 @@ pub(crate) async fn run<S: AsyncRead + AsyncWrite + Unpin>(
         set_cookie: None,
         unprocessed: 0,
         counted,
+        app: app.id,
+        protocol,
         gate: None,
         extra: Extra::default(),
     };
-    let answered = match &app.gate {
-        None => exchange.answer(app).await,
-        Some(gate) => match exchange.ask(gate.clone()) {
+    let answered = match (&app.gate, refused) {
+        (_, Some(code)) => Err(code),
+        (None, None) => exchange.answer(app).await,
+        (Some(gate), None) => match exchange.ask(gate.clone()) {
             Verdict::Pass => exchange.answer(app).await,
             Verdict::Redirect { status, location } => Ok(exchange.redirect(status, &location).await),
             Verdict::Refuse(code) => Err(code),
         },
     };
-    let (code, after) = match answered {
-        Ok(after) => (None, after),
-        Err(code) => {
-            let service = exchange.sent_at.map(|at| at.elapsed());
-            let after = exchange.fail(code).await;
-            exchange.log(id, Some(code), service, protocol);
-            return after;
+    match answered {
+        Ok(after) => {
+            exchange.log(None);
+            after
         }
-    };
-    let service = exchange.sent_at.map(|at| at.elapsed());
-    exchange.log(id, code, service, protocol);
-    after
+        Err(code) => {
+            let service = exchange.service();
+            let after = exchange.fail(code).await;
+            exchange.log_after(Some(code), service);
+            after
+        }
+    }
 }
 
 /// Why a request cannot be served, nor by waiting.
@@ -124,8 +140,17 @@ pub(crate) fn unavailable(app: &App) -> Option<Code> {
     }
 }
 
-impl<S: AsyncRead + AsyncWrite + Unpin> Exchange<'_, '_, S> {
-    fn log(self, app: AppId, code: Option<Code>, service: Option<Duration>, protocol: &'static str) {
+impl<S> Exchange<'_, '_, S> {
+    /// How long an instance has had it.
+    fn service(&self) -> Option<Duration> {
+        self.sent_at.map(|at| at.elapsed())
+    }
+
+    fn log(&mut self, code: Option<Code>) {
+        self.log_after(code, self.service());
+    }
+
+    fn log_after(&mut self, code: Option<Code>, service: Option<Duration>) {
         let ms = |d: Duration| u64::try_from(d.as_millis()).unwrap_or(u64::MAX);
         let status = code.map_or_else(|| self.status.unwrap_or(0), Code::status);
         let end = Finished {
@@ -136,16 +161,18 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Exchange<'_, '_, S> {
             service_ms: service.map(ms),
             status,
             bytes: self.bytes,
-            protocol,
+            protocol: self.protocol,
         };
         let shared = &self.conn.worker.shared;
         let counters = &self.conn.worker.counters;
         Counters::add(&counters.bytes_out, self.bytes);
         counters.ended(status, code);
         self.counted.end(status, code, service, self.bytes);
-        shared.access.line(app, end.line());
+        shared.access.line(self.app, end.line());
     }
+}
 
+impl<S: AsyncRead + AsyncWrite + Unpin> Exchange<'_, '_, S> {
     /// Sends the code's page where the client can still make sense of it.
     async fn fail(&mut self, code: Code) -> After {
         if self.status.is_some() {
@@ -404,8 +431,9 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Exchange<'_, '_, S> {
                 Err(broken) => return failed(broken.code()),
             };
             let limit = self.conn.worker.shared.settings.limits.headers;
-            let Some(mut response) = response::parse(&answer.buf[..n], limit, &self.request) else {
-                return failed(Code::PoorlyFormattedResponse);
+            let mut response = match response::parse(&answer.buf[..n], limit, &self.request) {
+                Ok(response) => response,
+                Err(code) => return failed(code),
             };
             if record {
                 response.via = b"2.0 flex-router";
@@ -532,6 +560,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Exchange<'_, '_, S> {
             }
             let done = down.poll(cx, io, &mut rest, &self.conn.io);
             moved |= std::mem::take(&mut down.progress);
+            self.bytes = down.moved;
             match done {
                 Poll::Ready(Ok(())) => return Poll::Ready(Ok(())),
                 Poll::Ready(Err(PumpError::Sink)) => return Poll::Ready(Err(Code::ClientRequestInterrupted)),
@@ -606,6 +635,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Exchange<'_, '_, S> {
             if !up_open && !down_open {
                 return Poll::Ready(Ok(()));
             }
+            self.bytes = down.moved;
             let both = up_open && down_open;
             if std::mem::take(&mut up.progress) | std::mem::take(&mut down.progress) | (both != were_both) {
                 // Who hears the other side end usually ends too; who does not is not waited for as long.

@@ -23,6 +23,8 @@ pub(crate) enum Broken {
     /// The instance did nothing with the request, and said so.
     Unprocessed,
     Malformed,
+    /// Its head is larger than heads may be.
+    TooLarge,
     ClientGone,
     BadContent,
     /// By the route's policy.
@@ -44,6 +46,7 @@ impl Broken {
         match self {
             Self::Closed | Self::Unprocessed => Code::ClosedWithoutResponse,
             Self::Malformed => Code::PoorlyFormattedResponse,
+            Self::TooLarge => Code::HttpRestriction,
             Self::ClientGone => Code::ClientRequestInterrupted,
             Self::BadContent => Code::RequestError,
             Self::Refused(code) => *code,
@@ -72,7 +75,8 @@ impl Answer {
         match self.scanner.advance(&self.buf) {
             Scan::Complete(n) if n <= limit => Some(Ok(n)),
             Scan::Partial if self.buf.len() < limit => None,
-            _ => Some(Err(Broken::Malformed)),
+            Scan::Bad(_) => Some(Err(Broken::Malformed)),
+            Scan::Complete(_) | Scan::Partial => Some(Err(Broken::TooLarge)),
         }
     }
 

@@ -196,8 +196,13 @@ impl Counted {
         Counters::add(&self.cells().bytes_in, bytes);
     }
 
+    /// It has not ended yet.
+    pub(crate) fn is_open(&self) -> bool {
+        self.open
+    }
+
     /// `service`: since an instance was reached, if one was. `status`: 0 where there is none, as of TCP.
-    pub(crate) fn end(mut self, status: u16, code: Option<Code>, service: Option<Duration>, bytes: u64) {
+    pub(crate) fn end(&mut self, status: u16, code: Option<Code>, service: Option<Duration>, bytes: u64) {
         self.open = false;
         let cells = self.cells();
         Counters::add(&cells.ended, 1);

@@ -116,3 +116,23 @@ async fn metrics_count_what_was_asked() {
     world.set(9, vec![other]).await;
     eventually(async || parse(&world.metrics.expose()).unwrap().sum("flex_router_arrivals_total", &[("app", "aa")]) == 0.0).await;
 }
+
+/// A code that no test provokes, or that nobody can look up, is one that may be wrong.
+#[test]
+fn every_code_is_provoked_by_a_test_and_explained() {
+    let tests = [
+        include_str!("basics.rs"),
+        include_str!("faults.rs"),
+        include_str!("h2.rs"),
+        include_str!("l4.rs"),
+        include_str!("smuggling.rs"),
+        include_str!("policies/mod.rs"),
+    ];
+    let page = include_str!("../../docs/routing.md");
+    for code in flex_router::Code::ALL {
+        let name = code.code();
+        assert!(tests.iter().any(|text| text.contains(name)), "no test provokes {name}");
+        let row = format!("| {name} | {} | {} |", code.status(), code.desc());
+        assert!(page.contains(&row), "docs/routing.md has no row that begins with {row}");
+    }
+}

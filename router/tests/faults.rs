@@ -334,3 +334,117 @@ async fn heads_have_a_limit_and_connections_too() {
     assert_eq!(world.metrics.snapshot().connections_refused, 1);
     world.stop().await;
 }
+
+/// An instance that agrees to switch protocols must say to what: else neither side knows what the bytes are.
+#[tokio::test]
+async fn a_switch_without_its_field_is_h23() {
+    let instance = instance(|mut conn, _| async move {
+        request(&mut conn).await;
+        conn.send("HTTP/1.1 101 Switching Protocols\r\nUpgrade: websocket\r\n\r\n").await;
+        conn.rest().await;
+    })
+    .await;
+    let mut world = quick_world(vec![backend(1, instance.address)]).await;
+    let mut client = world.client().await;
+    client.send("GET / HTTP/1.1\r\nHost: aa.test\r\nConnection: Upgrade\r\nUpgrade: websocket\r\n\r\n").await;
+    assert_eq!(client.answer().await.status, 503);
+    let line = world.line().await;
+    assert!(line.contains("at=error code=H23 desc=\"Endpoint misconfigured\"") && line.contains(" dyno=web.1 "), "{line}");
+    world.stop().await;
+}
+
+/// Who is still there when the time to drain is over is cut off, and its access line says by whom.
+#[tokio::test]
+async fn what_a_stopping_router_cuts_off_is_h24() {
+    let instance = instance(|mut conn, _| async move {
+        let got = request(&mut conn).await.unwrap();
+        if got.head.starts_with("GET /begun ") {
+            conn.send("HTTP/1.1 200 OK\r\nContent-Length: 10\r\n\r\nhello").await;
+        }
+        conn.rest().await;
+    })
+    .await;
+    let timeouts = Timeouts { drain: Duration::from_millis(300), ..Timeouts::default() };
+    let setup = Setup { timeouts, ..Setup::default() };
+    let mut world = setup.start(table(1, vec![app("aa", Serving, vec![backend(1, instance.address)])])).await;
+    let (mut begun, mut silent) = (world.client().await, world.client().await);
+    begun.send("GET /begun HTTP/1.1\r\nHost: aa.test\r\n\r\n").await;
+    assert_eq!(begun.head().await.unwrap().status, 200);
+    assert_eq!(begun.exact(5).await, b"hello");
+    silent.send("GET /silent HTTP/1.1\r\nHost: aa.test\r\n\r\n").await;
+    let one = flex_model::InstanceId(uuid(1));
+    within(world.status.wait_for(|s| s.in_flight.get(&one) == Some(&2))).await.unwrap();
+    world.begin_stop();
+    assert!(begun.rest().await.is_empty() && silent.rest().await.is_empty());
+    let mut lines = [world.line().await, world.line().await];
+    lines.sort_by_key(|line| line.contains("/silent"));
+    for (line, bytes) in lines.iter().zip([5, 0]) {
+        assert!(line.contains("at=error code=H24 desc=\"Forced close\""), "{line}");
+        assert!(line.contains(" dyno=web.1 ") && line.contains(&format!(" status=503 bytes={bytes} ")), "{line}");
+    }
+    assert_eq!(world.metrics.snapshot().by_code, [("H24", 2)]);
+    world.stop().await;
+}
+
+/// What is wrong with a request's content is the client's doing, not the app's.
+#[tokio::test]
+async fn content_that_is_not_framed_is_h26() {
+    let instance = instance(|mut conn, _| async move {
+        conn.head_of_request().await;
+        conn.rest().await;
+    })
+    .await;
+    let mut world = World::new(vec![app("aa", Serving, vec![backend(1, instance.address)])]).await;
+    let one = flex_model::InstanceId(uuid(1));
+    for at_once in [true, false] {
+        let mut client = world.client().await;
+        client.send("POST / HTTP/1.1\r\nHost: aa.test\r\nTransfer-Encoding: chunked\r\n\r\n5\r\nhello\r\n").await;
+        if !at_once {
+            within(world.status.wait_for(|s| s.in_flight.contains_key(&one))).await.unwrap();
+        }
+        client.send("five\r\n").await;
+        let answer = client.answer().await;
+        assert_eq!((answer.status, answer.field("connection")), (400, Some("close")));
+        let line = world.line().await;
+        assert!(line.contains("at=error code=H26 desc=\"Request Error\"") && line.contains(" status=400 "), "{line}");
+        within(world.status.wait_for(|s| s.in_flight.is_empty())).await.unwrap();
+    }
+    world.stop().await;
+}
+
+/// Without a descriptor left for a connection to the instance. In a process of its own, because the limit is a process's.
+#[tokio::test]
+async fn a_router_that_is_out_of_descriptors_is_h99_and_recovers() {
+    use nix::sys::resource::{Resource::RLIMIT_NOFILE, getrlimit, setrlimit};
+    const ALONE: &str = "FLEX_TEST_ALONE";
+    if std::env::var_os(ALONE).is_none() {
+        let mut command = tokio::process::Command::new(std::env::current_exe().unwrap());
+        command.args(["--exact", "a_router_that_is_out_of_descriptors_is_h99_and_recovers"]).env(ALONE, "1").kill_on_drop(true);
+        let ended = within(command.output()).await.unwrap();
+        return assert!(ended.status.success(), "{}", String::from_utf8_lossy(&ended.stdout));
+    }
+    let instance = instance(|mut conn, _| async move {
+        request(&mut conn).await;
+        conn.send("HTTP/1.1 200 OK\r\nConnection: close\r\nContent-Length: 2\r\n\r\nok").await;
+    })
+    .await;
+    let mut world = World::new(vec![app("aa", Serving, vec![backend(1, instance.address)])]).await;
+    let mut client = world.client().await;
+    let ask = "GET / HTTP/1.1\r\nHost: aa.test\r\n\r\n";
+    client.send(ask).await;
+    assert_eq!(client.answer().await.text(), "ok");
+    assert!(world.line().await.contains("status=200"));
+    let (soft, hard) = getrlimit(RLIMIT_NOFILE).unwrap();
+    setrlimit(RLIMIT_NOFILE, 3, hard).unwrap();
+    client.send(ask).await;
+    let answer = client.answer().await;
+    setrlimit(RLIMIT_NOFILE, soft, hard).unwrap();
+    assert_eq!(answer.status, 503);
+    let line = world.line().await;
+    assert!(line.contains("at=error code=H99 desc=\"Platform error\"") && line.contains(" dyno= "), "{line}");
+    // It was not the instance's fault.
+    assert_eq!(world.metrics.snapshot().ejections, 0);
+    client.send(ask).await;
+    assert_eq!(client.answer().await.text(), "ok");
+    world.stop().await;
+}

@@ -118,6 +118,8 @@ async fn over_tls_it_is_chosen_and_other_names_are_misdirected() {
     assert!(status == 200 && seen.contains("X-Forwarded-Proto: https\r\n"), "{seen}");
     assert!(world.line().await.ends_with(" protocol=https tls_version=tls1.3 http_version=2"));
     assert_eq!(text(&mut send, Request::builder().uri("https://bb.test/").body(()).unwrap()).await.0, 421);
+    let line = world.line().await;
+    assert!(line.contains("at=error code=H31 desc=\"Misdirected request\" method=GET path=\"/\" host=bb.test "), "{line}");
     assert_eq!(text(&mut send, Request::builder().uri("https://aa.test/").body(()).unwrap()).await.0, 200);
     world.stop().await;
 }

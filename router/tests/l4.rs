@@ -157,6 +157,23 @@ async fn quiet_connections_end_and_busy_ones_do_not() {
     world.stop().await;
 }
 
+#[tokio::test]
+async fn what_a_stopping_router_cuts_off_is_told() {
+    let (instance, port) = (mirror().await, free_port().await);
+    let timeouts = flex_router::Timeouts { drain: Duration::from_millis(300), ..Default::default() };
+    let mut world = Setup { timeouts, ..Setup::default() }.start(table(1, vec![])).await;
+    let routes = vec![route(1, tcp(port), Policy::default())];
+    world.set(2, vec![with(app("db", Serving, vec![backend(1, instance.address)]), routes)]).await;
+    let mut client = connected(port).await;
+    client.send("hello").await;
+    assert_eq!(client.exact(5).await, b"hello");
+    world.begin_stop();
+    assert!(client.rest().await.is_empty());
+    let line = world.line().await;
+    assert!(line.starts_with("at=error code=H24 desc=\"Forced close\"") && line.contains(" dyno=web.1 "), "{line}");
+    world.stop().await;
+}
+
 /// The first bytes of a TLS client that asks for a name.
 fn hello(name: &str) -> Vec<u8> {
     let provider = Arc::new(rustls::crypto::ring::default_provider());

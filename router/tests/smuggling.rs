@@ -215,32 +215,46 @@ async fn nothing_passes_an_upgrade_before_101() {
     world.stop().await;
 }
 
-/// Answers that can be read two ways are not passed on.
+/// Answers that cannot be read, can be read two ways, or are too much are not passed on.
 #[tokio::test]
-async fn ambiguous_answers_are_h17() {
+async fn answers_that_are_none_have_their_codes() {
+    let h17 = "H17 desc=\"Poorly formatted HTTP response\"";
+    let h23 = "H23 desc=\"Endpoint misconfigured\"";
+    let h25 = "H25 desc=\"HTTP restriction\"";
+    let ok = |fields: &str| format!("HTTP/1.1 200 OK\r\n{fields}\r\n");
     let bad = [
-        "HTTP/1.1 200 OK\r\nContent-Length: 5\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n\r\n",
-        "HTTP/1.1 200 OK\r\nContent-Length: 5\r\nContent-Length: 6\r\n\r\nhello",
-        "HTTP/1.1 200 OK\r\nContent-Length: x\r\n\r\n",
-        "HTTP/1.1 200 OK\r\nTransfer-Encoding: gzip, chunked\r\n\r\n",
-        "HTTP/1.0 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n\r\n",
-        "HTTP/1.1 200 OK\nContent-Length: 0\n\n",
-        "HTTP/1.1 101 Switching Protocols\r\nConnection: upgrade\r\nUpgrade: x\r\n\r\n",
-        "HTTP/1.1 200 OK\r\nX : y\r\nContent-Length: 0\r\n\r\n",
-        "HTTP/3 200 OK\r\n\r\n",
-        "hello\r\n\r\n",
+        (h25, ok("Content-Length: 5\r\nTransfer-Encoding: chunked\r\n") + "0\r\n\r\n"),
+        (h25, ok("Content-Length: 5\r\nContent-Length: 6\r\n") + "hello"),
+        (h25, ok("Content-Length: x\r\n")),
+        // A head that ends, and one that would go on for ever.
+        (h25, ok(&format!("Set-Cookie: {}\r\n", "x".repeat(70_000)))),
+        (h25, format!("HTTP/1.1 200 OK\r\nX: {}", "x".repeat(70_000))),
+        (h25, ok(&"X: y\r\n".repeat(300))),
+        (h17, ok("Transfer-Encoding: gzip, chunked\r\n")),
+        (h17, "HTTP/1.0 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n".into()),
+        (h17, "HTTP/1.1 200 OK\nContent-Length: 0\n\n".into()),
+        (h17, ok("X : y\r\nContent-Length: 0\r\n")),
+        (h17, "HTTP/3 200 OK\r\n\r\n".into()),
+        (h17, "hello\r\n\r\n".into()),
+        (h23, "HTTP/1.1 101 Switching Protocols\r\nConnection: upgrade\r\nUpgrade: x\r\n\r\n".into()),
     ];
-    for text in bad {
-        let instance = instance(move |mut conn, _| async move {
-            request(&mut conn).await;
-            conn.send(text).await;
-            conn.rest().await;
+    for (code, text) in bad {
+        let sent = text.clone();
+        let instance = instance(move |mut conn, _| {
+            let sent = sent.clone();
+            async move {
+                request(&mut conn).await;
+                conn.send(&sent).await;
+                conn.rest().await;
+            }
         })
         .await;
         let mut world = World::new(vec![app("aa", Serving, vec![backend(1, instance.address)])]).await;
-        assert_eq!(world.get("aa.test", "/").await.status, 503, "{text:?}");
+        let status = if code == h25 { 502 } else { 503 };
+        assert_eq!(world.get("aa.test", "/").await.status, status, "{text:.200?}");
         let line = world.line().await;
-        assert!(line.contains("code=H17 desc=\"Poorly formatted HTTP response\""), "{text:?}: {line}");
+        assert!(line.contains(&format!("at=error code={code} ")), "{text:.200?}: {line}");
+        assert!(line.contains(&format!(" status={status} ")), "{text:.200?}: {line}");
         world.stop().await;
     }
 }

@@ -1,6 +1,8 @@
-//! An instance's answer: checked, and its head written anew for the client. What cannot be read one way only is H17.
+//! An instance's answer: checked, and its head written anew for the client. What cannot be read at all is H17, what could be
+//! read in two ways or is too much is H25, a switch of protocols that is none is H23.
 
 use super::request::{Framing, Request, content_length, list, write_field};
+use crate::Code;
 use std::mem::MaybeUninit;
 
 /// What an answer's head says.
@@ -16,32 +18,31 @@ pub(crate) struct Response {
     pub(crate) head: Vec<u8>,
 }
 
-/// Reads a head that the scanner found complete. `None`: not an answer that HTTP/1.1 allows here.
-pub(crate) fn parse(head: &[u8], max_headers: usize, request: &Request) -> Option<Response> {
+/// Reads a head that the scanner found complete. Err: why it is not an answer that can be passed on.
+pub(crate) fn parse(head: &[u8], max_headers: usize, request: &Request) -> Result<Response, Code> {
+    const MALFORMED: Code = Code::PoorlyFormattedResponse;
     let mut fields = [const { MaybeUninit::uninit() }; 256];
     let mut raw = httparse::Response::new(&mut []);
     let max = max_headers.min(fields.len());
     let config = httparse::ParserConfig::default();
     match config.parse_response_with_uninit_headers(&mut raw, head, &mut fields[..max]) {
         Ok(httparse::Status::Complete(n)) if n == head.len() => {}
-        _ => return None,
+        Err(httparse::Error::TooManyHeaders) => return Err(Code::HttpRestriction),
+        _ => return Err(MALFORMED),
     }
-    let (status, version) = (raw.code?, raw.version?);
-    if status < 100 {
-        return None;
-    }
+    let (Some(status @ 100..), Some(version)) = (raw.code, raw.version) else { return Err(MALFORMED) };
     let mut length = None;
     let (mut chunked, mut close, mut keep_alive, mut upgrades) = (false, false, false, false);
     let mut nominated: Vec<&[u8]> = Vec::new();
     for field in &*raw.headers {
         if is(field, "content-length") {
-            let n = content_length(field.value)?;
+            let n = content_length(field.value).ok_or(Code::HttpRestriction)?;
             if length.replace(n).is_some_and(|before| before != n) {
-                return None;
+                return Err(Code::HttpRestriction);
             }
         } else if is(field, "transfer-encoding") {
             if chunked || version == 0 || !field.value.eq_ignore_ascii_case(b"chunked") {
-                return None;
+                return Err(MALFORMED);
             }
             chunked = true;
         } else if is(field, "connection") {
@@ -53,8 +54,11 @@ pub(crate) fn parse(head: &[u8], max_headers: usize, request: &Request) -> Optio
             }
         }
     }
-    if chunked && length.is_some() || status == 101 && !(request.upgrade && upgrades) {
-        return None;
+    if chunked && length.is_some() {
+        return Err(Code::HttpRestriction);
+    }
+    if status == 101 && !(request.upgrade && upgrades) {
+        return Err(Code::EndpointMisconfigured);
     }
     let bodyless = request.head_only || status < 200 || status == 204 || status == 304;
     let framing = match (bodyless, chunked, length) {
@@ -92,7 +96,7 @@ pub(crate) fn parse(head: &[u8], max_headers: usize, request: &Request) -> Optio
     }
     let via: &[u8] = if version == 0 { b"1.0 flex-router" } else { b"1.1 flex-router" };
     let reusable = if version == 0 { keep_alive && !close } else { !close };
-    Some(Response { status, framing, keep_alive: reusable && framing != Framing::Close && status != 101, via, head: out })
+    Ok(Response { status, framing, keep_alive: reusable && framing != Framing::Close && status != 101, via, head: out })
 }
 
 /// Fields for one hop only.

@@ -35,6 +35,8 @@ use tokio::{net::TcpStream, sync::watch, task::AbortHandle};
 const AGAIN: Duration = Duration::from_secs(1);
 /// How often a draining router looks whether its last connection has ended.
 const DRAIN_LOOK: Duration = Duration::from_millis(10);
+/// So long may connections take to end that are cut off: they have a line to write, and nothing to wait for.
+const CUT: Duration = Duration::from_secs(1);
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 enum Port {
@@ -49,6 +51,8 @@ struct Ground {
     open: AtomicUsize,
     /// Connections by route, where a route limits them.
     by_route: std::sync::Mutex<BTreeMap<flex_model::RouteId, Arc<AtomicUsize>>>,
+    /// True once connections that are still open are cut off.
+    cut: watch::Sender<bool>,
     /// Numbers connections, for their names.
     serial: AtomicU64,
     stop: watch::Receiver<bool>,
@@ -81,6 +85,7 @@ pub(crate) async fn run(
         counters,
         open: AtomicUsize::new(0),
         by_route: std::sync::Mutex::default(),
+        cut: watch::Sender::new(false),
         serial: AtomicU64::new(u64::from(rand::random::<u32>()) << 32),
         stop: stop.clone(),
     });
@@ -106,13 +111,18 @@ pub(crate) async fn run(
         tcp::pass(&ground, passed);
     }
     // Listeners notice `stop` themselves, and take who had connected already.
-    let drained = async {
-        while ground.open.load(SeqCst) > 0 {
-            tokio::time::sleep(DRAIN_LOOK).await;
-        }
+    let drained = async |within| {
+        let none = async {
+            while ground.open.load(SeqCst) > 0 {
+                tokio::time::sleep(DRAIN_LOOK).await;
+            }
+        };
+        tokio::time::timeout(within, none).await.is_ok()
     };
-    if tokio::time::timeout(ground.shared.settings.timeouts.drain, drained).await.is_err() {
+    if !drained(ground.shared.settings.timeouts.drain).await {
         tracing::warn!(connections = ground.open.load(SeqCst), "the router stops while TCP connections are still open");
+        ground.cut.send_replace(true);
+        drained(CUT).await;
     }
     for task in listening.into_values() {
         task.abort();

@@ -31,6 +31,8 @@ pub(super) enum End {
     Instance,
     /// Nothing moved for too long.
     Idle,
+    /// The router ends.
+    Cut,
 }
 
 /// Bytes moved, from the client and to it.

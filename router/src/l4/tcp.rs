@@ -226,7 +226,7 @@ impl Connection<'_> {
             }
         };
         let connected = Instant::now();
-        let counted = Counted::begin(&app, &self.ground.shared.stats, &self.ground.counters);
+        let mut counted = Counted::begin(&app, &self.ground.shared.stats, &self.ground.counters);
         relay::keep_alive(&instance);
         let (moved, mut code) = (Moved::default(), None);
         match self.greet(app.policy.proxy_protocol, &id, &instance).await {
@@ -236,14 +236,22 @@ impl Connection<'_> {
                     .idle_seconds
                     .map_or(self.ground.shared.settings.timeouts.tcp_idle, |s| Duration::from_secs(s.into()));
                 let ahead = std::mem::take(&mut self.ahead);
-                let end = match &mut self.client {
-                    Client::Plain(stream) => relay::relay(stream, &instance, &ahead, idle, &moved).await,
-                    Client::Tls(stream) => tls::relay(stream, &mut instance, idle, &moved).await,
+                let mut cut = self.ground.cut.subscribe();
+                let relayed = async {
+                    match &mut self.client {
+                        Client::Plain(stream) => relay::relay(stream, &instance, &ahead, idle, &moved).await,
+                        Client::Tls(stream) => tls::relay(stream, &mut instance, idle, &moved).await,
+                    }
+                };
+                let end = tokio::select! {
+                    end = relayed => end,
+                    _ = cut.wait_for(|cut| *cut) => End::Cut,
                 };
                 match end {
                     End::Whole | End::Client => {}
                     End::Instance => code = Some(Code::ServerRequestInterrupted),
                     End::Idle => code = Some(Code::IdleConnection),
+                    End::Cut => code = Some(Code::ForcedClose),
                 }
             }
             Err(_) => code = Some(Code::ClosedWithoutResponse),

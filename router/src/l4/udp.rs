@@ -108,7 +108,7 @@ async fn begin(ground: &Ground, sessions: &Sessions, client: SocketAddr, port: u
 async fn answers(ground: Arc<Ground>, to: Arc<UdpSocket>, sessions: Sessions, session: Arc<Session>, port: u16) {
     let idle =
         session.app.policy.idle_seconds.map_or(ground.shared.settings.timeouts.udp_idle, |s| Duration::from_secs(s.into()));
-    let counted = Counted::begin(&session.app, &ground.shared.stats, &ground.counters);
+    let mut counted = Counted::begin(&session.app, &ground.shared.stats, &ground.counters);
     let mut buf = vec![0; DATAGRAM];
     let mut seen = session.count.load(Relaxed);
     let code = loop {

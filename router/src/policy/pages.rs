@@ -12,7 +12,7 @@ pub(super) fn find(pages: &Pages, code: Code, prefer: Prefer) -> Option<&str> {
     let named = |name: &str| pages.iter().find(|(kind, _)| kind.as_str() == name).map(|(_, text)| &**text);
     named(code.code()).or_else(|| match code {
         Code::Maintenance => named("maintenance"),
-        _ if code.status() == 503 => named("error"),
+        _ if code.status() >= 500 => named("error"),
         _ => None,
     })
 }
