@@ -7,7 +7,7 @@ use crate::{
 };
 use flex_model::{LogLine, LogSource};
 use std::{
-    collections::HashMap,
+    collections::{HashMap, VecDeque},
     fs, io,
     sync::{Arc, mpsc},
     time::{Duration, Instant, SystemTime},
@@ -39,6 +39,8 @@ pub(crate) struct Writer {
     shared: Arc<Shared>,
     /// Apps whose last write failed.
     failed: HashMap<flex_model::AppId, Arc<AppLog>>,
+    /// Apps whose lines wait, in the order of their turns.
+    waiting: VecDeque<Arc<AppLog>>,
     /// Apps written to since the last sync.
     unsynced: HashMap<flex_model::AppId, Arc<AppLog>>,
     next_tick: Instant,
@@ -49,31 +51,39 @@ impl Writer {
     pub fn new(shared: Arc<Shared>) -> Self {
         let now = Instant::now();
         let shared_sweep = shared.settings.first_sweep;
-        Self { shared, failed: HashMap::new(), unsynced: HashMap::new(), next_tick: now + TICK, next_sweep: now + shared_sweep }
+        Self {
+            shared,
+            failed: HashMap::new(),
+            waiting: VecDeque::new(),
+            unsynced: HashMap::new(),
+            next_tick: now + TICK,
+            next_sweep: now + shared_sweep,
+        }
     }
 
     pub fn run(mut self, messages: &mpsc::Receiver<Message>) {
         loop {
-            let wait = self.next_tick.saturating_duration_since(Instant::now());
-            let first = match messages.recv_timeout(wait) {
-                Ok(message) => Some(message),
-                Err(mpsc::RecvTimeoutError::Timeout) => None,
-                Err(mpsc::RecvTimeoutError::Disconnected) => return,
-            };
-            if matches!(first, Some(Message::Dirty(_))) {
-                std::thread::sleep(GATHER);
-            }
-            for message in first.into_iter().chain(messages.try_iter()) {
-                match message {
-                    Message::Dirty(log) => self.write(&log),
-                    Message::Flush(done) => {
-                        let _ = done.send(self.failed.is_empty());
+            match self.next(messages) {
+                Ok(Message::Dirty(log)) => {
+                    if self.waiting.is_empty() {
+                        std::thread::sleep(GATHER);
                     }
-                    Message::Stop => {
-                        self.tick();
-                        return;
-                    }
+                    self.waiting.push_back(log);
+                    continue;
                 }
+                Ok(Message::Flush(done)) => {
+                    while self.write_next() {}
+                    let _ = done.send(self.failed.is_empty());
+                }
+                Ok(Message::Stop) => {
+                    while self.write_next() {}
+                    self.tick();
+                    return;
+                }
+                Err(mpsc::RecvTimeoutError::Timeout) => {
+                    self.write_next();
+                }
+                Err(mpsc::RecvTimeoutError::Disconnected) => return,
             }
             if Instant::now() >= self.next_tick {
                 self.tick();
@@ -82,38 +92,58 @@ impl Writer {
         }
     }
 
-    /// Writes all that waits of one app.
-    fn write(&mut self, log: &Arc<AppLog>) {
-        loop {
-            let (first, lines) = {
-                let mut state = lock(&log.state);
-                let taken = state.ring.unwritten(BATCH_BYTES);
-                state.queued = !taken.1.is_empty();
-                taken
-            };
-            if lines.is_empty() {
-                return;
-            }
-            if let Err(e) = write_batch(log, first, &lines) {
-                tracing::error!(app = %log.id, error = %e, "cannot write an app's log; trying again");
-                self.failed.insert(log.id, log.clone());
-                lock(&log.state).failing = true;
-                log.news.send_replace(());
-                return;
-            }
-            self.unsynced.insert(log.id, log.clone());
-            let mut state = lock(&log.state);
-            let keep = state.keep();
-            state.ring.mark_written(first + lines.len() as u64, keep);
-            state.failing = false;
-            drop(state);
-            log.news.send_replace(());
+    /// A message; none in time if there is something to write, or to be done at the next tick.
+    fn next(&self, messages: &mpsc::Receiver<Message>) -> Result<Message, mpsc::RecvTimeoutError> {
+        if self.waiting.is_empty() {
+            return messages.recv_timeout(self.next_tick.saturating_duration_since(Instant::now()));
         }
+        messages.try_recv().map_err(|e| match e {
+            mpsc::TryRecvError::Empty => mpsc::RecvTimeoutError::Timeout,
+            mpsc::TryRecvError::Disconnected => mpsc::RecvTimeoutError::Disconnected,
+        })
+    }
+
+    /// Writes a batch of the app whose turn it is. The apps take turns, so that one with a backlog keeps no other waiting.
+    /// Says whether there was anything to write.
+    fn write_next(&mut self) -> bool {
+        let Some(log) = self.waiting.pop_front() else { return false };
+        if self.write(&log) {
+            self.waiting.push_back(log);
+        }
+        true
+    }
+
+    /// Writes a batch of what waits of one app; says whether more may wait.
+    fn write(&mut self, log: &Arc<AppLog>) -> bool {
+        let (first, lines) = {
+            let mut state = lock(&log.state);
+            let taken = state.ring.unwritten(BATCH_BYTES);
+            state.queued = !taken.1.is_empty();
+            taken
+        };
+        if lines.is_empty() {
+            return false;
+        }
+        if let Err(e) = write_batch(log, first, &lines) {
+            tracing::error!(app = %log.id, error = %e, "cannot write an app's log; trying again");
+            self.failed.insert(log.id, log.clone());
+            lock(&log.state).failing = true;
+            log.news.send_replace(());
+            return false;
+        }
+        self.unsynced.insert(log.id, log.clone());
+        let mut state = lock(&log.state);
+        let keep = state.keep();
+        state.ring.mark_written(first + lines.len() as u64, keep);
+        state.failing = false;
+        drop(state);
+        log.news.send_replace(());
+        true
     }
 
     fn tick(&mut self) {
         for (_, log) in std::mem::take(&mut self.failed) {
-            self.write(&log);
+            while self.write(&log) {}
         }
         for (_, log) in std::mem::take(&mut self.unsynced) {
             if let Err(e) = lock(&log.disk).sync() {
@@ -124,8 +154,8 @@ impl Writer {
         let open: Vec<_> = lock(&self.shared.apps).open.values().cloned().collect();
         for log in &open {
             if let Some(line) = take_drop_note(log, now) {
-                self.shared.append(log, line);
-                self.write(log);
+                self.shared.append(log, [line]);
+                while self.write(log) {}
             }
             let mut state = lock(&log.state);
             if state.followers == 0 && now.since(state.last_used) > IDLE {

@@ -329,3 +329,23 @@ async fn a_disk_that_fails_loses_nothing_once_it_works_again() {
     let all = numbers(&open(dir.path()).query(app(1), LogQuery::newest(usize::MAX)).await.unwrap());
     assert_eq!(all, (0..20_000).collect::<Vec<_>>());
 }
+
+#[test]
+fn a_backlog_of_one_app_does_not_keep_another_waiting() {
+    let dir = TempDir::new().unwrap();
+    let store = LogStore::open(dir.path(), unlimited()).unwrap();
+    let written = |n: u128| {
+        let dir = dir.path().join(app(n).to_string());
+        let files = files(&dir, "seg").into_iter().chain(files(&dir, "wal"));
+        files.map(|f| f.metadata().unwrap().modified().unwrap()).max().unwrap()
+    };
+    let text = "many words ".repeat(900);
+    // The backlog is written by the time that the neighbour's line comes, where this thread does not get to run: not ten times.
+    let in_turns = (0..10).any(|_| {
+        store.append_all(app(1), (0..800).map(|n| LogLine { text: text.clone(), ..line(n) }));
+        store.append(app(2), line(0));
+        assert!(store.flush_blocking());
+        written(2) < written(1)
+    });
+    assert!(in_turns);
+}

@@ -145,7 +145,7 @@ impl Open {
             }
             *budget = budget.saturating_sub(n);
             let mut rest = &chunk[..n];
-            while let Some(end) = rest.iter().position(|b| *b == b'\n') {
+            while let Some(end) = memchr::memchr(b'\n', rest) {
                 let (line, more) = rest.split_at(end);
                 self.line_start += (self.part.len() + end + 1) as u64;
                 let place = Position { inode: self.inode, offset: self.line_start };

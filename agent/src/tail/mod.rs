@@ -281,9 +281,11 @@ impl Work {
         }
         while self.read(tail) && Instant::now() < deadline {}
         let repeats = &mut self.repeats;
+        let mut lines = Vec::new();
         for (at, text) in tail.joiner.finish() {
-            append(&self.logs, repeats.get_mut(&tail.source.app), &tail.source, at, text);
+            add(&mut lines, repeats.get_mut(&tail.source.app), &tail.source, at, text);
         }
+        self.logs.append_all(tail.source.app, lines);
         tail.finished = Instant::now() < deadline;
     }
 
@@ -315,14 +317,15 @@ impl Work {
     /// Reads a turn's worth; says whether there is more.
     fn read(&mut self, tail: &mut Tail) -> bool {
         let Tail { source, follow, joiner, failing, .. } = tail;
-        let (mut place, mut newest) = (None, None);
+        let (mut place, mut lines) = (None, Vec::new());
+        let mut newest = None;
         let mut repeats = self.repeats.get_mut(&source.app);
         let result = follow.read(TURN, |raw, at| {
             match json::parse(raw) {
                 Some(piece) => {
-                    if let Some((at, text)) = joiner.push(&piece) {
+                    if let Some((at, text)) = joiner.push(piece) {
                         newest = Some(at);
-                        append(&self.logs, repeats.as_deref_mut(), source, at, text);
+                        add(&mut lines, repeats.as_deref_mut(), source, at, text);
                     }
                 }
                 None => tracing::warn!(instance = %source.instance, "skipped a damaged line of the engine's log"),
@@ -331,6 +334,10 @@ impl Work {
                 place = Some(at);
             }
         });
+        // As one: the store is asked once for a turn's lines.
+        if !lines.is_empty() {
+            self.logs.append_all(source.app, lines);
+        }
         if let Some(place) = place {
             self.places.insert(place_name((source.instance, source.attempt)), place);
             self.changed = true;
@@ -381,12 +388,13 @@ impl Work {
     }
 }
 
-fn append(logs: &LogStore, repeats: Option<&mut Repeats>, source: &Source, at: flex_model::Timestamp, text: String) {
-    let add = |text| logs.append(source.app, LogLine { at, source: LogSource::App, process: source.name.clone(), text });
-    let Some(repeats) = repeats else { return add(text) };
+/// Adds a line, unless the store has it already.
+fn add(lines: &mut Vec<LogLine>, repeats: Option<&mut Repeats>, source: &Source, at: flex_model::Timestamp, text: String) {
+    let mut push = |text| lines.push(LogLine { at, source: LogSource::App, process: source.name.clone(), text });
+    let Some(repeats) = repeats else { return push(text) };
     // As the store cuts them.
     let pieces = if text.len() > MAX_LINE_BYTES || text.contains('\n') { split_lines(&text) } else { vec![text] };
-    pieces.into_iter().filter(|p| !repeats.take(&source.name, at, p)).for_each(add);
+    pieces.into_iter().filter(|p| !repeats.take(&source.name, at, p)).for_each(push);
 }
 
 #[cfg(test)]
