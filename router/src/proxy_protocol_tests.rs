@@ -1,4 +1,5 @@
 use super::*;
+use crate::h1::fuzz::{Noise, rounds};
 use proptest::prelude::*;
 use tokio::{io::AsyncWriteExt as _, net::TcpListener};
 
@@ -102,6 +103,57 @@ fn checksums_are_verified() {
     assert!(parse_v2(0x21, 0x11, &body).is_ok());
     body[0] ^= 1;
     assert!(matches!(parse_v2(0x21, 0x11, &body), Err(ProxyError::Malformed("the checksum is wrong"))));
+}
+
+/// Headers that were right, changed here and there. What is still taken for one says the same when it is written anew.
+#[test]
+fn what_is_accepted_is_written_anew_as_it_was_read() {
+    let words: [&[u8]; 10] =
+        [b" ", b"  ", b"\r\n", b"TCP4", b"TCP6", b"UNKNOWN", b"::ffff:1.2.3.4", b"0", b"65536", &[CRC32C, 0, 4, 0, 0, 0, 0]];
+    let (mut accepted, mut seen) = ([0_u64; 2], 0_u64);
+    rounds(|seed| {
+        let mut noise = Noise(seed);
+        let address = |noise: &mut Noise, six: bool| {
+            let ip: IpAddr = if six { [noise.below(256) as u8; 16].into() } else { [noise.below(256) as u8; 4].into() };
+            SocketAddr::new(ip, noise.below(65_536) as u16)
+        };
+        let six = noise.below(2) == 0;
+        let (source, destination) = (address(&mut noise, six), address(&mut noise, six));
+        let tlvs = (0..noise.below(3)).map(|_| Tlv { kind: 0xe0, value: vec![7; noise.below(300)] }).collect();
+        let origin = Origin { source, destination, tlvs };
+        let version = if noise.below(2) == 0 { ProxyVersion::V1 } else { ProxyVersion::V2 };
+        let mut header = origin.header(version);
+        noise.mutate(&mut header, &words);
+        seen += 1;
+        let parsed = match version {
+            // As far as `accept` takes it.
+            ProxyVersion::V1 => match header.windows(2).position(|w| w == b"\r\n") {
+                Some(end) if header.starts_with(b"PROXY ") => {
+                    header.truncate(end + 2);
+                    parse_v1(&header)
+                }
+                _ => return,
+            },
+            ProxyVersion::V2 => match header.strip_prefix(SIGNATURE.as_slice()) {
+                Some([command, family, _, _, body @ ..]) => parse_v2(*command, *family, body),
+                _ => return,
+            },
+        };
+        let Ok(Header { addresses: Some((source, destination)), tlvs }) = parsed else { return };
+        accepted[usize::from(version == ProxyVersion::V2)] += 1;
+        let again = Origin { source, destination, tlvs }.header(ProxyVersion::V2);
+        let reread = parse_v2(again[12], again[13], &again[16..]).unwrap();
+        assert_eq!(reread.addresses, Some((source, destination)), "seed {seed}");
+        if version == ProxyVersion::V1 {
+            // One line of six words, as the specification has it.
+            let text = std::str::from_utf8(&header).unwrap();
+            let words: Vec<&str> = text.strip_suffix("\r\n").unwrap().split(' ').collect();
+            assert!(words.len() == 6 && !text[..text.len() - 2].contains(['\r', '\n']), "seed {seed}: {text:?}");
+            let said = (words[2].parse::<IpAddr>().unwrap(), words[4].parse::<u16>().unwrap());
+            assert_eq!(source, canonical(said.into()), "seed {seed}: {text:?}");
+        }
+    });
+    assert!(accepted.iter().all(|n| *n > seen / 8), "{accepted:?} of {seen}");
 }
 
 proptest! {

@@ -205,6 +205,11 @@ impl Pump {
         }
     }
 
+    #[cfg(test)]
+    pub(crate) fn unsent(&self) -> &[u8] {
+        &self.out[self.at..]
+    }
+
     /// All content has been taken from the sender.
     pub(crate) fn source_done(&self) -> bool {
         self.ended

@@ -2,6 +2,8 @@
 //! pure state machine over bytes, so that it can be fuzzed; this is where request smuggling would live.
 
 pub(crate) mod chunk;
+#[cfg(test)]
+pub(crate) mod fuzz;
 pub(crate) mod request;
 pub(crate) mod response;
 pub(crate) mod scan;
