@@ -1,5 +1,6 @@
 //! The router among programs that others wrote: haproxy and nginx in front and behind, with the PROXY protocol; gRPC clients
-//! and servers; openssl. `scripts/test` installs them; `FLEX_TEST_PYTHON` names a Python that has `grpcio` and `websockets`.
+//! and servers; WebSockets of Python and npm; openssl. `scripts/test` installs them; `FLEX_TEST_PYTHON` names a Python that has
+//! `grpcio` and `websockets`, `FLEX_TEST_NODE` a Node.js, `NODE_PATH` where npm's `ws` is.
 
 mod support;
 use flex_model::{AppRoute, AppState::Serving, InstanceProtocol, Match, Policy, ProxyVersion};
@@ -341,5 +342,96 @@ async fn websockets_of_others_work_from_end_to_end() {
     let mut command = tokio::process::Command::from(python(WS_CLIENT, &[&world.address.port().to_string()]));
     let ended = tokio::time::timeout(Duration::from_secs(50), command.kill_on_drop(true).output()).await.unwrap().unwrap();
     assert!(ended.status.success() && ended.stdout == b"all well\n", "{}", String::from_utf8_lossy(&ended.stderr));
+    world.stop_now().await;
+}
+
+const NPM_SERVER: &str = r#"
+const { WebSocketServer } = require("ws");
+const server = new WebSocketServer({ port: Number(process.argv[1]), host: "127.0.0.1", perMessageDeflate: true });
+server.on("connection", (ws) => {
+  ws.on("error", () => {});
+  ws.on("message", (data, binary) => ws.send(data, { binary }));
+});
+"#;
+
+const NPM_CLIENT: &str = r#"
+const assert = require("assert"), { once } = require("events"), fs = require("fs"), http2 = require("http2");
+const WebSocket = require("ws");
+const [plain, secure, ca] = process.argv.slice(1);
+async function talk(ws) {
+  const got = [];
+  let wake = () => {};
+  ws.on("message", (data, binary) => (got.push(binary ? data : data.toString()), wake()));
+  const messages = ["hello", "", "x".repeat(500000), Buffer.alloc(70000, 7)];
+  for (const message of messages) ws.send(message);
+  while (got.length < messages.length) await new Promise((resolve) => (wake = resolve));
+  assert.deepStrictEqual(got, messages);
+  ws.ping();
+  await once(ws, "pong");
+  ws.close(4000, "bye");
+  const [code, reason] = await once(ws, "close");
+  assert.deepStrictEqual([code, reason.toString()], [4000, "bye"]);
+}
+async function h1(url, options) {
+  const ws = new WebSocket(url, { headers: { host: "aa.test" }, ...options });
+  await once(ws, "open");
+  return ws;
+}
+// RFC 8441: the stream of an extended CONNECT carries the frames, which ws reads and writes as it does on a socket.
+async function h2(session) {
+  assert.strictEqual(session.remoteSettings.enableConnectProtocol, true);
+  const stream = session.request(
+    { ":method": "CONNECT", ":protocol": "websocket", ":scheme": "http", ":path": "/chat", ":authority": "aa.test", "sec-websocket-version": "13" },
+    { endStream: false });
+  const [headers] = await once(stream, "response");
+  assert.strictEqual(headers[":status"], 200);
+  const ws = new WebSocket(null, undefined, { autoPong: true, closeTimeout: 30000 });
+  ws._isServer = false;
+  ws.setSocket(stream, Buffer.alloc(0), { maxPayload: 1 << 20, skipUTF8Validation: false, allowSynchronousEvents: true });
+  return ws;
+}
+(async () => {
+  await talk(await h1(`ws://127.0.0.1:${plain}/chat`));
+  const tls = { ca: fs.readFileSync(ca), servername: "aa.test" };
+  await talk(await h1(`wss://127.0.0.1:${secure}/chat`, tls));
+  for (const [url, options] of [[`http://127.0.0.1:${plain}`], [`https://127.0.0.1:${secure}`, tls]]) {
+    const session = http2.connect(url, options);
+    await once(session, "remoteSettings");
+    const first = await h2(session);
+    await Promise.all([talk(first), h2(session).then(talk)]);
+    session.close();
+    await once(session, "close");
+  }
+  console.log("all well");
+})();
+"#;
+
+/// `FLEX_TEST_NODE` names a Node.js; `NODE_PATH` has npm's `ws`.
+fn node(script: &str, args: &[&str]) -> Command {
+    let mut command = Command::new(std::env::var("FLEX_TEST_NODE").unwrap_or_else(|_| "node".into()));
+    command.arg("-e").arg(script).arg("--").args(args);
+    command
+}
+
+#[tokio::test]
+async fn websockets_of_npm_work_over_http1_and_http2_in_the_clear_and_over_tls() {
+    let dir = tempfile::tempdir().unwrap();
+    let port = free_port().await;
+    let _server = start(&mut node(NPM_SERVER, &[&port.to_string()]));
+    listening(port).await;
+    let pair = Pair::new("one", &["aa.test"]);
+    let apps = vec![app("aa", Serving, vec![backend(1, ([127, 0, 0, 1], port).into())])];
+    let mut world = Setup { certificates: Some(certificates(1, &[&pair])), ..Setup::default() }.start(table(1, apps)).await;
+    let ca = dir.path().join("ca.pem");
+    std::fs::write(&ca, &pair.certificate.chain).unwrap();
+    let (plain, secure) = (world.address.port().to_string(), world.https.unwrap().port().to_string());
+    let mut command = tokio::process::Command::from(node(NPM_CLIENT, &[&plain, &secure, ca.to_str().unwrap()]));
+    let ended = tokio::time::timeout(Duration::from_secs(50), command.kill_on_drop(true).output()).await.unwrap().unwrap();
+    assert!(ended.status.success() && ended.stdout == b"all well\n", "{}", String::from_utf8_lossy(&ended.stderr));
+    // Once both sides have said goodbye nothing is waited for.
+    for _ in 0..6 {
+        let line = world.line().await;
+        assert!(line.starts_with("at=info ") && line.contains(" status=101 "), "{line}");
+    }
     world.stop_now().await;
 }

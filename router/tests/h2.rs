@@ -1,6 +1,7 @@
 //! HTTP/2 of clients, over TLS and with prior knowledge: the same requests reach instances as over HTTP/1.1, streams keep
 //! their flow control, and floods end the connection.
 
+mod frames;
 mod support;
 use bytes::Bytes;
 use flex_model::AppState::Serving;

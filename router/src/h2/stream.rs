@@ -53,6 +53,8 @@ pub(crate) struct Stream {
     head_only: bool,
     /// Extended CONNECT (RFC 8441).
     connect: bool,
+    /// The instance switched protocols: the two directions end each by itself.
+    tunnel: bool,
 }
 
 pub(super) enum Part {
@@ -139,6 +141,7 @@ pub(crate) fn open(request: Request<RecvStream>, respond: SendResponse<Bytes>, k
         out: Outbound::Head(Vec::new()),
         head_only: parts.method == Method::HEAD,
         connect,
+        tunnel: false,
     };
     Ok((stream, head))
 }
@@ -233,7 +236,7 @@ impl Stream {
         if status == StatusCode::SWITCHING_PROTOCOLS && self.connect {
             *answer.status_mut() = StatusCode::OK;
             self.send = Some(self.respond.send_response(answer, false).map_err(broken)?);
-            self.out = Outbound::Tunnel;
+            (self.out, self.tunnel) = (Outbound::Tunnel, true);
             return Ok(());
         }
         if status.is_informational() {
@@ -377,7 +380,7 @@ impl AsyncRead for Stream {
             if this.body_done {
                 // The end of a tunnel's stream is told; a request's end is known by its framing, and what remains to be
                 // seen is whether the client still wants the answer.
-                return if matches!(this.out, Outbound::Tunnel) { Poll::Ready(Ok(())) } else { this.poll_reset(cx).map(Ok) };
+                return if this.tunnel { Poll::Ready(Ok(())) } else { this.poll_reset(cx).map(Ok) };
             }
             if !ready!(this.poll_part(cx))? {
                 continue;
