@@ -50,6 +50,10 @@ pub struct App {
     pub read_only_root: bool,
     /// Flex: seconds between SIGTERM and SIGKILL.
     pub stop_grace_seconds: u32,
+    /// Flex: access lines as JSON objects; none: as the server is set.
+    pub access_lines_json: Option<bool>,
+    /// Flex: how many of a thousand requests without an error leave an access line; none: as the server is set.
+    pub access_lines_per_mille: Option<u16>,
 }
 
 /// What a new app is to be.
@@ -81,6 +85,12 @@ pub struct UpdateApp {
     /// Flex: 1 to 3600 seconds between SIGTERM and SIGKILL.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub stop_grace_seconds: Option<u32>,
+    /// Flex: `text`, `json`, or `default`: as the server is set.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub access_lines: Option<String>,
+    /// Flex: how many of a thousand requests without an error leave an access line; more than 1000: as the server is set.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub access_lines_per_mille: Option<u16>,
 }
 
 /// What someone is to an app.

@@ -10,6 +10,7 @@
 pub mod account;
 pub mod app;
 pub mod build;
+pub mod canary;
 pub mod certificate;
 pub mod dyno;
 pub mod error;

@@ -14,8 +14,8 @@ mod terminal;
 use args::{Cli, Command};
 use clap::Parser;
 use commands::{
-    access, apps, authorizations, buildpacks, builds, certs, checks, config, cp, deploy, doctor, domains, drains, events, exec,
-    keys, logs, manual, port_forward, ps, releases, routes, run, seen, session,
+    access, apps, authorizations, buildpacks, builds, canary, certs, checks, config, cp, deploy, doctor, domains, drains, events,
+    exec, keys, logs, manual, port_forward, ps, releases, routes, run, seen, session,
 };
 use context::Context;
 use error::{EXIT_USAGE, Result};
@@ -83,6 +83,7 @@ async fn dispatch(cli: Cli) -> Result<ExitCode> {
         Command::Certs { verb } => certs::run(cx, verb).await,
         Command::Domains { verb } => domains::run(cx, verb).await,
         Command::Routes { verb } => routes::run(cx, verb).await,
+        Command::Canary { verb } => canary::run(cx, verb).await,
         Command::Metrics(args) => seen::metrics(cx, &args).await,
         Command::Router { verb } => seen::router(cx, verb).await,
         Command::Keys { verb } => keys::run(cx, verb).await,

@@ -53,6 +53,8 @@ impl Controller {
             stop_grace_seconds: STOP_GRACE_SECONDS,
             read_only_root: false,
             acm: false,
+            canary: None,
+            access_lines: None,
         };
         loop {
             let by_name = keys::app_name(&app.name);

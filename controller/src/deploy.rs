@@ -339,7 +339,7 @@ impl Controller {
         let mut passes = self.passes.subscribe();
         let mut seen = Seen::default();
         let mut said = None;
-        output.line(format!("       Released v{}", release.version)).await;
+        output.line(format!("       Released v{}{}", release.version, self.as_canary(release).await)).await;
         loop {
             let now = match self.find_release(release.app, &release.version.to_string()).await {
                 Ok(r) => r,
@@ -410,8 +410,16 @@ impl Controller {
             .await;
     }
 
+    async fn as_canary(&self, release: &Release) -> String {
+        let app = self.find_app(&release.app.to_string()).await.ok();
+        let canary = app.and_then(|a| a.canary).filter(|c| c.version == Some(release.version));
+        canary.map_or_else(String::new, |c| {
+            format!(" as a canary: {} % of the requests. Then: flex canary:promote, or flex canary:abort", c.weight)
+        })
+    }
+
     async fn is_superseded(&self, release: &Release) -> bool {
-        self.find_app(&release.app.to_string()).await.is_ok_and(|a| a.target.is_some_and(|t| t > release.version))
+        self.find_app(&release.app.to_string()).await.is_ok_and(|a| supersedes(&a, release.version))
     }
 
     /// The app's URL.
@@ -465,6 +473,12 @@ impl Controller {
         let lines = self.deps.logs.query(app, query).await.unwrap_or_default();
         lines.into_iter().map(|l| format!("{process}: {}", l.text)).collect()
     }
+}
+
+/// Whether something newer than a release that was new takes its place.
+fn supersedes(app: &App, version: u64) -> bool {
+    let canary = app.canary.and_then(|c| c.version);
+    canary != Some(version) && app.target.max(canary).is_some_and(|newest| newest > version)
 }
 
 /// The name of a release phase's process: `release.5`.

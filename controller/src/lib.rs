@@ -7,6 +7,7 @@
 
 mod acme;
 mod apps;
+mod canary;
 mod certificates;
 mod core;
 pub mod crypt;

@@ -218,6 +218,8 @@ impl Controller {
     ) -> Result<(), ApiError> {
         match what {
             Beside::Nothing => {}
+            // One that waits for the next build goes on waiting.
+            Beside::EndCanary | Beside::PromoteCanary => app.canary = app.canary.filter(|c| c.version.is_none()),
             Beside::ReleasePhase => {
                 release.release_command = base.and_then(|b| b.release_command.clone());
                 release.released = release.release_command.is_none();
@@ -395,6 +397,8 @@ mod tests {
             buildpacks: Vec::new(),
             checks: std::collections::BTreeMap::new(),
             acm: false,
+            canary: None,
+            access_lines: None,
             config_rev: 0,
             last_version: 0,
             target: None,

@@ -5,7 +5,7 @@ use crate::crypt::Vars;
 use crate::db::{PostdeployRecord, Stored, Tx, keys};
 use flex_api::{ApiError, ErrorId};
 use flex_model::{
-    App, AppId, Build, BuildStatus, ConfigKey, HealthCheck, LogSource, Placement, ProcessScale, ProcessSpec, ProcessType,
+    App, AppId, Build, BuildStatus, Canary, ConfigKey, HealthCheck, LogSource, Placement, ProcessScale, ProcessSpec, ProcessType,
     Release, ReleaseStatus, Secret, Slug,
 };
 use std::collections::{BTreeMap, BTreeSet};
@@ -41,6 +41,10 @@ pub(crate) enum Beside {
     Check(ProcessType, Option<HealthCheck>),
     /// The release phase runs again.
     ReleasePhase,
+    /// A canary that stands beside what runs is given up.
+    EndCanary,
+    /// It is the canary's code, for all requests.
+    PromoteCanary,
 }
 
 /// Where a release's code comes from.
@@ -127,7 +131,15 @@ impl Controller {
                     return Ok((Tx::new(), (before, None)));
                 };
                 let mut app = (*stored.value).clone();
-                let mut tx = self.supersede(Tx::new().unchanged(&stored), &stored.value).await?;
+                // While there is a canary, new code gets its share of the requests and takes its place; what runs goes on.
+                let as_canary = app.canary.is_some() && app.good.is_some() && matches!(code, Code::Built(..));
+                let mut tx = Tx::new().unchanged(&stored);
+                if !as_canary {
+                    tx = self.supersede(tx, &stored.value).await?;
+                }
+                if as_canary || matches!(beside, Beside::EndCanary) {
+                    tx = self.give_up_canary(tx, &stored.value, &format!("v{} took its place", app.last_version + 1)).await?;
+                }
                 if vars != *before {
                     app.config_rev += 1;
                     let key = keys::config(id, app.config_rev);
@@ -141,6 +153,10 @@ impl Controller {
                 };
                 let mut release = self.next_release(actor, &mut app, &description, base.as_deref());
                 self.beside(&stored.value, &mut app, &mut release, base.as_deref(), &beside).await?;
+                if as_canary {
+                    app.target = stored.value.target;
+                    app.canary = app.canary.map(|c| Canary { version: Some(release.version), built: true, ..c });
+                }
                 if let Code::Built(build, slug) = code {
                     take_code(&mut app, &mut release, build, slug);
                     let done = Build {
@@ -230,7 +246,7 @@ impl Controller {
     pub async fn images_to_keep(&self, app: &App) -> Result<BTreeSet<String>, ApiError> {
         let releases = self.releases_of(app.id).await?;
         let mut versions = with_newest_images(&releases, KEPT_IMAGES + SPARE_IMAGES);
-        versions.extend([app.target, app.good].into_iter().flatten());
+        versions.extend([app.target, app.good, app.canary.and_then(|c| c.version)].into_iter().flatten());
         let placements = self.db.list::<Placement>(keys::PLACEMENTS).await?;
         versions.extend(placements.iter().filter(|p| p.value.app == app.id).map(|p| p.value.version));
         let images = releases.iter().filter(|r| versions.contains(&r.version)).filter_map(|r| r.image.clone());
@@ -257,7 +273,7 @@ impl Controller {
         let description = format!("Rollback to v{}", to.version);
         let draft = |_: &App, _: &Vars| {
             let (vars, description) = ((*vars).clone(), description.clone());
-            Ok(Some(Draft { vars, description, kind: "release.rollback", code: Code::Of(to), beside: Beside::Nothing }))
+            Ok(Some(Draft { vars, description, kind: "release.rollback", code: Code::Of(to), beside: Beside::EndCanary }))
         };
         made(self.make_release(actor, id, draft).await?)
     }
@@ -314,8 +330,15 @@ impl Controller {
                 };
                 let event = self.event(&Actor::platform(), Some(app), "release.failed", format!("v{version}: {why}"));
                 let mut tx = Tx::new().unchanged(&release).put(key, &release_now).put(keys::event(&event), &event);
-                if stored.value.target == Some(version) {
-                    let app_now = App { target: stored.value.good, updated_at: self.now(), ..(*stored.value).clone() };
+                let was_canary = stored.value.canary.is_some_and(|c| c.version == Some(version));
+                if stored.value.target == Some(version) || was_canary {
+                    let mut app_now = App { updated_at: self.now(), ..(*stored.value).clone() };
+                    if was_canary {
+                        app_now.canary = None;
+                    }
+                    if stored.value.target == Some(version) {
+                        app_now.target = stored.value.good;
+                    }
                     tx = tx.unchanged(&stored).put(stored.key.clone(), &app_now);
                 }
                 Ok((tx, true))
@@ -336,6 +359,10 @@ impl Controller {
                 let key = keys::release(app, version);
                 let release: Stored<Arc<Release>> =
                     self.db.get(&key).await?.ok_or_else(|| not_found("Couldn't find that release."))?;
+                let as_canary = stored.value.canary.is_some_and(|c| c.version == Some(version));
+                if release.value.status == ReleaseStatus::Pending && as_canary && stored.value.target != Some(version) {
+                    return Ok((self.canary_is_up(&stored, &release), ()));
+                }
                 if release.value.status != ReleaseStatus::Pending || stored.value.target != Some(version) {
                     return Ok((Tx::new(), ()));
                 }

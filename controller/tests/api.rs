@@ -598,6 +598,9 @@ const EVENTS: &[(&str, &str)] = &[
     ("POST /apps/{app}/actions/stop", "ps.stop"),
     ("POST /apps/{app}/actions/start", "ps.start"),
     ("POST /apps/{app}/releases", "release.rollback"),
+    ("PUT /apps/{app}/canary", "canary.update"),
+    ("DELETE /apps/{app}/canary", "canary.abort"),
+    ("POST /apps/{app}/canary/actions/promote", "canary.promote"),
     ("POST /apps/{app}/releases/{release}/actions/retry", "release.retry"),
     ("POST /apps/{app}/builds", "build.create"),
     ("DELETE /apps/{app}/builds/{build}", "build.cancel"),
@@ -813,6 +816,10 @@ async fn every_route_answers_as_the_document_says() {
         "POST /router/status",
         "POST /router/lines",
         "POST /router/signals",
+        "GET /apps/{app}/canary",
+        "PUT /apps/{app}/canary",
+        "DELETE /apps/{app}/canary",
+        "POST /apps/{app}/canary/actions/promote",
     ];
     let every = flex_controller::http::table::all().iter().map(|r| format!("{} {}", r.method, r.path));
     let missed: Vec<_> = every.filter(|r| !seen.contains(r) && !elsewhere.contains(&r.as_str())).collect();
@@ -1211,4 +1218,102 @@ async fn sizes_locks_owners_and_checks() {
     assert_eq!(give(&me, "you@example.com").await, 200);
     assert_eq!(give(&me, "me@example.com").await, 403);
     assert_eq!(w.send(Method::GET, "/apps/mine", &me, None).await.1["owner"]["email"], "you@example.com");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_canary_serves_beside_what_runs() {
+    use common::parts::{Outcome, product};
+    let w = World::new().await;
+    let app = w.create("demo").await;
+    let refused = async |method: Method, path: &str, body: Value| w.send(method, path, &w.admin, Some(body)).await.0.as_u16();
+    assert_eq!(refused(Method::GET, "/apps/demo/canary", json!({})).await, 404);
+    // Nothing to stand beside.
+    assert_eq!(refused(Method::PUT, "/apps/demo/canary", json!({ "weight": 10 })).await, 422);
+    assert!(w.push(app).await.0);
+    w.patch("/apps/demo/formation/web", json!({ "quantity": 4 })).await;
+    w.until("four serve", async || w.routed(app).len() == 4).await;
+    for bad in [json!({ "weight": 0 }), json!({ "weight": 100 }), json!({ "weight": 5, "release": "v1" })] {
+        assert_eq!(refused(Method::PUT, "/apps/demo/canary", bad).await, 422);
+    }
+    assert_eq!(refused(Method::POST, "/apps/demo/canary/actions/promote", json!({})).await, 404);
+    // The next push is one: half of four is two, and what runs goes on.
+    let waiting = w.ok(Method::PUT, "/apps/demo/canary", Some(json!({ "weight": 50 }))).await;
+    assert_eq!((&waiting["state"], &waiting["version"], &waiting["stable"]), (&json!("waiting"), &Value::Null, &json!(1)));
+    let (good, said) = w.push(app).await;
+    assert!(good, "{said}");
+    let canary = async || w.get("/apps/demo/canary").await;
+    w.until("both instances of it serve", async || canary().await["instances"] == 2).await;
+    assert_eq!((&canary().await["state"], &canary().await["version"]), (&json!("serving"), &json!(2)));
+    let table = || w.controller.routes().borrow().app(app).cloned().unwrap();
+    assert_eq!((table().backends.len(), table().canary.map(|c| (c.version, c.weight))), (4, Some((2, 50))));
+    let mut versions = w.versions_up("demo").await;
+    versions.sort_unstable();
+    assert_eq!(versions, [1, 1, 1, 1, 2, 2]);
+    assert!(said.contains("Released v2 as a canary: 50 % of the requests"), "{said}");
+    let rolled_out = async |version: u64| {
+        let all_up = w.versions_up("demo").await.iter().filter(|v| **v == version).count() == 4;
+        all_up && w.get(&format!("/apps/demo/releases/{version}")).await["status"] == "succeeded"
+    };
+    // A change of config and another share leave it where it is.
+    w.patch("/apps/demo/config-vars", json!({ "A": "1" })).await;
+    w.until("what runs has the config", async || rolled_out(3).await).await;
+    w.ok(Method::PUT, "/apps/demo/canary", Some(json!({ "release": "v2", "weight": 25 }))).await;
+    w.until("one is enough", async || w.versions_up("demo").await.iter().filter(|v| **v == 2).count() == 1).await;
+    let way = w.get("/routes/trace?host=demo.localhost").await;
+    let shares: Vec<_> = way["targets"].as_array().unwrap().iter().map(|t| (t["release"].clone(), t["share"].clone())).collect();
+    assert_eq!(shares, [(Value::Null, json!(0.75)), (json!(2), json!(0.25))]);
+    // It has what was stopped as little as anything else has; nothing of it is left running.
+    w.post("/apps/demo/actions/stop", json!({})).await;
+    w.until("nothing runs", async || w.versions_up("demo").await.is_empty()).await;
+    w.post("/apps/demo/actions/start", json!({})).await;
+    w.until("all run", async || w.versions_up("demo").await.len() == 5).await;
+    // A lock keeps its code from everyone, and lets it be ended only.
+    w.ok(Method::PUT, "/apps/demo/lock", Some(json!({ "reason": "audit" }))).await;
+    assert_eq!(refused(Method::POST, "/apps/demo/canary/actions/promote", json!({})).await, 403);
+    assert_eq!(refused(Method::PUT, "/apps/demo/canary", json!({ "release": "v2", "weight": 99 })).await, 403);
+    w.ok(Method::DELETE, "/apps/demo/lock", None).await;
+    // Further code takes its place, at its share; what runs stays. What was never more than a canary is nothing to go back to.
+    assert!(w.push(app).await.0);
+    w.until("the next one serves", async || canary().await["state"] == "serving" && canary().await["version"] == 4).await;
+    let second = w.get("/apps/demo/releases/2").await;
+    assert_eq!((&second["status"], &second["eligible_for_rollback"]), (&json!("failed"), &json!(false)), "{second}");
+    assert_eq!(w.get("/apps/demo/releases/3").await["current"], true);
+    // Promoted, it is what runs: itself, since nothing came after it.
+    let promoted = w.post("/apps/demo/canary/actions/promote", json!({})).await;
+    assert_eq!((&promoted["version"], &promoted["current"]), (&json!(4), &json!(true)));
+    w.until("it serves alone", async || w.versions_up("demo").await == [4, 4, 4, 4]).await;
+    assert!(table().canary.is_none() && table().backends.len() == 4);
+    // After a change of config it is promoted with the config of today.
+    w.ok(Method::PUT, "/apps/demo/canary", Some(json!({ "weight": 25 }))).await;
+    assert_eq!(refused(Method::POST, "/apps/demo/canary/actions/promote", json!({})).await, 409);
+    assert!(w.push(app).await.0);
+    w.patch("/apps/demo/config-vars", json!({ "A": "2" })).await;
+    w.until("what runs has the config", async || rolled_out(6).await).await;
+    let promoted = w.post("/apps/demo/canary/actions/promote", json!({})).await;
+    assert_eq!((&promoted["version"], &promoted["description"]), (&json!(7), &json!("Promote canary v5")));
+    assert_eq!(w.get("/apps/demo/releases/7/config-vars").await["A"], "2");
+    w.until("it serves alone", async || w.versions_up("demo").await == [7, 7, 7, 7]).await;
+    // Going back ends one that stands beside what runs.
+    w.ok(Method::PUT, "/apps/demo/canary", Some(json!({ "weight": 25 }))).await;
+    assert!(w.push(app).await.0);
+    w.post("/apps/demo/releases", json!({ "release": "v4" })).await;
+    assert_eq!(refused(Method::GET, "/apps/demo/canary", json!({})).await, 404);
+    assert_eq!(w.get("/apps/demo/releases/8").await["status"], "failed");
+    w.until("it serves alone", async || w.versions_up("demo").await == [9, 9, 9, 9]).await;
+    // One that crashes is given up: the push says so, and nothing else changes.
+    w.ok(Method::PUT, "/apps/demo/canary", Some(json!({ "weight": 10 }))).await;
+    w.builders.then(Outcome::Good(product("crash-1", &[("web", "serve")])));
+    assert!(!w.push(app).await.0);
+    assert_eq!(refused(Method::GET, "/apps/demo/canary", json!({})).await, 404);
+    w.until("it is gone", async || w.versions_up("demo").await == [9, 9, 9, 9]).await;
+    // An earlier release can be one too, and be given up, and be gone back to.
+    w.ok(Method::PUT, "/apps/demo/canary", Some(json!({ "release": "v1", "weight": 10 }))).await;
+    w.until("it serves", async || canary().await["state"] == "serving").await;
+    w.ok(Method::DELETE, "/apps/demo/canary", None).await;
+    w.until("it is gone", async || w.versions_up("demo").await == [9, 9, 9, 9]).await;
+    assert_eq!(w.get("/apps/demo/releases/1").await["eligible_for_rollback"], true);
+    let events = w.get("/apps/demo/events").await.to_string();
+    for kind in ["canary.update", "canary.promote", "canary.abort"] {
+        assert!(events.contains(kind), "{kind}: {events}");
+    }
 }

@@ -25,6 +25,8 @@ const SETTINGS: &str =
   [build] env = { NAME = \"value\" }, timeout_seconds = 900, memory = \"2G\", disk = \"4G\", slug_limit = \"500M\"
   metrics = \"127.0.0.1:9100\"
   [router] workers = 0, trusted_proxies = [\"10.0.0.0/8\"], route_ports = \"20000-29999\"
+  [router.limits] connections = 20000, requests_per_app = 10000, head_seconds = 10
+  [router.access_lines] json = false, sample = 1.0
   [router.proxy_protocol] http = [\"10.0.0.5\"], tcp = [\"10.0.0.5\"]
   [logs] size = \"512M\", days = 7, lines_per_second = 5000, drain_allow = [\"127.0.0.1\"]
 

@@ -275,6 +275,9 @@ pub fn router_settings(settings: &Settings, http: std::net::SocketAddr) -> Resul
         trusted_proxies: trusted.map_err(|e| format!("router.trusted_proxies: {e}"))?,
         tls: flex_router::TlsSettings { listen: settings.https.into_iter().collect(), certificates: None, min: settings.tls_min },
         l4_address: http.ip(),
+        lines: settings.access_lines,
+        limits: settings.router_limits.clone(),
+        timeouts: flex_router::Timeouts { head: settings.router_head, ..flex_router::Timeouts::default() },
         proxy_protocol_http: ranges("router.proxy_protocol.http", &settings.proxy_protocol_http)?,
         proxy_protocol_tcp: ranges("router.proxy_protocol.tcp", &settings.proxy_protocol_tcp)?,
         ..RouterSettings::default()

@@ -157,6 +157,65 @@ struct RouterFile {
     proxy_protocol: ProxyFile,
     /// Ports of TCP and UDP routes: `20000-29999`.
     route_ports: Option<String>,
+    #[serde(default)]
+    access_lines: LinesFile,
+    #[serde(default)]
+    limits: LimitsFile,
+}
+
+/// What bounds a router's work and memory; what is left out stays as it is by default.
+#[derive(Debug, Clone, Default, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+struct LimitsFile {
+    connections: Option<usize>,
+    requests_per_app: Option<usize>,
+    held: Option<usize>,
+    held_per_app: Option<usize>,
+    queue_per_app: Option<usize>,
+    head_bytes: Option<usize>,
+    udp_sessions: Option<usize>,
+    metrics_apps: Option<usize>,
+    /// Seconds that a request's head may take.
+    head_seconds: Option<u64>,
+}
+
+impl LimitsFile {
+    fn checked(&self) -> Result<(flex_router::Limits, Duration), String> {
+        let mut limits = flex_router::Limits::default();
+        for (name, given, to) in [
+            ("connections", self.connections, &mut limits.connections),
+            ("requests_per_app", self.requests_per_app, &mut limits.requests_per_app),
+            ("held", self.held, &mut limits.held),
+            ("held_per_app", self.held_per_app, &mut limits.held_per_app),
+            ("queue_per_app", self.queue_per_app, &mut limits.queue_per_app),
+            ("head_bytes", self.head_bytes, &mut limits.head_bytes),
+            ("udp_sessions", self.udp_sessions, &mut limits.udp_sessions),
+            ("metrics_apps", self.metrics_apps, &mut limits.metrics_apps),
+        ] {
+            match given {
+                Some(0) => return Err(format!("router.limits.{name}: 0 would let nothing through: use 1 or more")),
+                Some(n) => *to = n,
+                None => {}
+            }
+        }
+        if limits.head_bytes < 1024 || limits.head_bytes > 1 << 20 {
+            return Err("router.limits.head_bytes: use 1024 to 1048576".into());
+        }
+        let head = self.head_seconds.map_or(flex_router::Timeouts::default().head, Duration::from_secs);
+        match head.is_zero() {
+            true => Err("router.limits.head_seconds: use 1 or more".into()),
+            false => Ok((limits, head)),
+        }
+    }
+}
+
+/// How access lines are written, where an app says nothing else.
+#[derive(Debug, Clone, Default, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+struct LinesFile {
+    json: Option<bool>,
+    /// Share of the requests without an error that leave a line: 0 to 1.
+    sample: Option<f64>,
 }
 
 #[derive(Debug, Clone, Default, Deserialize)]
@@ -201,6 +260,11 @@ pub struct Settings {
     /// Load balancers in front of the HTTP listener, and of the ports of TCP routes.
     pub proxy_protocol_http: Vec<String>,
     pub proxy_protocol_tcp: Vec<String>,
+    pub router_limits: flex_router::Limits,
+    /// How long a request's head may take.
+    pub router_head: Duration,
+    /// How access lines are written, where an app says nothing else.
+    pub access_lines: flex_model::LineForm,
     /// Ports that apps may have for TCP and UDP routes.
     pub route_ports: std::ops::RangeInclusive<u16>,
     pub network: Network,
@@ -274,7 +338,10 @@ impl Settings {
             (None, Some(text)) => text.parse().map_err(|e| format!("tls_min: {e}"))?,
             (None, None) => MinTls::default(),
         };
+        let (router_limits, router_head) = file.router.limits.checked()?;
         Ok(Self {
+            router_limits,
+            router_head,
             https: https.0,
             tls_min,
             metrics: flags.metrics.or(file.metrics),
@@ -299,6 +366,7 @@ impl Settings {
             proxy_protocol_http: file.router.proxy_protocol.http,
             proxy_protocol_tcp: file.router.proxy_protocol.tcp,
             route_ports: port_range(file.router.route_ports.as_deref().unwrap_or("20000-29999"))?,
+            access_lines: lines(&file.router.access_lines)?,
             network: network(file.network)?,
             logs: file.logs.read()?,
             runs: runs(&file.runs)?,
@@ -316,6 +384,15 @@ fn runs(file: &RunsFile) -> Result<flex_controller::RunLimits, String> {
         return Err("runs.max_life_seconds: 0 would let nothing run".into());
     }
     Ok(flex_controller::RunLimits { max_life, per_app: file.per_app.unwrap_or(default.per_app) })
+}
+
+fn lines(file: &LinesFile) -> Result<flex_model::LineForm, String> {
+    let per_mille = match file.sample {
+        None => None,
+        Some(share) if (0.0..=1.0).contains(&share) => Some((share * 1000.0).round() as u16),
+        Some(share) => return Err(format!("router.access_lines.sample: {share} is no share: use 0 to 1")),
+    };
+    Ok(flex_model::LineForm { json: file.json, per_mille })
 }
 
 fn network(file: NetworkFile) -> Result<Network, String> {
@@ -415,6 +492,9 @@ mod tests {
             ("store = \"x\"", "sled or redb"),
             ("[router]\nroute_ports = \"9-2\"", "router.route_ports"),
             ("[build]\nmemory = \"1\"", "build.memory"),
+            ("[router.limits]\nconnections = 0", "router.limits.connections"),
+            ("[router.limits]\nconections = 5", "conections"),
+            ("[router.access_lines]\nsample = 2.0", "router.access_lines.sample"),
             ("[network]\ndeny = [\"10.0.0.0/40\"]", "network.deny"),
             ("[network]\nallow = [\"a b\"]", "network.allow"),
             ("[runs]\nmax_life_seconds = 0", "runs.max_life_seconds"),

@@ -107,6 +107,25 @@ pub struct App {
     /// Whether certificates for its domains are made automatically.
     #[serde(default)]
     pub acm: bool,
+    /// A release that gets a share of the requests beside the one that should run.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub canary: Option<Canary>,
+    /// How routers write the app's access lines.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub access_lines: Option<crate::LineForm>,
+}
+
+/// A share of an app's requests for another release than the one that should run.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Canary {
+    /// None: the next one that a build makes.
+    pub version: Option<u64>,
+    /// In percent, 1 to 99.
+    pub weight: u32,
+    /// It came to be as a canary: no other requests than its share were ever sent to it, and given up it is no release to
+    /// go back to.
+    #[serde(default)]
+    pub built: bool,
 }
 
 impl App {

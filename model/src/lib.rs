@@ -30,7 +30,7 @@ pub mod time;
 pub mod trace;
 pub mod user;
 
-pub use app::{App, AppLock, NamedSize, ProcessScale};
+pub use app::{App, AppLock, Canary, NamedSize, ProcessScale};
 pub use build::{Build, BuildPhase, BuildStatus, BuildpackRef, PhaseTime, Slug};
 pub use certificate::{Certificate, CertificateTable, CertificateUpdate, Challenge, TICKET_PERIOD, TicketKey};
 pub use cidr::Cidr;
@@ -47,7 +47,8 @@ pub use placement::{
 pub use policy::{Balancing, InstanceProtocol, Policy, ProxyVersion};
 pub use release::{HealthCheck, HealthProbe, ImageRef, ProcessSpec, Release, ReleaseStatus};
 pub use route::{
-    AppRoute, AppState, Backend, Match, PathPrefix, Pool, Route, RouteProblem, RouteTable, RouterStatus, TABLE_FORMAT, Target,
+    AppRoute, AppState, Backend, CanaryShare, LineForm, Match, PathPrefix, Pool, Route, RouteProblem, RouteTable, RouterStatus,
+    TABLE_FORMAT, Target,
 };
 pub use secret::Secret;
 pub use size::{Memory, ParseSizeError};

@@ -73,12 +73,68 @@ pub struct AppRoute {
     /// The app's own pages for answers that routers make.
     #[serde(default, skip_serializing_if = "Pages::is_empty")]
     pub pages: Pages,
+    /// Everything that leads to `web` leads to this release's `web` for a share. Its instances are in `pools`, and not among
+    /// `backends`: a router that knows nothing of it leaves it out.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub canary: Option<CanaryShare>,
+    /// How access lines are written; what is not set follows the router's own setting.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub lines: Option<LineForm>,
+}
+
+/// How an app's access lines are written.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(default)]
+pub struct LineForm {
+    /// A JSON object instead of Heroku's form.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub json: Option<bool>,
+    /// How many of a thousand requests without an error leave a line; those with one always do.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub per_mille: Option<u16>,
+}
+
+/// A release's share of the requests, in percent.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct CanaryShare {
+    pub version: u64,
+    pub weight: u32,
 }
 
 impl AppRoute {
     /// An app whose `web` serves at its domains.
     pub fn new(app: AppId, name: AppName, domains: Vec<DomainName>, state: AppState, backends: Vec<Backend>) -> Self {
-        Self { app, name, domains, state, backends, policy: None, pools: Vec::new(), routes: Vec::new(), pages: Pages::new() }
+        Self {
+            app,
+            name,
+            domains,
+            state,
+            backends,
+            policy: None,
+            pools: Vec::new(),
+            routes: Vec::new(),
+            pages: Pages::new(),
+            canary: None,
+            lines: None,
+        }
+    }
+
+    /// Where a route (none: a domain without one) leads, a canary's share taken into account.
+    pub fn targets_of(&self, route: Option<&Route>) -> Vec<Target> {
+        let web = [Target::to(ProcessType::web())];
+        let targets = route.map_or(web.as_slice(), |r| r.targets.as_slice());
+        let Some(canary) = self.canary.map(|c| CanaryShare { weight: c.weight.min(100), ..c }) else { return targets.to_vec() };
+        let mut out = Vec::with_capacity(targets.len() + 1);
+        for t in targets {
+            if t.process.is_web() && t.version.is_none() {
+                let share = |version, percent| Target { version, weight: t.weight.saturating_mul(percent), ..t.clone() };
+                out.push(share(None, 100 - canary.weight));
+                out.push(share(Some(canary.version), canary.weight));
+            } else {
+                out.push(Target { weight: t.weight.saturating_mul(100), ..t.clone() });
+            }
+        }
+        out
     }
 
     /// Every instance that something may be sent to; one in two pools comes twice.

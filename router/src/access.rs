@@ -91,6 +91,41 @@ impl AccessSink for AccessQueue {
     }
 }
 
+/// A line as a JSON object: what is a number as one, times in milliseconds under `NAME_ms`, what is empty as null.
+pub(crate) fn as_json(line: &str) -> String {
+    let mut out = serde_json::Map::new();
+    let mut rest = line;
+    while let Some((name, after)) = rest.split_once('=') {
+        let (value, next) = match after.strip_prefix('"') {
+            Some(quoted) => read_quoted(quoted),
+            None => after.split_once(' ').map_or((after.to_owned(), ""), |(v, n)| (v.to_owned(), n)),
+        };
+        let (name, value) = match (name.trim_start(), value.strip_suffix("ms")) {
+            (name @ ("connect" | "service"), Some(ms)) => (format!("{name}_ms"), ms.parse::<u64>().ok().into()),
+            (name @ ("connect" | "service"), None) => (format!("{name}_ms"), serde_json::Value::Null),
+            (name @ ("status" | "bytes" | "bytes_in" | "port"), _) => (name.to_owned(), value.parse::<u64>().ok().into()),
+            (name, _) if value.is_empty() => (name.to_owned(), serde_json::Value::Null),
+            (name, _) => (name.to_owned(), value.into()),
+        };
+        out.insert(name, value);
+        rest = next;
+    }
+    serde_json::Value::Object(out).to_string()
+}
+
+/// What comes up to the closing quote, and what follows it.
+fn read_quoted(text: &str) -> (String, &str) {
+    let (mut value, mut chars) = (String::new(), text.char_indices());
+    while let Some((at, c)) = chars.next() {
+        match c {
+            '"' => return (value, &text[at + 1..]),
+            '\\' => value.extend(chars.next().map(|(_, c)| c)),
+            c => value.push(c),
+        }
+    }
+    (value, "")
+}
+
 /// The end of a request, as the line tells it.
 pub(crate) struct Finished<'a> {
     pub(crate) code: Option<crate::Code>,
@@ -155,6 +190,21 @@ mod tests {
             end.line(),
             "at=error code=H14 desc=\"No web processes running\" method=GET path=\"/\" host=a.b request_id=1 fwd=\"1.2.3.4\" dyno= connect= service= status=503 bytes=12 protocol=http"
         );
+    }
+
+    #[test]
+    fn lines_as_json() {
+        let json = |line: &str| serde_json::from_str::<serde_json::Value>(&as_json(line)).unwrap();
+        let told = json(
+            r#"at=error code=H12 desc="Request timeout" method=GET path="/a=\"b\" c" host=a.b request_id=1 fwd="1.2.3.4, 5.6.7.8" dyno= connect=3ms service= status=503 bytes=12 protocol=https tls_version=tls1.3"#,
+        );
+        assert_eq!((&told["code"], &told["desc"]), (&"H12".into(), &"Request timeout".into()));
+        assert_eq!((&told["path"], &told["fwd"]), (&"/a=\"b\" c".into(), &"1.2.3.4, 5.6.7.8".into()));
+        assert_eq!(
+            (&told["connect_ms"], &told["service_ms"], &told["dyno"]),
+            (&3.into(), &serde_json::Value::Null, &serde_json::Value::Null)
+        );
+        assert_eq!((&told["status"], &told["bytes"], &told["tls_version"]), (&503.into(), &12.into(), &"tls1.3".into()));
     }
 
     #[tokio::test]

@@ -19,7 +19,7 @@ use crate::{
     table::App,
     upstream::{NoUpstream, Upstream, Wire},
 };
-use flex_model::{AppId, AppState, InstanceProtocol};
+use flex_model::{AppId, AppState, InstanceProtocol, LineForm};
 use std::{
     future::{Future as _, poll_fn},
     pin::pin,
@@ -58,6 +58,7 @@ struct Exchange<'a, 'w, S> {
     /// The route's policy, if it says anything, and what it adds to the answer.
     gate: Option<Arc<Gate>>,
     extra: Extra,
+    lines: LineForm,
 }
 
 /// How one attempt with one instance ended.
@@ -87,6 +88,7 @@ pub(crate) async fn run<S: AsyncRead + AsyncWrite + Unpin>(
 ) -> After {
     let counters = conn.worker.counters.clone();
     Counters::add(&counters.requests, 1);
+    let lines = app.lines;
     let counted = Counted::begin(&app, &conn.worker.shared.stats, &counters);
     let mut exchange = Exchange {
         conn,
@@ -104,15 +106,20 @@ pub(crate) async fn run<S: AsyncRead + AsyncWrite + Unpin>(
         protocol,
         gate: None,
         extra: Extra::default(),
+        lines,
     };
-    let answered = match (&app.gate, refused) {
-        (_, Some(code)) => Err(code),
-        (None, None) => exchange.answer(app).await,
-        (Some(gate), None) => match exchange.ask(gate.clone()) {
-            Verdict::Pass => exchange.answer(app).await,
-            Verdict::Redirect { status, location } => Ok(exchange.redirect(status, &location).await),
-            Verdict::Refuse(code) => Err(code),
-        },
+    let verdict = match refused {
+        Some(code) => Verdict::Refuse(code),
+        None => app.gate.clone().map_or(Verdict::Pass, |gate| exchange.ask(gate)),
+    };
+    // An app that answers slowly must not take every connection from the others.
+    let (of_app, most) = (app.clone(), exchange.conn.worker.shared.settings.limits.requests_per_app);
+    let place = Place::take(&of_app.waiting.open, most);
+    let answered = match verdict {
+        Verdict::Pass if place.is_some() => exchange.answer(app).await,
+        Verdict::Pass => Err(counters.hit(Limit::RequestsPerApp, Code::TooManyConnections)),
+        Verdict::Redirect { status, location } => Ok(exchange.redirect(status, &location).await),
+        Verdict::Refuse(code) => Err(code),
     };
     match answered {
         Ok(after) => {
@@ -168,7 +175,7 @@ impl<S> Exchange<'_, '_, S> {
         Counters::add(&counters.bytes_out, self.bytes);
         counters.ended(status, code);
         self.counted.end(status, code, service, self.bytes);
-        shared.access.line(self.app, end.line());
+        shared.tell(self.app, self.lines, code.is_some() || status >= 500, || end.line());
     }
 }
 

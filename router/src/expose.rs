@@ -98,6 +98,7 @@ impl Metrics {
         let seconds = |d: Duration| d.as_secs_f64();
         out.gauge("flex_router_limit", "The limits that are set; times in seconds.")
             .sample(&[("limit", Limit::Connections.name())], limits.connections as f64)
+            .sample(&[("limit", Limit::RequestsPerApp.name())], limits.requests_per_app as f64)
             .sample(&[("limit", Limit::Held.name())], limits.held as f64)
             .sample(&[("limit", Limit::HeldPerApp.name())], limits.held_per_app as f64)
             .sample(&[("limit", Limit::QueuePerApp.name())], limits.queue_per_app as f64)

@@ -72,10 +72,11 @@ pub(crate) enum Limit {
     MaxConnections,
     UdpSessions,
     Http2Flood,
+    RequestsPerApp,
 }
 
 impl Limit {
-    pub(crate) const ALL: [Self; 9] = [
+    pub(crate) const ALL: [Self; 10] = [
         Self::Connections,
         Self::Held,
         Self::HeldPerApp,
@@ -85,6 +86,7 @@ impl Limit {
         Self::MaxConnections,
         Self::UdpSessions,
         Self::Http2Flood,
+        Self::RequestsPerApp,
     ];
 
     /// The value of the metric's label.
@@ -99,6 +101,7 @@ impl Limit {
             Self::MaxConnections => "route_connections",
             Self::UdpSessions => "udp_sessions",
             Self::Http2Flood => "http2_flood",
+            Self::RequestsPerApp => "requests_per_app",
         }
     }
 }

@@ -6,9 +6,7 @@
 
 use crate::policy::Gate;
 use crate::table::{App, Backend, Changes, Entry, Host, L4, PortRoutes, Route, Routes, Waiting};
-use flex_model::{
-    AppId, AppRoute, AppState, InstanceId, Match, Policy, ProcessType, RouteId, RouteProblem, RouteTable, Target, policy,
-};
+use flex_model::{AppId, AppRoute, AppState, InstanceId, Match, Policy, RouteId, RouteProblem, RouteTable, Target, policy};
 use std::{
     collections::{BTreeMap, BTreeSet, HashMap},
     net::SocketAddr,
@@ -171,8 +169,9 @@ impl Registry {
         if !app.domains.is_empty() {
             let policy = app.policy.clone().unwrap_or_else(|| self.defaults.clone());
             let gate = gate(app, None, &policy);
-            let web = self.pool(app, &Target::to(ProcessType::web()), &policy, gate.as_ref());
-            let route = Arc::new(Route::new(app.app, None, policy, vec![(1, web)]));
+            let targets = app.targets_of(None);
+            let targets = targets.iter().map(|t| (t.weight, self.pool(app, t, &policy, gate.as_ref()))).collect();
+            let route = Arc::new(Route::new(app.app, None, policy, targets));
             http.extend(app.domains.iter().map(|d| (Arc::from(d.as_str()), Box::default(), route.clone())));
         }
         Compiled { app: app.app, http }
@@ -181,7 +180,8 @@ impl Registry {
     fn route(&mut self, app: &AppRoute, route: &flex_model::Route) -> Arc<Route> {
         let policy: Arc<Policy> = route.policy.clone().unwrap_or_else(|| self.defaults.clone());
         let gate = gate(app, Some(route.id), &policy);
-        let targets = route.targets.iter().map(|t| (t.weight, self.pool(app, t, &policy, gate.as_ref()))).collect();
+        let targets = app.targets_of(Some(route));
+        let targets = targets.iter().map(|t| (t.weight, self.pool(app, t, &policy, gate.as_ref()))).collect();
         Arc::new(Route::new(app.app, Some(route.id), policy, targets))
     }
 
@@ -215,6 +215,7 @@ impl Registry {
             policy: policy.clone(),
             gate: gate.cloned(),
             turn: AtomicUsize::new(0),
+            lines: app.lines.unwrap_or_default(),
             stats: OnceLock::new(),
         })
     }

@@ -205,9 +205,13 @@ proptest! {
             last = apps.into_values().collect();
             registry.apply(&routes, &RouteTable::new(n as u64 + 1, last.clone()));
         }
+        // What people are told of a request's way is the way that it takes.
+        let told = RouteTable::new(1, last.clone());
         for host in ["a.b.c", "x.b.c", "y.b.c", "b.c", "c", "q.z", "u.v.c"] {
             for path in ["/", "/p", "/pp", "/p/q/1", "/r/"] {
                 prop_assert_eq!(routes.find(host, path).map(|r| r.app), by_hand(&last, host, path), "{} {}", host, path);
+                let (takes, is_told) = (routes.find(host, path), told.find(host, path));
+                prop_assert_eq!(takes.map(|r| (r.app, r.id)), is_told.map(|f| (f.app.app, f.route.map(|r| r.id))), "{} {}", host, path);
             }
         }
         let live: BTreeSet<InstanceId> = registry.backends.values().filter(|b| !b.is_retired()).map(|b| b.instance).collect();

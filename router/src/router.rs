@@ -272,6 +272,7 @@ fn apply(shared: &Shared, registry: &Mutex<Registry>, table: &RouteTable) {
 /// Whether something of the app still leads to what is counted.
 fn leads_to(app: &AppRoute, of: &Of) -> bool {
     of.process.is_web() && of.version.is_none()
+        || app.canary.is_some_and(|c| of.process.is_web() && of.version == Some(c.version))
         || app.routes.iter().flat_map(|r| &r.targets).any(|t| t.process == of.process && t.version == of.version)
 }
 

@@ -33,6 +33,8 @@ pub struct RouterSettings {
     /// The same for the ports of TCP routes.
     pub proxy_protocol_tcp: Vec<Cidr>,
     pub tls: TlsSettings,
+    /// How access lines are written, where an app says nothing else.
+    pub lines: flex_model::LineForm,
 }
 
 impl Default for RouterSettings {
@@ -49,6 +51,7 @@ impl Default for RouterSettings {
             proxy_protocol_http: Vec::new(),
             proxy_protocol_tcp: Vec::new(),
             tls: TlsSettings::default(),
+            lines: flex_model::LineForm::default(),
         }
     }
 }
@@ -145,6 +148,9 @@ pub struct Limits {
     pub headers: usize,
     /// Client connections over all workers. One more is answered 503 and closed.
     pub connections: usize,
+    /// Requests of one app under way at one time, over all workers: what an app that hangs can take from the others. One more
+    /// gets H22.
+    pub requests_per_app: usize,
     /// Requests held at one time, over all apps, for apps that are starting. One more gets H11.
     pub held: usize,
     /// Of those, requests of one app.
@@ -165,6 +171,7 @@ impl Default for Limits {
             head_bytes: 64 << 10,
             headers: 128,
             connections: 20_000,
+            requests_per_app: 10_000,
             held: 2_000,
             held_per_app: 500,
             idle_per_instance: 128,

@@ -1,7 +1,7 @@
 //! What the workers share: the current routes, the settings, and a few counts.
 
-use crate::{AccessSink, RouterSettings, io::Clock, persist, policy::Buckets, stats::StatsBook, table::Routes, tls::Tls};
-use flex_model::{CertificateTable, RouteProblem};
+use crate::{AccessSink, RouterSettings, access, io::Clock, persist, policy::Buckets, stats::StatsBook, table::Routes, tls::Tls};
+use flex_model::{AppId, CertificateTable, LineForm, RouteProblem};
 use std::sync::{
     Arc, Mutex, PoisonError,
     atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering::SeqCst},
@@ -45,6 +45,18 @@ impl Shared {
                 "the certificates are not kept: a router restarted alone would not have them"
             );
         }
+    }
+
+    /// Hands a line on, in the form that the app or this router wants; one that tells of no error only now and then, if so set.
+    pub(crate) fn tell(&self, app: AppId, form: LineForm, failed: bool, line: impl FnOnce() -> String) {
+        let own = &self.settings.lines;
+        let kept = form.per_mille.or(own.per_mille).unwrap_or(1000);
+        if !failed && kept < 1000 && rand::random_range(0..1000) >= kept {
+            return;
+        }
+        let json = form.json.or(own.json).unwrap_or(false);
+        let line = line();
+        self.access.line(app, if json { access::as_json(&line) } else { line });
     }
 
     pub(crate) fn set_port_problems(&self, problems: Vec<RouteProblem>) {

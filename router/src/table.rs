@@ -8,7 +8,7 @@
 
 use crate::{policy::Gate, shared::Dirty, stats::AppStats};
 use arc_swap::ArcSwap;
-use flex_model::{AppId, AppState, InstanceId, Policy, ProcessType, RouteId, Secret};
+use flex_model::{AppId, AppState, InstanceId, LineForm, Policy, ProcessType, RouteId, Secret};
 use std::{
     collections::{BTreeMap, HashMap},
     net::SocketAddr,
@@ -135,6 +135,8 @@ pub(crate) struct Waiting {
     pub(crate) held: AtomicUsize,
     /// For a place on an instance.
     pub(crate) queued: AtomicUsize,
+    /// Under way, whatever they do.
+    pub(crate) open: AtomicUsize,
     /// A place became free.
     pub(crate) freed: tokio::sync::Notify,
 }
@@ -155,6 +157,7 @@ pub(crate) struct App {
     pub(crate) gate: Option<Arc<Gate>>,
     /// Whose turn it is, where instances take turns.
     pub(crate) turn: AtomicUsize,
+    pub(crate) lines: LineForm,
     /// Where its requests are counted; found with the first one.
     pub(crate) stats: OnceLock<Arc<AppStats>>,
 }

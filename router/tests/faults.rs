@@ -11,6 +11,7 @@ use std::{
     time::{Duration, Instant},
 };
 use support::*;
+use tokio::io::AsyncWriteExt as _;
 
 fn quick() -> Timeouts {
     let ms = Duration::from_millis;
@@ -447,4 +448,158 @@ async fn a_router_that_is_out_of_descriptors_is_h99_and_recovers() {
     client.send(ask).await;
     assert_eq!(client.answer().await.text(), "ok");
     world.stop().await;
+}
+
+/// One app that takes all it can, clients that dribble their heads, clients that do not read, and idle connections: the
+/// other app is served, each is bounded, and each is seen.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_one_app_or_client_takes_is_not_taken_from_the_others() {
+    use flex_model::exposition::parse;
+    let (good, hangs) =
+        (fixed("ok").await, instance(|mut conn, _| async move { while request(&mut conn).await.is_some() {} }).await);
+    let large = instance(|mut conn, _| async move {
+        while request(&mut conn).await.is_some() {
+            conn.send(&format!("HTTP/1.1 200 OK\r\nContent-Length: {}\r\n\r\n", 64 << 20)).await;
+            let part = vec![b'x'; 64 << 10];
+            for _ in 0..1024 {
+                if conn.stream.write_all(&part).await.is_err() {
+                    return;
+                }
+            }
+        }
+    })
+    .await;
+    let apps = vec![
+        app("good", Serving, vec![backend(1, good.address)]),
+        app("hangs", Serving, vec![backend(2, hangs.address)]),
+        app("large", Serving, vec![backend(3, large.address)]),
+    ];
+    let limits = Limits { connections: 400, requests_per_app: 50, ..Limits::default() };
+    let timeouts = Timeouts { head: Duration::from_millis(600), ..Timeouts::default() };
+    let mut world = Setup { limits, timeouts, ..Setup::default() }.start(table(1, apps)).await;
+    // All but 20 of the connections: 60 for the app that hangs, 60 dribbling, 20 that do not read, 240 idle.
+    let (mut hanging, mut dribbling, mut unread, mut idle) = (vec![], vec![], vec![], vec![]);
+    for n in 0..60 {
+        let mut client = world.client().await;
+        client.send("GET / HTTP/1.1\r\nHost: hangs.test\r\n\r\n").await;
+        hanging.push(client);
+        let mut client = world.client().await;
+        client.send("GET / HTTP/1.1\r\nHost: good.test\r\nX-Slow: ").await;
+        dribbling.push(client);
+        if n < 20 {
+            let mut client = world.client().await;
+            client.send("GET / HTTP/1.1\r\nHost: large.test\r\n\r\n").await;
+            unread.push(client);
+        }
+        for _ in 0..4 {
+            idle.push(world.client().await);
+        }
+    }
+    let read = || parse(&world.metrics.expose()).unwrap();
+    let hit = |limit: &str| read().get("flex_router_limits_hit_total", &[("limit", limit)]).unwrap();
+    eventually(async || hit("requests_per_app") == 10.0).await;
+    eventually(async || read().sum("flex_router_requests_in_flight", &[("app", "hangs")]) == 50.0).await;
+    let mut quick = world.client().await;
+    for _ in 0..50 {
+        quick.send("GET / HTTP/1.1\r\nHost: good.test\r\n\r\n").await;
+        assert_eq!(quick.answer().await.text(), "ok");
+    }
+    // Those that dribble are cut off, however they go on.
+    eventually(async || hit("head_time") == 60.0).await;
+    assert!(dribbling[0].answer().await.status == 408);
+    // Beyond the last connection: told so, and seen.
+    while hit("connections") == 0.0 {
+        idle.push(world.client().await);
+        assert!(idle.len() < 1000, "connections are not bounded");
+    }
+    assert_eq!(read().get("flex_router_connections_refused_total", &[]), Some(hit("connections")));
+    quick.send("GET / HTTP/1.1\r\nHost: good.test\r\n\r\n").await;
+    assert_eq!(quick.answer().await.text(), "ok");
+    let mut h22 = 0;
+    while let Ok((_, line)) = world.lines.try_recv() {
+        h22 += u32::from(line.contains("code=H22 desc=\"Connection limit reached\"") && line.contains("host=hangs.test"));
+    }
+    assert_eq!(h22, 10);
+    drop((hanging, unread));
+    world.stop_now().await;
+}
+
+#[tokio::test]
+async fn access_lines_have_the_form_that_was_asked_for() {
+    use flex_model::{AppState, LineForm};
+    let good = fixed("ok").await;
+    let form = |json, per_mille| Some(LineForm { json, per_mille });
+    let mut apps = ["plain", "json", "some"].map(|name| app(name, AppState::Serving, vec![backend(1, good.address)])).to_vec();
+    apps[1].lines = form(Some(true), Some(1000));
+    apps[2].lines = form(None, Some(0));
+    let mut down = app("down", AppState::Crashed, vec![]);
+    down.lines = form(Some(true), Some(0));
+    apps.push(down);
+    let mut world = World::new(apps).await;
+    // Of the third app only requests with an error leave a line.
+    for name in ["some", "json", "down", "plain"] {
+        world.get(&format!("{name}.test"), "/a?b=c").await;
+    }
+    let (json, down, plain) = (world.line().await, world.line().await, world.line().await);
+    let json: serde_json::Value = serde_json::from_str(&json).unwrap();
+    assert_eq!((&json["status"], &json["path"], &json["host"]), (&200.into(), &"/a?b=c".into(), &"json.test".into()));
+    let down: serde_json::Value = serde_json::from_str(&down).unwrap();
+    assert_eq!((&down["code"], &down["at"], &down["dyno"]), (&"H10".into(), &"error".into(), &serde_json::Value::Null));
+    assert!(plain.starts_with("at=info method=GET") && plain.contains("host=plain.test"), "{plain}");
+    world.stop().await;
+}
+
+fn resident_bytes() -> usize {
+    let text = std::fs::read_to_string("/proc/self/statm").unwrap();
+    text.split(' ').nth(1).unwrap().parse::<usize>().unwrap() * 4096
+}
+
+/// Clients that have had an answer and stay, and clients that never ask, as many as there may be files, up to ten thousand.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn idle_connections_cost_little_memory_and_nobody_else_time() {
+    use nix::sys::resource::{Resource::RLIMIT_NOFILE, getrlimit, setrlimit};
+    use std::io::{Read as _, Write as _};
+    /// Of memory, for one; what the kernel keeps of it does not count.
+    const MOST_BYTES: usize = 8 << 10;
+    let (_, hard) = getrlimit(RLIMIT_NOFILE).unwrap();
+    setrlimit(RLIMIT_NOFILE, hard, hard).unwrap();
+    // Both ends are in this process.
+    let many = (usize::try_from(hard).unwrap_or(usize::MAX) / 2).saturating_sub(300).min(10_000);
+    let good = fixed("ok").await;
+    let timeouts = Timeouts { keep_alive: Duration::from_secs(600), head: Duration::from_secs(600), ..Timeouts::default() };
+    let setup = Setup { timeouts, ..Setup::default() };
+    let world = setup.start(table(1, vec![app("aa", Serving, vec![backend(1, good.address)])])).await;
+    let open = || flex_model::exposition::parse(&world.metrics.expose()).unwrap().sum("flex_router_connections_open", &[]);
+    let address = world.address;
+    let connect = async |count: usize| {
+        let opened = tokio::task::spawn_blocking(move || {
+            let client = |n: usize| {
+                let mut stream = std::net::TcpStream::connect(address).unwrap();
+                if n % 2 == 0 {
+                    stream.write_all(b"GET / HTTP/1.1\r\nHost: aa.test\r\n\r\n").unwrap();
+                    let (mut answer, mut part) = (Vec::new(), [0; 1024]);
+                    while !answer.ends_with(b"\r\n\r\nok") {
+                        let n = stream.read(&mut part).unwrap();
+                        assert!(n > 0, "{}", String::from_utf8_lossy(&answer));
+                        answer.extend_from_slice(&part[..n]);
+                    }
+                }
+                stream
+            };
+            (0..count).map(client).collect::<Vec<_>>()
+        });
+        opened.await.unwrap()
+    };
+    let first = connect(200).await;
+    eventually(async || open() == 200.0).await;
+    let before = resident_bytes();
+    let rest = connect(many - 200).await;
+    eventually(async || open() == many as f64).await;
+    let each = resident_bytes().saturating_sub(before) / (many - 200);
+    println!("{many} idle connections, {each} bytes each");
+    assert!(each <= MOST_BYTES, "{each} bytes for each of {many} idle connections");
+    assert_eq!(world.get("aa.test", "/").await.text(), "ok");
+    drop((first, rest));
+    eventually(async || open() == 0.0).await;
+    world.stop_now().await;
 }

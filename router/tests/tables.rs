@@ -1,7 +1,7 @@
 //! Tables that change under load, instances that leave, and a router that starts with nobody to tell it anything.
 
 mod support;
-use flex_model::{AppState::Serving, RouteTable};
+use flex_model::{AppRoute, AppState::Serving, Policy, RouteTable};
 use std::{
     sync::{
         Arc,
@@ -150,4 +150,49 @@ async fn stopping_ends_what_runs_and_takes_no_more() {
     let address = world.address;
     world.stop().await;
     assert!(tokio::net::TcpStream::connect(address).await.is_err());
+}
+
+#[tokio::test]
+async fn a_canary_gets_its_share_and_no_more() {
+    use flex_model::{CanaryShare, Pool, ProcessType};
+    let (stable, canary) = (fixed("stable").await, fixed("canary").await);
+    let demo = |weight: u32, up: bool| {
+        let backends = if up { vec![backend(2, canary.address)] } else { vec![] };
+        let state = if up { Serving } else { flex_model::AppState::Starting };
+        let pool = Pool { process: ProcessType::web(), version: Some(7), state, backends };
+        let share = (weight > 0).then_some(CanaryShare { version: 7, weight });
+        let made = route(
+            9,
+            flex_model::Match::Http { host: "aa.test".parse().unwrap(), path: "/made".parse().unwrap() },
+            Policy::default(),
+        );
+        AppRoute { pools: vec![pool], routes: vec![made], canary: share, ..app("aa", Serving, vec![backend(1, stable.address)]) }
+    };
+    let mut world = World::new(vec![demo(20, true)]).await;
+    let count = async |world: &World, path: &str| {
+        let (mut client, mut canaries) = (world.client().await, 0);
+        for _ in 0..1000 {
+            client.send(&format!("GET {path} HTTP/1.1\r\nHost: aa.test\r\n\r\n")).await;
+            canaries += u32::from(client.answer().await.text() == "canary");
+        }
+        canaries
+    };
+    // Of 1000 with a chance of 0.2 each, all but one in a billion draws lie within 80 of 200; also where a route was made.
+    for path in ["/", "/made/x"] {
+        let n = count(&world, path).await;
+        assert!((120..=280).contains(&n), "{path}: {n}");
+    }
+    // Told apart in the metrics, which forget it with the canary.
+    let sum = |world: &World, release: &[(&str, &str)]| {
+        let seen = flex_model::exposition::parse(&world.metrics.expose()).unwrap();
+        seen.sum("flex_router_arrivals_total", &[&[("app", "aa")], release].concat())
+    };
+    assert_eq!(sum(&world, &[]), 2000.0);
+    assert!((240.0..=560.0).contains(&sum(&world, &[("release", "v7")])));
+    // One that is not up costs nobody anything, and one that ended gets nothing.
+    world.set(2, vec![demo(20, false)]).await;
+    assert_eq!(count(&world, "/").await, 0);
+    world.set(3, vec![demo(0, true)]).await;
+    assert_eq!((count(&world, "/").await, sum(&world, &[("release", "v7")])), (0, 0.0));
+    world.stop().await;
 }

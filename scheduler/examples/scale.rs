@@ -190,6 +190,8 @@ fn app(id: AppId, n: u128) -> App {
         stop_grace_seconds: 30,
         read_only_root: false,
         acm: false,
+        canary: None,
+        access_lines: None,
     }
 }
 

@@ -31,6 +31,18 @@ impl<'a> AppPlan<'a> {
                 plan.push(kind, format!("v{} is up", target.version));
             }
         }
+        if self.judge_canary(room, plan) {
+            return;
+        }
+        // What should run has the first choice of the room.
+        let canary = self.split_off_canary();
+        self.decide_rest(room, ids, plan);
+        if let Some((release, canary)) = canary {
+            canary.decide_canary(release, room, ids, plan);
+        }
+    }
+
+    fn decide_rest(&mut self, room: &mut Room<'_>, ids: &mut dyn IdSource, plan: &mut Plan) {
         let wanted = self.view.wanted_release();
         let gone = self.remove_useless(wanted.map(|r| r.version), plan);
         self.placements.retain(|p| !gone.contains(&p.instance));
@@ -55,6 +67,37 @@ impl<'a> AppPlan<'a> {
             if let Some(release) = wanted {
                 self.decide_process(release, process, *scale, room, ids, plan);
             }
+        }
+    }
+
+    /// Whether a canary made it. True: it failed, and that is committed first.
+    fn judge_canary(&self, room: &Room<'_>, plan: &mut Plan) -> bool {
+        let Some((release, _)) = self.view.canary().filter(|(r, _)| r.status == ReleaseStatus::Pending) else { return false };
+        let (app, version) = (self.view.app.id, release.version);
+        if let Some((instance, why)) = self.failure(release, room, plan) {
+            plan.push(ChangeKind::ReleaseFailed { app, version, instance }, why);
+            return true;
+        }
+        if self.is_covered(release) {
+            plan.push(ChangeKind::ReleaseSucceeded { app, version }, format!("v{version} is up, as a canary"));
+        }
+        false
+    }
+
+    /// The canary's instances of `web`, which the rest of the plan then does not see.
+    fn split_off_canary(&mut self) -> Option<(&'a Release, AppPlan<'a>)> {
+        let (release, _) = self.view.canary()?;
+        let is_its = |p: &&Placement| p.version == release.version && p.process.is_web();
+        let (placements, rest) = std::mem::take(&mut self.placements).into_iter().partition(is_its);
+        self.placements = rest;
+        Some((release, AppPlan { world: self.world, view: self.view, placements }))
+    }
+
+    fn decide_canary(&self, release: &Release, room: &mut Room<'_>, ids: &mut dyn IdSource, plan: &mut Plan) {
+        let web = ProcessType::web();
+        match self.view.wanted(release).into_iter().next() {
+            Some((_, scale)) => self.decide_process(release, &web, scale, room, ids, plan),
+            None => self.active(&web).for_each(|p| self.retire(p, "web is scaled to 0, or was stopped", plan)),
         }
     }
 
@@ -105,7 +148,7 @@ impl<'a> AppPlan<'a> {
         self.view.wanted(release).into_iter().find_map(|(process, scale)| {
             let placed: BTreeSet<u32> =
                 self.of_release(release.version).filter(|p| p.process == process).map(|p| p.index).collect();
-            let index = self.view.app.wanted(&process).into_iter().find(|i| !placed.contains(i))?;
+            let index = self.view.indexes(release, &process).into_iter().find(|i| !placed.contains(i))?;
             Some(format!("{process}.{index} could not be placed: {}", room.why_not(scale.memory)?))
         })
     }
@@ -117,7 +160,7 @@ impl<'a> AppPlan<'a> {
         }
         self.view.wanted(release).iter().all(|(process, _)| {
             let up = self.of_release(release.version).filter(|p| p.process == *process && self.world.is_up(p)).count();
-            up >= self.view.app.wanted(process).len()
+            up >= self.view.indexes(release, process).len()
         })
     }
 
@@ -144,10 +187,20 @@ impl<'a> AppPlan<'a> {
         ids: &mut dyn IdSource,
         plan: &mut Plan,
     ) {
-        let wanted = self.view.app.wanted(process);
+        let wanted = self.view.indexes(release, process);
+        let canary = self.view.canary().filter(|(r, _)| r.version == release.version);
+        let scaled = match canary {
+            Some((r, weight)) => format!("v{} is a canary with {weight} % of the requests", r.version),
+            None => format!("{process} is scaled to {}", scale.quantity),
+        };
+        // Instances may stay through a change of config, but not those of other code that was tried meanwhile.
+        let same_code = |p: &Placement| {
+            p.version == release.version || self.view.releases.get(&p.version).is_none_or(|r| r.image == release.image)
+        };
         let active: Vec<&Placement> = self.active(process).collect();
         let is_current = |p: &Placement| {
             release.covers(p.version)
+                && same_code(p)
                 && (p.memory, p.cpu_shares, p.cpu_millis) == (scale.memory, scale.cpu_shares, scale.cpu_millis)
                 && self.view.app.restart_before(process, p.index).is_none_or(|moment| p.created_at >= moment)
         };
@@ -155,11 +208,13 @@ impl<'a> AppPlan<'a> {
         let current = self.retire_doubles(current, plan);
         let (surplus, current): (Vec<&Placement>, Vec<&Placement>) =
             current.into_iter().partition(|p| !wanted.contains(&p.index));
-        let (stopped, surplus): (Vec<&Placement>, Vec<&Placement>) = surplus.into_iter().partition(|p| p.index <= scale.quantity);
+        let running = self.view.app.wanted(process);
+        let (stopped, surplus): (Vec<&Placement>, Vec<&Placement>) =
+            surplus.into_iter().partition(|p| p.index <= scale.quantity && !running.contains(&p.index));
         for p in stopped {
             self.retire(p, "was stopped", plan);
         }
-        self.retire_surplus(&current, surplus, &format!("{process} is scaled to {}", scale.quantity), plan);
+        self.retire_surplus(&current, surplus, &scaled, plan);
         let have: BTreeSet<u32> = current.iter().map(|p| p.index).collect();
         let missing: Vec<u32> = wanted.iter().copied().filter(|i| !have.contains(i)).collect();
         let (hosts, why) = room.choose(self.view.app.id, scale.memory, missing.len());
@@ -173,7 +228,7 @@ impl<'a> AppPlan<'a> {
                     "given another share of the CPU".to_owned()
                 }
                 Some(_) => "restarted".to_owned(),
-                None => format!("{process} is scaled to {}", scale.quantity),
+                None => scaled.clone(),
             };
             let placement = Placement {
                 instance: ids.instance(),

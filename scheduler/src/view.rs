@@ -4,7 +4,7 @@ use flex_model::{
     App, AppId, AppRouting, DomainName, Host, HostId, InstanceId, InstanceReport, InstanceState, Placement, ProcessScale,
     ProcessType, Release, ReleaseStatus, Report, Route, RouterStatus, Timestamp,
 };
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
 /// Everything at one moment. Cheap to clone: what is large is shared.
@@ -73,9 +73,29 @@ impl AppView {
         }
     }
 
-    /// What of a release should run: its process types that the formation wants more than none of and that were not stopped.
+    /// The canary in force, with its share in percent: a release beside the one that should run, ready to run itself.
+    pub fn canary(&self) -> Option<(&Arc<Release>, u32)> {
+        let canary = self.app.canary?;
+        let version = canary.version?;
+        // What should run, or is gone back to, is no canary.
+        let other = Some(version) != self.app.target && Some(version) != self.app.good && self.wanted_release().is_some();
+        let release = self.releases.get(&version).filter(|_| other)?;
+        let fit = release.released && release.image.is_some() && release.status != ReleaseStatus::Failed;
+        (fit && release.processes.contains_key(&ProcessType::web())).then_some((release, canary.weight))
+    }
+
+    /// Which instances of a release's process type are to run, by number: those that the formation wants; of a canary its
+    /// share of `web`, at least one, and nothing else.
+    pub(crate) fn indexes(&self, release: &Release, process: &ProcessType) -> BTreeSet<u32> {
+        let all = self.app.wanted(process);
+        let Some((_, weight)) = self.canary().filter(|(canary, _)| canary.version == release.version) else { return all };
+        let part = if process.is_web() { (all.len() * weight.min(100) as usize).div_ceil(100) } else { 0 };
+        all.into_iter().take(part).collect()
+    }
+
+    /// What of a release should run: its process types of which at least one instance should.
     pub(crate) fn wanted(&self, release: &Release) -> Vec<(ProcessType, ProcessScale)> {
-        let scale = |p: &ProcessType| self.app.formation.get(p).copied().filter(|_| !self.app.wanted(p).is_empty());
+        let scale = |p: &ProcessType| self.app.formation.get(p).copied().filter(|_| !self.indexes(release, p).is_empty());
         release.processes.keys().filter(|p| !p.is_release_phase()).filter_map(|p| Some((p.clone(), scale(p)?))).collect()
     }
 }

@@ -173,6 +173,8 @@ fn app_view(n: usize, drawn: &DrawnApp) -> AppView {
         stop_grace_seconds: 30,
         read_only_root: false,
         acm: false,
+        canary: None,
+        access_lines: None,
     };
     AppView {
         app: Arc::new(app),

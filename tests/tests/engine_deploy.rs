@@ -1,19 +1,25 @@
 //! Ways in and out other than `git push`: deploys of a directory, an archive and an image; images copied out by a stock
-//! client; a terminal; backup, restore and the other store engine.
+//! client; a terminal; backup, restore and the other store engine. A release for a share of the requests, and what routers
+//! write and bound.
 
-use flex_tests::{Repo, Server, User, binary, flexd, wait_for};
+use flex_tests::{Repo, Server, Setup, User, binary, flexd, get, wait_for};
 use nix::sys::signal::Signal;
 use std::path::Path;
 use std::process::{Command, Stdio};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering::SeqCst};
+use std::thread::JoinHandle;
 use std::time::Duration;
 
 const SERVER: &str = r#"
-import http.server, os, signal, sys
+import http.server, os, signal, sys, time
 signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
 class H(http.server.BaseHTTPRequestHandler):
     def do_GET(self):
+        if self.path.startswith("/hold"):
+            time.sleep(3600)
         body = open("page.txt").read().encode() + os.environ.get("TAIL", "").encode()
-        self.send_response(200)
+        self.send_response(500 if self.path.startswith("/fail") else 200)
         self.send_header("Content-Length", str(len(body)))
         self.end_headers()
         self.wfile.write(body)
@@ -205,4 +211,168 @@ fn two_installations_never_share_a_port() {
     assert!(!ok && said.contains(&http) && said.contains("--http"), "{said}");
     let (ok, said) = command(other.path(), &["--api", any, "--http", any, "--https", &http, "--ssh", any]);
     assert!(!ok && said.contains(&http) && said.contains("--https"), "{said}");
+}
+
+/// How long a busy machine may take to what takes a moment.
+const PATIENCE: Duration = Duration::from_secs(180);
+
+/// How often an app answered with which page, and every answer that was none of those.
+#[derive(Debug, Default)]
+struct Heard {
+    one: u32,
+    two: u32,
+    other: Vec<String>,
+}
+
+impl Heard {
+    fn add(&mut self, server: std::net::SocketAddr) {
+        match get(server, "share.localhost", "/") {
+            Some(a) if a.status == 200 && a.body == "one" => self.one += 1,
+            Some(a) if a.status == 200 && a.body == "two" => self.two += 1,
+            other => self.other.push(format!("{other:?}")),
+        }
+    }
+
+    fn of(server: &Server, requests: u32) -> Self {
+        let mut heard = Self::default();
+        (0..requests).for_each(|_| heard.add(server.http));
+        heard
+    }
+}
+
+/// A client that asks without a pause until it is told to stop.
+struct Client(Arc<AtomicBool>, JoinHandle<Heard>);
+
+impl Client {
+    fn start(server: &Server) -> Self {
+        let (stop, address) = (Arc::new(AtomicBool::new(false)), server.http);
+        let stopped = stop.clone();
+        let asks = std::thread::spawn(move || {
+            let mut heard = Heard::default();
+            while !stopped.load(SeqCst) {
+                heard.add(address);
+            }
+            heard
+        });
+        Self(stop, asks)
+    }
+
+    /// No request may have failed.
+    #[track_caller]
+    fn stop(self) {
+        self.0.store(true, SeqCst);
+        let heard = self.1.join().unwrap();
+        assert!(heard.other.is_empty() && heard.one + heard.two > 0, "{heard:?}");
+    }
+}
+
+#[test]
+fn a_canary_gets_its_share_until_it_is_promoted_or_ended() {
+    let mut server = Server::start();
+    let user = server.admin();
+    let app = repo(&user, "share", "one");
+    app.push().ok();
+    app.flex(&["canary:start", "v1"]).fails_with("runs already");
+    app.flex(&["canary:promote"]).fails_with("no canary");
+    app.flex(&["canary:start", "--weight", "30"]).ok();
+    app.flex(&["canary:promote"]).fails_with("waits for the next build");
+    let client = Client::start(&server);
+    app.commit(&[("page.txt", "two")]);
+    let said = app.push().ok().all();
+    assert!(said.contains("Released v2 as a canary: 30 % of the requests"), "{said}");
+    let state = || -> serde_json::Value { serde_json::from_str(&app.flex(&["canary", "--json"]).ok().out).unwrap() };
+    let serves_at = |weight: u64| {
+        wait_for("the canary to serve", PATIENCE, || {
+            let now = state();
+            (now["state"] == "serving" && now["version"] == 2 && now["stable"] == 1 && now["weight"] == weight).then_some(())
+        });
+    };
+    serves_at(30);
+    client.stop();
+    // Of 400 with a chance of 0.3 each, all but one in a billion draws lie within 60 of 120.
+    let heard = Heard::of(&server, 400);
+    assert!(heard.other.is_empty() && (60..=180).contains(&heard.two), "{heard:?}");
+
+    // It is still one after a restart of the server.
+    server.end(Signal::SIGTERM);
+    server.up();
+    serves_at(30);
+    wait_for("both to answer again", PATIENCE, || {
+        let heard = Heard::of(&server, 20);
+        (heard.other.is_empty() && heard.one > 0 && heard.two > 0).then_some(())
+    });
+
+    // Promoted without a failed request.
+    let client = Client::start(&server);
+    app.flex(&["canary:promote"]).ok();
+    wait_for("v2 alone", PATIENCE, || (Heard::of(&server, 40).two == 40).then_some(()));
+    client.stop();
+    app.flex(&["canary"]).fails_with("no canary");
+    let releases = app.flex(&["releases"]).ok().out;
+    assert!(releases.contains("Current: v2"), "{releases}");
+
+    // An earlier release is tried, and given up again.
+    let client = Client::start(&server);
+    app.flex(&["canary:start", "v1", "--weight", "50"]).ok();
+    wait_for("v1 to be heard again", PATIENCE, || (Heard::of(&server, 20).one > 0).then_some(()));
+    app.flex(&["canary:abort"]).ok();
+    wait_for("v2 alone again", PATIENCE, || (Heard::of(&server, 40).two == 40).then_some(()));
+    client.stop();
+}
+
+#[test]
+fn access_lines_have_the_wanted_form_and_one_app_leaves_room_for_others() {
+    const MOST: usize = 5;
+    let toml = format!("[router.limits]\nrequests_per_app = {MOST}\n\n[router.access_lines]\njson = true\n");
+    let server = Server::start_with(Setup { toml, ..Setup::default() });
+    let user = server.admin();
+    let (app, other) = (repo(&user, "share", "one"), repo(&user, "other", "other"));
+    app.push().ok();
+    other.push().ok();
+    // The access line of the app's request for a path, as soon as there is one.
+    let find = |path: &str| {
+        let said = app.flex(&["logs", "-n", "500", "--grep", path]).ok().out;
+        said.lines().find(|l| l.contains("router") && l.contains(path)).map(str::to_owned)
+    };
+    let line = |path: &str| wait_for(&format!("the line of {path}"), PATIENCE, || find(path));
+    let json = |line: &str| -> serde_json::Value { serde_json::from_str(&line[line.find('{').unwrap()..]).unwrap() };
+
+    // As the server is set.
+    server.page("share", "/first");
+    let first = json(&line("/first"));
+    assert_eq!((&first["at"], &first["status"], &first["dyno"]), (&"info".into(), &200.into(), &"web.1".into()), "{first}");
+    // As the app is: Heroku's form, and of requests without an error none. A change takes effect when routers have it.
+    app.flex(&["router:lines", "--text", "--sample", "0"]).ok();
+    let mut n = 0;
+    wait_for("lines to be left out", PATIENCE, || {
+        n += 1;
+        server.page("share", &format!("/fine-{n}-"));
+        server.page("share", &format!("/fail-{n}-"));
+        let failed = line(&format!("/fail-{n}-"));
+        (failed.contains("at=info method=GET") && find(&format!("/fine-{n}-")).is_none()).then_some(())
+    });
+    for n in 0..20 {
+        server.page("share", &format!("/quiet-{n}-"));
+    }
+    server.page("share", "/fail-last");
+    assert!(line("/fail-last").contains("status=500"));
+    assert_eq!(find("/quiet-"), None);
+    let shown = app.flex(&["router:lines"]).ok().out;
+    assert!(shown.contains("text") && shown.contains("0.0%"), "{shown}");
+    app.flex(&["router:lines", "--sample", "2"]).fails_with("is no share");
+
+    // One app takes all that it may have, and one request more is refused; another app answers.
+    let hold = |n: usize| {
+        let mut stream = std::net::TcpStream::connect(server.http).unwrap();
+        let request = format!("GET /hold-{n} HTTP/1.1\r\nHost: share.localhost\r\n\r\n");
+        std::io::Write::write_all(&mut stream, request.as_bytes()).unwrap();
+        stream
+    };
+    let held: Vec<std::net::TcpStream> = (0..=MOST).map(hold).collect();
+    let refused = line("/hold-");
+    assert!(refused.contains("code=H22 desc=\"Connection limit reached\"") && refused.contains("status=503"), "{refused}");
+    assert_eq!(server.page("share", "/").status, 503);
+    assert_eq!((server.page("other", "/").status, server.page("other", "/").body.as_str()), (200, "other"));
+    drop(held);
+    serves(&server, "share", "one");
 }

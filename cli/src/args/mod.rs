@@ -159,6 +159,14 @@ pub enum Command {
         #[command(subcommand)]
         verb: Option<Routes>,
     },
+    /// Canary: a release with a share of the requests; start, weight, promote, abort
+    #[command(
+        after_help = "Examples:\n  flex canary:start --weight 10        the next push gets a tenth of the requests\n  flex canary:start v12 --weight 10    an earlier release does\n  flex metrics                         compare the two\n  flex canary:promote"
+    )]
+    Canary {
+        #[command(subcommand)]
+        verb: Option<Canary>,
+    },
     /// An app's traffic: arrivals, requests under way, queue, times
     Metrics(Metrics),
     /// Routers: status, trace
@@ -282,6 +290,8 @@ mod tests {
             "flex certs:auto --wait -a x",
             "flex certs:auto:enable --wait -a x",
             "flex certs:auto:refresh -a x",
+            "flex releases:canary v12 --weight 10",
+            "flex canary",
         ] {
             Cli::try_parse_from(split_topic(line.split(' ').map(str::to_owned))).unwrap_or_else(|e| panic!("{line}: {e}"));
         }

@@ -39,6 +39,8 @@ fn standing_alone(topic: &str, verb: &str) -> Option<Vec<String>> {
         ("auth", "login") => &["login"],
         ("auth", "logout") => &["logout"],
         ("releases", "rollback") => &["rollback"],
+        ("releases", "canary") => &["canary", "start"],
+        ("releases", "promote") => &["canary", "promote"],
         ("apps", "open") => &["open"],
         ("config", "add") => &["config", "set"],
         ("config", "remove") => &["config", "unset"],

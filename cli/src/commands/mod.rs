@@ -5,6 +5,7 @@ pub mod apps;
 pub mod authorizations;
 pub mod buildpacks;
 pub mod builds;
+pub mod canary;
 pub mod certs;
 pub mod certs_auto;
 pub mod checks;

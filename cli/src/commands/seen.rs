@@ -1,10 +1,11 @@
 //! Traffic of an app, the routers, and the way that a request takes.
 
-use crate::args::{Metrics, Routing};
+use crate::args::{Lines, Metrics, Routing};
 use crate::context::{Context, typed};
 use crate::error::{CliError, Result};
 use crate::output::{self, Colour, paint};
 use flex_api::seen::{AppMetrics, RouteTrace, Routers, TraceTarget};
+use flex_api::{App, UpdateApp};
 use flex_model::Policy;
 use serde_json::Value;
 use std::io::IsTerminal;
@@ -69,7 +70,33 @@ pub async fn router(cx: &Context, verb: Option<Routing>) -> Result<()> {
     match verb {
         None | Some(Routing::Status) => status(cx).await,
         Some(Routing::Trace { url }) => trace(cx, &url).await,
+        Some(Routing::Lines(args)) => lines(cx, &args).await,
     }
+}
+
+async fn lines(cx: &Context, args: &Lines) -> Result<()> {
+    let form = match (args.json_form, args.text, args.reset) {
+        (true, ..) => Some("json"),
+        (_, true, _) => Some("text"),
+        (.., true) => Some("default"),
+        _ => None,
+    };
+    let per_mille = match args.sample {
+        Some(share) if (0.0..=1.0).contains(&share) => Some((share * 1000.0).round() as u16),
+        Some(share) => return Err(CliError::usage(format!("{share} is no share: use 0 to 1, such as 0.1"))),
+        None => args.reset.then_some(u16::MAX),
+    };
+    let path = cx.path("")?;
+    let body = UpdateApp { access_lines: form.map(str::to_owned), access_lines_per_mille: per_mille, ..UpdateApp::default() };
+    let app: Value =
+        if body == UpdateApp::default() { cx.client.get(&path).await? } else { cx.client.patch(&path, &body).await? };
+    let Some(app) = cx.show_or::<App>(app)? else { return Ok(()) };
+    let form = app.access_lines_json.map_or("as the server is set", |json| if json { "JSON" } else { "text" });
+    let share =
+        app.access_lines_per_mille.map_or_else(|| "as the server is set".to_owned(), |n| format!("{:.1}%", f64::from(n) / 10.0));
+    output::line(format!("Form:   {form}"));
+    output::line(format!("Sample: {share} (requests with an error: all)"));
+    Ok(())
 }
 
 async fn status(cx: &Context) -> Result<()> {

@@ -75,12 +75,22 @@ pub async fn update(
     if body.stop_grace_seconds.is_some_and(|s| !(1..=3600).contains(&s)) {
         return Err(invalid("stop_grace_seconds must be between 1 and 3600.").into());
     }
+    let json = match body.access_lines.as_deref() {
+        None => None,
+        Some("default") => Some(None),
+        Some(form @ ("text" | "json")) => Some(Some(form == "json")),
+        Some(other) => return Err(invalid(format!("access_lines {other}: use text, json or default.")).into()),
+    };
     let mut now = c
         .update_app(&actor, app.id, "app.update", |a| {
             let before = a.clone();
             a.maintenance = body.maintenance.unwrap_or(a.maintenance);
             a.read_only_root = body.read_only_root.unwrap_or(a.read_only_root);
             a.stop_grace_seconds = body.stop_grace_seconds.unwrap_or(a.stop_grace_seconds);
+            let mut lines = a.access_lines.unwrap_or_default();
+            lines.json = json.unwrap_or(lines.json);
+            lines.per_mille = body.access_lines_per_mille.map_or(lines.per_mille, |n| (n <= 1000).then_some(n));
+            a.access_lines = (lines != flex_model::LineForm::default()).then_some(lines);
             if let Some(b) = &body.deploy_branches {
                 a.deploy_branches.clone_from(b);
             }

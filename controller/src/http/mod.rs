@@ -8,6 +8,7 @@ mod accounts;
 mod answer;
 mod apps;
 mod builds;
+mod canary;
 mod carry;
 mod certificates;
 mod drains;

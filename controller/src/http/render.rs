@@ -241,6 +241,8 @@ impl Controller {
             deploy_branches: a.deploy_branches.clone(),
             read_only_root: a.read_only_root,
             stop_grace_seconds: a.stop_grace_seconds,
+            access_lines_json: a.access_lines.and_then(|l| l.json),
+            access_lines_per_mille: a.access_lines.and_then(|l| l.per_mille),
         })
     }
 

@@ -265,8 +265,7 @@ pub async fn trace(
     if c.role_in(&caller.user, &app).await?.is_none() {
         return Err(nothing().into());
     }
-    let web = [Target::to(ProcessType::web())];
-    let targets = found.route.map_or(web.as_slice(), |r| r.targets.as_slice());
+    let targets = found.app.targets_of(found.route);
     let sum: u32 = targets.iter().map(|t| t.weight).sum();
     let world = c.read_world().await?.world;
     let view = World { c: &c, world: &world, routers: c.router_statuses() };

@@ -3,8 +3,8 @@
 
 use super::openapi::Operation;
 use super::{
-    access, accounts, apps, builds, certificates, drains, feed, headers, logs, openapi, owners, processes, registry, releases,
-    routes, routing, run, seen, server, sessions,
+    access, accounts, apps, builds, canary, certificates, drains, feed, headers, logs, openapi, owners, processes, registry,
+    releases, routes, routing, run, seen, server, sessions,
 };
 use crate::core::Controller;
 use axum::Router;
@@ -144,6 +144,10 @@ routes! {
     GET get "/runs/{secret}" Nothing sessions::attach, "Attach to a run over a WebSocket; the URL holds a secret";
     GET get "/apps/{app}/releases" App releases::list, "Releases";
     POST post "/apps/{app}/releases" App releases::rollback, "Go back to an earlier release";
+    GET get "/apps/{app}/canary" App canary::info, "The canary: a release with a share of the requests";
+    PUT put "/apps/{app}/canary" App canary::set, "Begin a canary, or change its share";
+    DELETE delete "/apps/{app}/canary" App canary::abort, "End the canary: what runs gets all requests";
+    POST post "/apps/{app}/canary/actions/promote" App canary::promote, "Make the canary what runs";
     GET get "/apps/{app}/releases/{release}" App releases::info, "One release";
     GET get "/apps/{app}/releases/{release}/config-vars" App releases::config_of, "Config vars of a release";
     GET get "/apps/{app}/releases/{release}/output" App releases::output, "The output of a release's release phase";

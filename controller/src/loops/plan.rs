@@ -72,11 +72,11 @@ impl Controller {
             read = self.read_world().await?;
         }
         for view in read.world.apps.values() {
-            if let Some(release) = view.app.target.and_then(|t| view.releases.get(&t))
-                && !release.released
-                && release.status == ReleaseStatus::Pending
-            {
-                self.start_release_phase(view.app.clone(), release.clone());
+            let canary = view.app.canary.and_then(|c| c.version);
+            for release in [view.app.target, canary].into_iter().flatten().filter_map(|v| view.releases.get(&v)) {
+                if !release.released && release.status == ReleaseStatus::Pending {
+                    self.start_release_phase(view.app.clone(), release.clone());
+                }
             }
         }
         self.publish(&read).await;
@@ -147,7 +147,8 @@ impl Controller {
         let mut versions: BTreeSet<(AppId, u64)> = placements.iter().map(|p| (p.value.app, p.value.version)).collect();
         for stored in &apps {
             let app = &stored.value;
-            versions.extend([app.target, app.good].into_iter().flatten().map(|v| (app.id, v)));
+            let canary = app.canary.and_then(|c| c.version);
+            versions.extend([app.target, app.good, canary].into_iter().flatten().map(|v| (app.id, v)));
             let view = AppView {
                 app: app.clone(),
                 releases: BTreeMap::new(),

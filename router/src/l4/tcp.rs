@@ -205,6 +205,7 @@ struct Connection<'a> {
 impl Connection<'_> {
     async fn run(mut self, route: &Route, find: impl Fn() -> Option<Arc<Route>>) {
         let begun = Instant::now();
+        let lines = route.targets().next().map(|app| app.lines).unwrap_or_default();
         let id = format!("{:016x}", self.ground.serial.fetch_add(1, Relaxed));
         let count = self.ground.route_count(route);
         let most = route.policy.max_connections.map_or(usize::MAX, |n| n as usize);
@@ -212,7 +213,7 @@ impl Connection<'_> {
             Counters::add(&self.ground.counters.connections_refused, 1);
             self.ground.counters.hit(Limit::MaxConnections, ());
             let line = self.ended(&id).with(Code::TooManyConnections);
-            return self.ground.shared.access.line(route.app, line);
+            return self.ground.shared.tell(route.app, lines, true, || line);
         };
         let (app, lease, mut instance) = match connect(self.ground, find).await {
             Ok(connected) => connected,
@@ -222,7 +223,7 @@ impl Connection<'_> {
                 }
                 let mut line = self.ended(&id);
                 line.connect = Some(begun.elapsed());
-                return self.ground.shared.access.line(route.app, line.with(code));
+                return self.ground.shared.tell(route.app, lines, true, || line.with(code));
             }
         };
         let connected = Instant::now();
@@ -264,7 +265,7 @@ impl Connection<'_> {
         let mut line = self.ended(&id);
         (line.dyno, line.bytes, line.code) = (&lease.backend.name, bytes, code);
         (line.connect, line.service) = (Some(connected - begun), Some(connected.elapsed()));
-        self.ground.shared.access.line(route.app, line.line());
+        self.ground.shared.tell(route.app, lines, code.is_some(), || line.line());
     }
 
     /// Tells the instance who is coming, if its route says so.

@@ -162,7 +162,7 @@ async fn answers(ground: Arc<Ground>, to: Arc<UdpSocket>, sessions: Sessions, se
         code,
         bytes,
     };
-    ground.shared.access.line(session.app.id, line.line());
+    ground.shared.tell(session.app.id, session.app.lines, code.is_some(), || line.line());
 }
 
 fn is_current(sessions: &Sessions, session: &Arc<Session>) -> bool {

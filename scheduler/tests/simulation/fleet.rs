@@ -165,7 +165,7 @@ impl Router {
             }
         }
         self.in_flight.retain(|_, _| rng.percent(70));
-        for backend in self.table.apps.iter().flat_map(|a| &a.backends) {
+        for backend in self.table.apps.iter().flat_map(|a| a.instances()) {
             if rng.percent(50) {
                 self.in_flight.insert(backend.instance, 1);
             }
@@ -173,7 +173,8 @@ impl Router {
     }
 
     pub fn sends_to(&self, instance: InstanceId) -> bool {
-        self.in_flight.contains_key(&instance) || self.table.apps.iter().flat_map(|a| &a.backends).any(|b| b.instance == instance)
+        self.in_flight.contains_key(&instance)
+            || self.table.apps.iter().flat_map(|a| a.instances()).any(|b| b.instance == instance)
     }
 
     pub fn status(&self) -> RouterStatus {

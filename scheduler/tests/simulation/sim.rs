@@ -2,8 +2,8 @@
 
 use crate::fleet::{Agent, Kind, Order, Rng, Router, seconds};
 use flex_model::{
-    App, AppId, Host, HostId, HostState, ImageRef, InstanceId, InstanceState, Memory, Placement, PlacementPhase, ProcessScale,
-    ProcessSpec, ProcessType, Release, ReleaseId, ReleaseStatus, RouteTable, Timestamp, UserId, Uuid,
+    App, AppId, Canary, Host, HostId, HostState, ImageRef, InstanceId, InstanceState, Memory, Placement, PlacementPhase,
+    ProcessScale, ProcessSpec, ProcessType, Release, ReleaseId, ReleaseStatus, RouteTable, Timestamp, UserId, Uuid,
 };
 use flex_scheduler::{AppView, ChangeKind, IdSource, Plan, ReportView, World, check, plan, routes};
 use std::collections::{BTreeMap, BTreeSet};
@@ -180,7 +180,7 @@ impl Sim {
 
     fn refresh(&mut self) {
         self.world.routers = self.routers.iter().map(Router::status).collect();
-        let routed: BTreeSet<InstanceId> = self.table.apps.iter().flat_map(|a| a.backends.iter().map(|b| b.instance)).collect();
+        let routed: BTreeSet<InstanceId> = self.table.apps.iter().flat_map(|a| a.instances().map(|b| b.instance)).collect();
         let draining = self.world.placements.values().filter(|p| p.phase != PlacementPhase::Active).map(|p| p.instance);
         self.world.table_without = draining.filter(|i| !routed.contains(i)).map(|i| (i, self.table.revision)).collect();
     }
@@ -208,6 +208,10 @@ impl Sim {
                     ensure(release.status == ReleaseStatus::Pending, || format!("v{version} was judged twice"))?;
                     let failed = matches!(change.kind, ChangeKind::ReleaseFailed { .. });
                     let works = self.kinds[&(*app, *version)].works();
+                    let canary = self.world.apps[app].canary().is_some_and(|(r, _)| r.version == *version);
+                    ensure(!failed || canary || self.world.apps[app].app.target == Some(*version), || {
+                        format!("v{version} is judged, and is neither the target nor a canary")
+                    })?;
                     ensure(failed || works || self.runs_nothing(*app, release), || {
                         format!("v{version} cannot run and counts as a success")
                     })?;
@@ -218,8 +222,10 @@ impl Sim {
     }
 
     fn runs_nothing(&self, app: AppId, release: &Release) -> bool {
-        let formation = &self.world.apps[&app].app.formation;
-        release.processes.keys().all(|p| formation.get(p).is_none_or(|s| s.quantity == 0))
+        let view = &self.world.apps[&app];
+        let canary = view.canary().is_some_and(|(r, _)| r.version == release.version);
+        let formation = &view.app.formation;
+        release.processes.keys().filter(|p| p.is_web() || !canary).all(|p| formation.get(p).is_none_or(|s| s.quantity == 0))
     }
 
     fn judge_remove(&self, p: &Placement, reason: &str) -> Outcome {
@@ -241,7 +247,7 @@ impl Sim {
     }
 
     fn judge_routes(&self, before: &[flex_model::AppRoute], next: &Plan) -> Outcome {
-        let after: BTreeMap<AppId, usize> = routes(&self.world).into_iter().map(|r| (r.app, r.backends.len())).collect();
+        let after: BTreeMap<AppId, usize> = routes(&self.world).into_iter().map(|r| (r.app, r.instances().count())).collect();
         let dead: BTreeSet<InstanceId> = next
             .changes
             .iter()
@@ -255,11 +261,10 @@ impl Sim {
             let view = &self.world.apps[&route.app];
             let wants = view.app.formation.get(&ProcessType::web()).is_some_and(|s| s.quantity > 0)
                 && (view.app.target.is_some() || view.app.good.is_some());
-            let alive = route.backends.iter().filter(|b| !dead.contains(&b.instance)).count();
+            let alive = route.instances().filter(|b| !dead.contains(&b.instance)).count();
             // A host that has not spoken to this controller may be serving or not: only what is known counts.
             let sure = route
-                .backends
-                .iter()
+                .instances()
                 .any(|b| self.world.placements.get(&b.instance).is_some_and(|p| self.known(p) == Some(InstanceState::Up)));
             ensure(!wants || alive == 0 || !sure || after.get(&route.app).is_some_and(|n| *n > 0), || {
                 format!("{} lost its last route: {:?}", route.name, reasons(next))
@@ -299,11 +304,20 @@ impl Sim {
                 }
                 ChangeKind::ReleaseSucceeded { app, version } => {
                     self.end_release(app, version, ReleaseStatus::Succeeded);
-                    self.change_app(app, |a| a.good = Some(version));
+                    self.change_app(app, |a| {
+                        if a.target == Some(version) {
+                            a.good = Some(version);
+                        }
+                    });
                 }
                 ChangeKind::ReleaseFailed { app, version, .. } => {
                     self.end_release(app, version, ReleaseStatus::Failed);
-                    self.change_app(app, |a| a.target = a.good);
+                    self.change_app(app, |a| {
+                        a.canary = a.canary.filter(|c| c.version != Some(version));
+                        if a.target == Some(version) {
+                            a.target = a.good;
+                        }
+                    });
                 }
             }
         }
@@ -345,8 +359,11 @@ impl Sim {
         let hosts: Vec<HostId> = self.world.hosts.keys().copied().collect();
         let app = apps[usize::try_from(self.rng.below(apps.len() as u64)).unwrap_or(0)];
         let host = hosts[usize::try_from(self.rng.below(hosts.len() as u64)).unwrap_or(0)];
-        match self.rng.below(20) {
-            0..=5 => self.deploy(app),
+        match self.rng.below(23) {
+            0..=5 => self.deploy(app, false),
+            20 => self.deploy(app, true),
+            21 => self.change_app(app, |a| a.canary = None),
+            22 => self.promote(app),
             6..=8 => {
                 let process = if self.rng.percent(70) { ProcessType::web() } else { worker() };
                 let scale = ProcessScale::default_for(u32::try_from(self.rng.below(MAX_WEB + 1)).unwrap_or(1));
@@ -422,7 +439,19 @@ impl Sim {
         ensure(rash.is_none(), || format!("second {}: acts on silence: {:?}", self.now, rash.map(|c| &c.reason)))
     }
 
-    fn deploy(&mut self, app: AppId) {
+    /// What the controller does: the canary becomes what should run, and has to prove itself at full size.
+    fn promote(&mut self, app: AppId) {
+        let now = self.world.now;
+        let Some(view) = self.world.apps.get_mut(&app) else { return };
+        let rolling = view.app.target.is_some_and(|t| view.releases[&t].status == ReleaseStatus::Pending);
+        let Some(version) = view.canary().map(|(r, _)| r.version).filter(|_| !rolling) else { return };
+        if let Some(r) = view.releases.get_mut(&version) {
+            *r = Arc::new(Release { status: ReleaseStatus::Pending, updated_at: now, ..(**r).clone() });
+        }
+        self.change_app(app, |a| (a.target, a.canary) = (Some(version), None));
+    }
+
+    fn deploy(&mut self, app: AppId, as_canary: bool) {
         let kind = match self.rng.below(10) {
             0..=4 => Kind::Good,
             5 | 6 => Kind::Slow(5 + i64::try_from(self.rng.below(20)).unwrap_or(0)),
@@ -436,9 +465,14 @@ impl Sim {
         self.kinds.insert((app, version), kind);
         let release = new_release(app, version, released, with_worker, now);
         view.releases.insert(version, Arc::new(release));
+        let weight = 1 + u32::try_from(self.rng.below(99)).unwrap_or(0);
         self.change_app(app, |a| {
             a.last_version = version;
-            a.target = Some(version);
+            if as_canary && a.good.is_some() {
+                a.canary = Some(Canary { version: Some(version), weight, built: true });
+            } else {
+                a.target = Some(version);
+            }
         });
     }
 
@@ -466,6 +500,16 @@ impl Sim {
             for (process, scale) in view.app.formation.iter().filter(|(p, _)| target.processes.contains_key(*p)) {
                 wanted.extend((1..=scale.quantity).map(|i| format!("{process}.{i} v{}", target.version)));
             }
+            if let Some((canary, weight)) = view.canary() {
+                // One that proved itself has its part beside the others, however long it lasts; one that cannot is given up.
+                let nothing = view.app.formation.get(&ProcessType::web()).is_none_or(|s| s.quantity == 0);
+                ensure(nothing || self.kinds[&(*id, canary.version)].works() || canary.status != ReleaseStatus::Pending, || {
+                    format!("{} keeps a canary that cannot run", view.app.name)
+                })?;
+                let web = view.app.formation.get(&ProcessType::web()).map_or(0, |s| s.quantity);
+                let part = if web == 0 { 0 } else { (web * weight).div_ceil(100).max(1) };
+                wanted.extend((1..=part).map(|i| format!("web.{i} v{}", canary.version)));
+            }
             let mine = || self.world.placements.values().filter(|p| p.app == *id);
             let placed: Vec<String> = mine().map(|p| format!("{} v{}", p.name(), p.version)).collect();
             let set: BTreeSet<String> = placed.iter().cloned().collect();
@@ -478,7 +522,7 @@ impl Sim {
             ensure(down.is_empty(), || format!("{}: not up in the end: {down:?}", view.app.name))?;
             let web = mine().filter(|p| p.process.is_web()).count();
             for router in &self.routers {
-                let routed = router.table.apps.iter().find(|r| r.app == *id).map_or(0, |r| r.backends.len());
+                let routed = router.table.apps.iter().find(|r| r.app == *id).map_or(0, |r| r.instances().count());
                 ensure(routed == web, || format!("{}: {} routes to {routed} of {web}", view.app.name, router.name))?;
             }
         }
@@ -518,6 +562,8 @@ fn new_app(n: u64) -> App {
         stop_grace_seconds: 30,
         read_only_root: false,
         acm: false,
+        canary: None,
+        access_lines: None,
     }
 }
 
