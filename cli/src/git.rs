@@ -1,8 +1,6 @@
-//! The git side of an app: its remote, and the server's host key among the known ones.
+//! The git side of an app: its remote, and the ssh that git uses.
 
-use crate::error::{CliError, Result, while_doing};
-use std::io::Write;
-use std::path::PathBuf;
+use crate::error::{CliError, Result};
 use std::process::Command;
 
 /// The remote's name unless someone says otherwise.
@@ -38,78 +36,38 @@ pub fn set_remote(remote: &str, url: &str) -> Result<()> {
     git(&args).map(drop).ok_or_else(|| CliError::failed(format!("git could not set the remote {remote} to {url}.")))
 }
 
-/// What `~/.ssh/known_hosts` says of the server's host key.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum HostKey {
-    Known,
-    Unknown,
-    /// Another key is known for that host: ssh will refuse it.
-    Differs,
-}
-
-/// The file of known hosts, and how a host and port are written in it.
-fn known_hosts(host: &str, port: u16) -> Option<(PathBuf, String)> {
-    let file = PathBuf::from(std::env::var_os("HOME")?).join(".ssh/known_hosts");
-    Some((file, known_name(host, port)))
-}
-
-/// As `known_hosts` writes a host: with its port where that is not 22.
-pub fn known_name(host: &str, port: u16) -> String {
-    if port == 22 { host.to_owned() } else { format!("[{host}]:{port}") }
-}
-
-/// Whether the server's host key is among the known ones. `ssh-keygen` looks, since names may be hashed.
-pub fn host_key(host: &str, port: u16, key: &str) -> HostKey {
-    let Some((file, name)) = known_hosts(host, port) else { return HostKey::Unknown };
-    let text = match Command::new("ssh-keygen").args(["-F", &name, "-f"]).arg(&file).output() {
-        Ok(out) => String::from_utf8_lossy(&out.stdout).into_owned(),
-        Err(_) => std::fs::read_to_string(&file).unwrap_or_default().lines().filter(|l| names(l, &name)).fold(
-            String::new(),
-            |mut all, line| {
-                all.push_str(line);
-                all.push('\n');
-                all
-            },
-        ),
+/// The words of the command that git starts ssh with; plain `ssh` where only a shell could say them.
+pub fn ssh_command() -> Vec<String> {
+    let set = |name: &str| std::env::var(name).ok().filter(|v| !v.trim().is_empty());
+    let line = set("GIT_SSH_COMMAND").or_else(|| git(&["config", "--get", "core.sshCommand"]));
+    let words = match line {
+        Some(line) => words(&line),
+        // A program's path, not a command line.
+        None => set("GIT_SSH").map(|program| vec![program]),
     };
-    known(&text, key)
+    words.filter(|w| !w.is_empty()).unwrap_or_else(|| vec!["ssh".to_owned()])
 }
 
-fn names(line: &str, name: &str) -> bool {
-    line.split_whitespace().next().is_some_and(|names| names.split(',').any(|n| n == name))
-}
-
-/// Of the lines about one host.
-fn known(lines: &str, key: &str) -> HostKey {
-    let wanted: Vec<&str> = key.split_whitespace().take(2).collect();
-    let found: Vec<Vec<&str>> = lines
-        .lines()
-        .filter(|l| !l.starts_with('#'))
-        .map(|l| l.split_whitespace().skip(1).take(2).collect())
-        .filter(|k: &Vec<&str>| k.first() == wanted.first())
-        .collect();
-    match found.first() {
-        None => HostKey::Unknown,
-        Some(_) if found.contains(&wanted) => HostKey::Known,
-        Some(_) => HostKey::Differs,
+/// A command line's words. None where it holds what only a shell can expand.
+fn words(line: &str) -> Option<Vec<String>> {
+    let (mut all, mut word, mut quote) = (Vec::new(), None::<String>, None::<char>);
+    for c in line.chars() {
+        match (quote, c) {
+            (Some(q), c) if c == q => quote = None,
+            (Some('\''), c) => word.get_or_insert_default().push(c),
+            (_, '$' | '`' | '\\') => return None,
+            (Some(_), c) => word.get_or_insert_default().push(c),
+            (None, '\'' | '"') => {
+                word.get_or_insert_default();
+                quote = Some(c);
+            }
+            (None, '~' | '*' | '?' | '[' | '#' | ';' | '&' | '|' | '<' | '>' | '(' | ')' | '\n') => return None,
+            (None, c) if c.is_whitespace() => all.extend(word.take()),
+            (None, c) => word.get_or_insert_default().push(c),
+        }
     }
-}
-
-/// Adds the server's host key to `~/.ssh/known_hosts` unless it is there, so that the first push asks nothing. A
-/// different key for that host is left alone: ssh will say so, as it should.
-pub fn know_host(host: &str, port: u16, key: &str) -> Result<()> {
-    let Some((file, name)) = known_hosts(host, port) else { return Ok(()) };
-    if host_key(host, port, key) != HostKey::Unknown {
-        return Ok(());
-    }
-    let doing = || while_doing(format!("write {}", file.display()));
-    if let Some(dir) = file.parent().filter(|d| !d.exists()) {
-        std::os::unix::fs::DirBuilderExt::mode(&mut std::fs::DirBuilder::new(), 0o700).create(dir).map_err(doing())?;
-    }
-    let before = std::fs::read(&file).unwrap_or_default();
-    let mut out = std::fs::OpenOptions::new().create(true).append(true).open(&file).map_err(doing())?;
-    let newline = if before.is_empty() || before.ends_with(b"\n") { "" } else { "\n" };
-    writeln!(out, "{newline}{name} {}", key.trim()).map_err(doing())
+    all.extend(word);
+    quote.is_none().then_some(all)
 }
 
 #[cfg(test)]
@@ -125,12 +83,13 @@ mod tests {
     }
 
     #[test]
-    fn host_keys_are_known_by_kind_and_key() {
-        let lines = "# Host [h]:2222 found: line 1\n[h]:2222 ssh-rsa AAAR\n|1|x|y ssh-ed25519 AAAA comment\n";
-        assert_eq!(known(lines, "ssh-ed25519 AAAA flexd"), HostKey::Known);
-        assert_eq!(known(lines, "ssh-ed25519 BBBB"), HostKey::Differs);
-        assert_eq!(known("", "ssh-ed25519 BBBB"), HostKey::Unknown);
-        assert_eq!((known_name("h", 22), known_name("h", 2222)), ("h".into(), "[h]:2222".into()));
-        assert!(names("[h]:2222,h2 ssh-rsa AAAR", "h2") && !names("[h]:2222 ssh-rsa", "h"));
+    fn a_command_line_is_taken_apart_where_no_shell_is_needed() {
+        let of = |line: &str| words(line).map(|w| w.join("|"));
+        assert_eq!(of("ssh -F none -o A=b").as_deref(), Some("ssh|-F|none|-o|A=b"));
+        assert_eq!(of("'my ssh'  -o \"A=b c\"'d$'").as_deref(), Some("my ssh|-o|A=b cd$"));
+        assert_eq!(of("ssh ''").as_deref(), Some("ssh|"));
+        for shells in ["ssh -i $KEY", "ssh -i ~/key", "a; b", "ssh 'x", "ssh \"`x`\"", "ssh a\\ b"] {
+            assert_eq!(of(shells), None, "{shells}");
+        }
     }
 }

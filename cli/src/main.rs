@@ -7,6 +7,7 @@ mod commands;
 mod context;
 mod error;
 mod git;
+mod known_hosts;
 mod output;
 mod settings;
 mod terminal;

@@ -171,6 +171,38 @@ fn pushes_of_every_kind() {
     assert_whole(&server);
 
     strangers_learn_what_to_do(&server, &user, &repo, url.trim());
+    the_host_key_goes_where_ssh_looks(&user, &repo);
+}
+
+/// `HOME` is not the home that the user database gives, which is the one of ssh: so it is under sudo, and in some containers.
+fn the_host_key_goes_where_ssh_looks(user: &User, repo: &Repo) {
+    let real = tempfile::Builder::new().prefix("flex-real-").tempdir().unwrap();
+    let (ssh, mine) = (real.path().join(".ssh"), user.home.path().join(".ssh"));
+    std::fs::create_dir(&ssh).unwrap();
+    std::fs::copy(mine.join("id_ed25519"), ssh.join("id_ed25519")).unwrap();
+    let passwd = real.path().join("passwd");
+    let (id, home) = (nix::unistd::Uid::current(), real.path().display());
+    std::fs::write(&passwd, format!("me:x:{id}:0:me:{home}:/bin/sh\n")).unwrap();
+    // A user database of its own, which nobody else sees.
+    let there = |args: &[&str]| {
+        let with = "mount --bind \"$1\" /etc/passwd && shift && exec \"$@\"";
+        let mut command = user.command("unshare", &repo.dir, &["--mount", "sh", "-c", with, "sh", passwd.to_str().unwrap()]);
+        let out = command.args(args).env_remove("GIT_SSH_COMMAND").output().unwrap();
+        (out.status.success(), format!("{}{}", String::from_utf8_lossy(&out.stdout), String::from_utf8_lossy(&out.stderr)))
+    };
+    let (push, known) =
+        (["git", "push", "--dry-run", "flex", "HEAD:refs/heads/other"], std::fs::read(mine.join("known_hosts")).unwrap());
+    let (good, said) = there(&push);
+    assert!(!good && said.contains("Host key verification failed"), "{said}");
+    let flex = flex_tests::binary("flex").display().to_string();
+    for _ in 0..2 {
+        let (good, said) = there(&[&flex, "git:remote", "-a", "demo"]);
+        assert!(good, "{said}");
+    }
+    let (good, said) = there(&push);
+    assert!(good, "{said}");
+    assert_eq!(std::fs::read_to_string(ssh.join("known_hosts")).unwrap().lines().count(), 1);
+    assert_eq!(std::fs::read(mine.join("known_hosts")).unwrap(), known, "no other file is written to");
 }
 
 fn strangers_learn_what_to_do(server: &Server, user: &User, repo: &Repo, url: &str) {

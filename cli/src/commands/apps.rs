@@ -75,7 +75,7 @@ pub async fn create(cx: &Context, args: Create) -> Result<()> {
 async fn connect(cx: &Context, remote: &str, git_url: &str) -> Result<()> {
     git::set_remote(remote, git_url)?;
     let ssh = cx.client.get::<Server>("/flex/server").await?.ssh;
-    git::know_host(&ssh.host, ssh.port, &ssh.host_key)
+    crate::known_hosts::add(&ssh.host, ssh.port, &ssh.host_key)
 }
 
 pub async fn git_remote(cx: &Context) -> Result<()> {

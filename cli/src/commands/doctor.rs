@@ -2,7 +2,8 @@
 
 use crate::context::Context;
 use crate::error::{CliError, Result};
-use crate::git::{self, HostKey};
+use crate::git;
+use crate::known_hosts::{self, HostKey};
 use crate::output::{self, Colour, paint};
 use flex_api::{Account, App, Check, Key, Server, SshServer};
 use serde_json::json;
@@ -85,7 +86,7 @@ async fn checks(cx: &Context) -> Vec<Check> {
 
 /// The way to git.
 fn ssh(server: &SshServer) -> Vec<Check> {
-    let name = git::known_name(&server.host, server.port);
+    let name = known_hosts::name_of(&server.host, server.port);
     let reached = (server.host.as_str(), server.port).to_socket_addrs().map_err(|e| e.to_string()).and_then(|mut all| {
         all.find_map(|a| std::net::TcpStream::connect_timeout(&a, CONNECT_TIMEOUT).ok()).ok_or_else(|| "nothing answers".into())
     });
@@ -93,17 +94,19 @@ fn ssh(server: &SshServer) -> Vec<Check> {
         Ok(_) => good(format!("git over SSH answers at {name}")),
         Err(e) => bad(format!("git over SSH at {name}"), e, "look for a firewall between here and there, and at flexd --ssh"),
     };
-    let known = match git::host_key(&server.host, server.port, &server.host_key) {
+    let (known, file) = known_hosts::host_key(&server.host, server.port, &server.host_key);
+    let file = file.map_or_else(|| "the files that ssh looks in (none)".to_owned(), |f| f.display().to_string());
+    let known = match known {
         HostKey::Known => good(format!("the host key of {name} is known")),
         HostKey::Unknown => bad(
             format!("the host key of {name}"),
-            "it is not among ~/.ssh/known_hosts, so the first push asks",
+            format!("it is not in {file}, so the first push asks"),
             "in an app's repository: flex git:remote --app NAME",
         ),
         HostKey::Differs => bad(
             format!("the host key of {name}"),
-            "~/.ssh/known_hosts has another one, so ssh refuses the server",
-            format!("if the server was made anew: ssh-keygen -R '{name}', then flex git:remote --app NAME"),
+            format!("{file} has another one, so ssh refuses the server"),
+            format!("if the server was made anew: ssh-keygen -f {file} -R '{name}', then flex git:remote --app NAME"),
         ),
     };
     vec![port, known]
