@@ -186,6 +186,9 @@ pub struct Formation {
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 pub struct UpdateFormations {
     pub updates: Vec<UpdateFormation>,
+    /// Flex: before the first deploy, also of process types that it has yet to bring.
+    #[serde(default)]
+    pub ahead: bool,
 }
 
 /// A change of one process type, named.

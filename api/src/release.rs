@@ -58,6 +58,9 @@ pub struct Release {
     pub release_command: Option<String>,
     /// Flex: why it failed, with the last lines of its log.
     pub failure: Option<String>,
+    /// Flex: the release that took its place before it was up; such a one counts as failed.
+    #[serde(default)]
+    pub superseded_by: Option<u64>,
 }
 
 /// Which release to go back to.

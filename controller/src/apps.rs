@@ -13,6 +13,9 @@ use std::sync::Arc;
 /// Seconds between SIGTERM and SIGKILL, as Heroku's.
 const STOP_GRACE_SECONDS: u32 = 30;
 
+/// Process types that may be scaled before the first deploy tells which there are.
+const MOST_BEFORE_CODE: usize = 50;
+
 /// A change of one process type's scale, as clients give it.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct ScaleChange {
@@ -201,12 +204,15 @@ impl Controller {
         self.deps.builders.remove_app(id).await.map_err(|e| ApiError::new(flex_api::ErrorId::Unavailable, e))
     }
 
-    pub async fn scale(&self, actor: &Actor, id: AppId, changes: &[ScaleChange]) -> Result<Arc<App>, ApiError> {
+    /// Changes how many there are to be of process types, and how large. `ahead`: before the first deploy also of types that it
+    /// has yet to bring.
+    pub async fn scale(&self, actor: &Actor, id: AppId, changes: &[ScaleChange], ahead: bool) -> Result<Arc<App>, ApiError> {
         let known = self.process_types(id).await?;
         self.update_app(actor, id, "formation.update", |app| {
             let before = app.formation.clone();
             for c in changes {
-                if !known.contains(&c.process) && !app.formation.contains_key(&c.process) {
+                let may_come = ahead && known.is_empty();
+                if !known.contains(&c.process) && !app.formation.contains_key(&c.process) && !may_come {
                     let todo = if known.is_empty() {
                         "There is no code yet. Deploy first: git push flex main".to_owned()
                     } else {
@@ -214,6 +220,9 @@ impl Controller {
                         format!("There are: {}", known.join(", "))
                     };
                     return Err(not_found(format!("Couldn't find that process type ({}). {todo}", c.process)));
+                }
+                if known.is_empty() && (c.process.is_release_phase() || app.formation.len() >= MOST_BEFORE_CODE) {
+                    return Err(invalid(format!("{} cannot be scaled before there is code.", c.process)));
                 }
                 let scale = app.formation.entry(c.process.clone()).or_insert(ProcessScale::default_for(0));
                 if let Some(q) = c.quantity {

@@ -302,6 +302,8 @@ impl Controller {
             .flat_map(|p| app.wanted(p).into_iter().map(move |i| (p.clone(), i)))
             .collect();
         let (mut ready, mut old, mut problems) = (BTreeSet::new(), 0, Vec::new());
+        // A table that routers have yet to take does not make fewer of those ready that were ready before it.
+        let mut awaits_routers = false;
         for p in active {
             let key = (p.process.clone(), p.index);
             let fits = app
@@ -315,7 +317,8 @@ impl Controller {
             }
             let view = reports.get(&p.host).filter(|v| v.counts);
             let Some(r) = view.and_then(|v| v.report.instances.iter().find(|i| i.instance == p.instance)) else { continue };
-            let reached = !p.process.is_web() || app.maintenance || (routed.contains(&p.instance) && routers_agree);
+            let reached = !p.process.is_web() || app.maintenance || routed.contains(&p.instance);
+            awaits_routers |= p.process.is_web() && !app.maintenance && !routers_agree;
             match r.state {
                 InstanceState::Up if reached => drop(ready.insert(key)),
                 InstanceState::Crashed | InstanceState::Down | InstanceState::Unhealthy => {
@@ -332,7 +335,10 @@ impl Controller {
             ReleaseStatus::Failed => flex_api::ReleaseStatus::Failed,
         });
         Ok(Rollout {
-            settled: ready.len() == wanted.len() && old == 0 && status != Some(flex_api::ReleaseStatus::Pending),
+            settled: ready.len() == wanted.len()
+                && old == 0
+                && !awaits_routers
+                && status != Some(flex_api::ReleaseStatus::Pending),
             wanted: wanted.len(),
             ready: ready.len(),
             old,

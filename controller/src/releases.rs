@@ -221,6 +221,7 @@ impl Controller {
             created_at: self.now(),
             updated_at: self.now(),
             failure: None,
+            superseded_by: None,
         }
     }
 
@@ -232,8 +233,14 @@ impl Controller {
         if old.value.status != ReleaseStatus::Pending {
             return Ok(tx);
         }
-        let failure = Some(format!("v{} took its place before it was up", app.last_version + 1));
-        let ended = Release { status: ReleaseStatus::Failed, failure, updated_at: self.now(), ..(*old.value).clone() };
+        let by = app.last_version + 1;
+        let ended = Release {
+            status: ReleaseStatus::Failed,
+            failure: Some(format!("v{by} took its place before it was up")),
+            superseded_by: Some(by),
+            updated_at: self.now(),
+            ..(*old.value).clone()
+        };
         Ok(tx.unchanged(&old).put(key, &ended))
     }
 
@@ -256,6 +263,12 @@ impl Controller {
     /// Goes back to an earlier release: its code and its config, as a new release.
     pub async fn rollback(&self, actor: &Actor, id: AppId, to: &Release) -> Result<Arc<Release>, ApiError> {
         crate::owners::refuse_locked(&*self.find_app(&id.to_string()).await?)?;
+        if let Some(by) = to.superseded_by {
+            return Err(invalid(format!(
+                "v{0} was never up, v{by} took its place: whether it is good is not known. To try it: flex releases:retry v{0}",
+                to.version
+            )));
+        }
         if to.status == ReleaseStatus::Failed {
             return Err(invalid(format!("v{} failed: there is nothing good in it to go back to.", to.version)));
         }

@@ -117,7 +117,10 @@ async fn a_newer_push_overtakes_a_release_that_hangs() {
     let releases = w.get("/apps/demo/releases").await;
     assert_eq!(releases[0]["status"], "failed");
     assert!(releases[0]["failure"].as_str().unwrap().contains("v2"), "{releases}");
-    assert_eq!(releases[1]["status"], "succeeded");
+    assert_eq!(releases[0]["superseded_by"], 2);
+    assert_eq!((&releases[1]["status"], &releases[1]["superseded_by"]), (&json!("succeeded"), &json!(null)));
+    let (status, refused) = w.send(Method::POST, "/apps/demo/releases", &w.admin, Some(json!({ "release": "v1" }))).await;
+    assert!(status == 422 && refused["message"].as_str().unwrap().contains("v2 took its place"), "{refused}");
     w.until("only v2 is left", async || w.versions_up("demo").await == [2]).await;
 }
 
@@ -204,6 +207,21 @@ async fn app_json_applies_at_the_first_deploy() {
     assert_eq!(vars["MADE"].as_str().unwrap().len(), 64);
     assert_eq!(w.get("/apps/demo/dynos").await.as_array().unwrap().len(), 3);
     w.until("postdeploy ran", async || w.runs.jobs.lock().unwrap().len() == 1).await;
+    // What was scaled ahead of the first deploy wins over the file, and only then is it taken.
+    let other = w.create("other").await;
+    let ahead = json!({ "updates": [{ "type": "worker", "quantity": 1, "size": "256M" }], "ahead": true });
+    let kept = w.patch("/apps/other/formation", ahead.clone()).await;
+    assert_eq!((&kept[0]["type"], &kept[0]["quantity"]), (&json!("worker"), &json!(1)));
+    w.patch("/apps/other/config-vars", json!({ "NEEDED": "x" })).await;
+    assert_eq!(w.get("/apps/other/formation").await[0]["size"], "256M");
+    w.builders.then(made());
+    assert!(w.push(other).await.0);
+    assert_eq!(w.get("/apps/other/dynos").await.as_array().unwrap().len(), 2);
+    let mut unknown = ahead;
+    unknown["updates"][0]["type"] = json!("nope");
+    assert_eq!(w.send(Method::PATCH, "/apps/other/formation", &w.admin, Some(unknown)).await.0, 404);
+    w.until("its postdeploy ran", async || w.runs.jobs.lock().unwrap().len() == 2).await;
+    w.runs.jobs.lock().unwrap().pop();
     // Later deploys leave what people changed since.
     w.patch("/apps/demo/formation", json!({ "updates": [{ "type": "worker", "quantity": 0 }] })).await;
     w.builders.then(made());

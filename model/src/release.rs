@@ -109,6 +109,9 @@ pub struct Release {
     pub updated_at: Timestamp,
     /// Why it failed: for people, with the last lines where there are any.
     pub failure: Option<String>,
+    /// It failed for no fault of its own: the release of this number took its place before it was up.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub superseded_by: Option<u64>,
 }
 
 impl Release {

@@ -220,5 +220,6 @@ fn release(app: AppId) -> Release {
         created_at: Timestamp::default(),
         updated_at: Timestamp::default(),
         failure: None,
+        superseded_by: None,
     }
 }

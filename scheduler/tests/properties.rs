@@ -216,6 +216,7 @@ fn new_release(app: AppId, version: u64, status: ReleaseStatus, released: bool, 
         created_at: seconds(at),
         updated_at: seconds(at),
         failure: None,
+        superseded_by: None,
     }
 }
 

@@ -52,6 +52,8 @@ fn daily_use(server: &Server, user: &User) {
         "Rolling back my-app to v1... done",
         "admin@example.com owner",
         "app.lock",
+        "It will run web=3:256M then.",
+        "/my-app-staging.git\nweb=3:256M\n",
         "127.0.0.1",
         "Set how many instances",
     ] {

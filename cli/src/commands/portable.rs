@@ -8,7 +8,7 @@ use crate::error::{CliError, Result, while_doing};
 use crate::output::{self, Progress};
 use flex_api::{
     App, BuildpackInstallation, CheckSource, ConfigChanges, ConfigVars, CreateApp, Formation, ProcessCheck, SetBuildpack,
-    SetBuildpacks, SetCheck, UpdateApp,
+    SetBuildpacks, SetCheck, UpdateApp, UpdateFormations,
 };
 use flex_model::{AppName, BuildpackRef, ProcessType, Secret};
 use serde::{Deserialize, Serialize};
@@ -37,9 +37,30 @@ struct Document {
     config: Option<BTreeMap<String, Secret>>,
     #[serde(default)]
     checks: BTreeMap<ProcessType, SetCheck>,
-    /// `web=2:512M`: for `flex ps:scale`, once there is code.
+    /// `web=2:512M`, as for `flex ps:scale`.
     #[serde(default)]
     formation: Vec<String>,
+    /// What is not ordinary of their share of the processors.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    cpu: BTreeMap<ProcessType, Cpu>,
+}
+
+/// A process type's share of the processors.
+#[derive(Debug, Clone, Copy, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Cpu {
+    shares: u32,
+    /// Hard limit in thousandths of a core.
+    millis: Option<u32>,
+}
+
+impl Cpu {
+    const ORDINARY: u32 = 1024;
+
+    fn of(f: &Formation) -> Option<(ProcessType, Self)> {
+        let ordinary = f.cpu_shares == Self::ORDINARY && f.cpu_millis.is_none();
+        (!ordinary).then(|| (f.kind.clone(), Self { shares: f.cpu_shares, millis: f.cpu_millis }))
+    }
 }
 
 async fn read(cx: &Context, config: bool) -> Result<Document> {
@@ -76,6 +97,7 @@ async fn read(cx: &Context, config: bool) -> Result<Document> {
         read_only_root: app.read_only_root,
         config,
         checks: checks.into_iter().filter(|c| c.source == CheckSource::Set).map(set).collect(),
+        cpu: formation.iter().filter_map(Cpu::of).collect(),
         formation: formation.iter().map(|f| format!("{}={}:{}", f.kind, f.quantity, f.size)).collect(),
     })
 }
@@ -136,9 +158,8 @@ async fn make(cx: &Context, document: Document, name: Option<&str>) -> Result<()
     let Some(app) = cx.show_or::<App>(created)? else { return Ok(()) };
     output::line(format!("{} | {}", app.web_url, app.git_url));
     output::say(format!("Its code comes with a push: git push {} main", app.git_url));
-    let more: Vec<&str> = document.formation.iter().map(String::as_str).filter(|f| !f.starts_with("web=1:512M")).collect();
-    if !more.is_empty() {
-        output::say(format!("Then: flex ps:scale {} -a {name}", more.join(" ")));
+    if !document.formation.is_empty() {
+        output::say(format!("It will run {} then.", document.formation.join(" ")));
     }
     Ok(())
 }
@@ -167,6 +188,18 @@ async fn fill(cx: &Context, name: &AppName, document: &Document) -> Result<()> {
             changes.0.insert(key, Some(value.clone()));
         }
         cx.client.patch::<ConfigVars>(&path("/config-vars"), &changes).await?;
+    }
+    if !document.formation.is_empty() {
+        let updates = document.formation.iter().map(|text| {
+            let mut update = super::ps::change(text)?;
+            if let Some(cpu) = document.cpu.get(&update.kind) {
+                update.cpu_shares = Some(cpu.shares);
+                update.cpu_millis = cpu.millis;
+            }
+            Ok(update)
+        });
+        let updates = UpdateFormations { updates: updates.collect::<Result<_>>()?, ahead: true };
+        cx.client.patch::<Vec<Formation>>(&path("/formation"), &updates).await?;
     }
     progress.done();
     Ok(())

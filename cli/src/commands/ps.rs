@@ -110,7 +110,7 @@ async fn change_formation(
 ) -> Result<()> {
     let progress = Progress::start(doing);
     let kinds: Vec<_> = updates.iter().map(|u| u.kind.clone()).collect();
-    let answer: Value = cx.client.patch(&cx.path("/formation")?, &UpdateFormations { updates }).await?;
+    let answer: Value = cx.client.patch(&cx.path("/formation")?, &UpdateFormations { updates, ahead: false }).await?;
     let formation: Vec<Formation> = typed(answer.clone())?;
     let mine: Vec<&Formation> = formation.iter().filter(|f| kinds.contains(&f.kind)).collect();
     let now: Vec<_> = mine.iter().map(|f| format!("{} at {}:{}", f.kind, f.quantity, f.size)).collect();
@@ -149,7 +149,7 @@ async fn resize(cx: &Context, args: Resize) -> Result<()> {
 }
 
 /// `web=2`, `worker+1`, `web-1`, `web=2:512M`.
-fn change(text: &str) -> Result<UpdateFormation> {
+pub(super) fn change(text: &str) -> Result<UpdateFormation> {
     let bad = || CliError::usage(format!("{text} is invalid.")).hint("Examples: web=2 worker+1 worker-1 web=1:512M");
     // A process type may hold a dash itself, so the last sign that leaves a number behind it counts.
     let at = text.rfind(['=', '+', '-']).ok_or_else(bad)?;

@@ -33,10 +33,11 @@ async fn list(cx: &Context, num: usize) -> Result<()> {
     output::heading(&format!("{app} Releases - Current: v{}", current.version));
     let now = jiff::Timestamp::now();
     let row = |r: &Release| {
-        let status = match r.status {
-            ReleaseStatus::Failed => " (failed)",
-            ReleaseStatus::Pending => " (rolling out)",
-            ReleaseStatus::Succeeded => "",
+        let status = match (r.status, r.superseded_by) {
+            (ReleaseStatus::Failed, Some(by)) => format!(" (overtaken by v{by})"),
+            (ReleaseStatus::Failed, None) => " (failed)".to_owned(),
+            (ReleaseStatus::Pending, _) => " (rolling out)".to_owned(),
+            (ReleaseStatus::Succeeded, _) => String::new(),
         };
         vec![
             format!("v{}", r.version),
@@ -65,10 +66,13 @@ async fn info(cx: &Context, wanted: Option<&str>) -> Result<()> {
     let rows = [
         ("By", r.user.email),
         ("Change", r.description),
-        ("Status", r.status.name().to_owned()),
+        (
+            "Status",
+            r.superseded_by.map_or_else(|| r.status.name().to_owned(), |by| format!("overtaken by v{by} before it was up")),
+        ),
         ("Commit", r.commit.unwrap_or_default()),
         ("When", output::moment(r.created_at, jiff::Timestamp::now())),
-        ("Failure", r.failure.unwrap_or_default()),
+        ("Failure", r.failure.filter(|_| r.superseded_by.is_none()).unwrap_or_default()),
         ("Release phase", r.release_command.unwrap_or_default()),
     ];
     let processes: Vec<_> = r.processes.into_iter().map(|(k, c)| (k, c.unwrap_or_else(|| "(image)".into()))).collect();

@@ -17,7 +17,7 @@ const TROUBLE: Duration = Duration::from_secs(60);
 const HOLD: u32 = 2;
 
 /// Waits until the app's instances are what they should be; `release` is one that was just made and must not fail.
-pub async fn settled(cx: &Context, wait: Wait, release: Option<u64>) -> Result<()> {
+pub async fn settled(cx: &Context, wait: Wait, mut release: Option<u64>) -> Result<()> {
     if wait.no_wait {
         return Ok(());
     }
@@ -30,7 +30,8 @@ pub async fn settled(cx: &Context, wait: Wait, release: Option<u64>) -> Result<(
         if let Some(version) = release
             && now.release.as_ref().is_none_or(|r| r.version != version)
         {
-            failed(cx, version).await?;
+            overtaken(cx, version).await?;
+            release = None;
         }
         if now.settled {
             steps.done(&said(&now));
@@ -61,9 +62,13 @@ fn said(now: &Rollout) -> String {
     if now.wanted == 0 { format!("nothing is to run{gone}") } else { format!("{} of {} up{gone}", now.ready, now.wanted) }
 }
 
-/// Another release took the place of the one that is waited for: was that one a failure?
-async fn failed(cx: &Context, version: u64) -> Result<()> {
+/// Another release took the place of the one that is waited for: was that one a failure? If not, the other one is waited for.
+async fn overtaken(cx: &Context, version: u64) -> Result<()> {
     let release: Release = cx.client.get(&cx.path(&format!("/releases/{version}"))?).await?;
+    if let Some(by) = release.superseded_by {
+        output::say(format!("v{by} took the place of v{version} before it was up."));
+        return Ok(());
+    }
     if release.status != ReleaseStatus::Failed {
         return Ok(());
     }

@@ -123,7 +123,7 @@ async fn render_formation(c: &Controller, app: &App) -> Vec<Formation> {
         None => None,
     };
     let command = |p: &ProcessType| release.as_ref().and_then(|r| r.processes.get(p)).and_then(|s| s.command.clone());
-    let known = |p: &ProcessType| release.as_ref().is_none_or(|r| r.processes.contains_key(p));
+    let known = |p: &ProcessType| release.as_ref().is_none_or(|r| r.image.is_none() || r.processes.contains_key(p));
     app.formation
         .iter()
         .filter(|(p, _)| known(p))
@@ -148,7 +148,7 @@ pub async fn scale(
 ) -> Answer<Listed<Formation>> {
     let changes = body.updates.iter().map(|u| c.scale_change(u));
     let changes = changes.collect::<Result<Vec<_>, _>>()?;
-    let app = c.scale(&caller.actor(), app.id, &changes).await?;
+    let app = c.scale(&caller.actor(), app.id, &changes, body.ahead).await?;
     list_formation(&c, &app, &Range::default()).await
 }
 
@@ -175,7 +175,7 @@ pub async fn scale_one(
         cpu_shares: None,
         cpu_millis: None,
     })?;
-    let app = c.scale(&caller.actor(), app.id, &[change]).await?;
+    let app = c.scale(&caller.actor(), app.id, &[change], false).await?;
     let found = render_formation(&c, &app).await.into_iter().find(|f| f.kind.as_str() == process);
     Ok(Shown(found.ok_or_else(|| not_found("Couldn't find that process type."))?))
 }

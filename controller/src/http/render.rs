@@ -270,6 +270,7 @@ impl Controller {
             processes: r.processes.iter().map(|(p, s)| (p.to_string(), s.command.clone())).collect(),
             release_command: r.release_command.clone(),
             failure: r.failure.clone(),
+            superseded_by: r.superseded_by,
         }
     }
 

@@ -594,5 +594,6 @@ fn new_release(app: AppId, version: u64, released: bool, with_worker: bool, now:
         created_at: now,
         updated_at: now,
         failure: None,
+        superseded_by: None,
     }
 }
