@@ -148,16 +148,35 @@ fn one_off_commands_in_pipes() {
     let ran = app.flex(&["run", "--timeout", "1s", "trap 'exit 9' TERM; while :; do sleep 0.1; done"]);
     assert_eq!(ran.status, 9, "it is sent SIGTERM at its limit: {}", ran.all());
 
-    // Both ways at once: what comes out is what goes in, through a command that waits for nobody.
+    // Much of it, there, back, and both at once: what comes out is what goes in, and nobody's memory grows.
+    let mib: usize = std::env::var("FLEX_TEST_PIPE_MIB").map_or(16, |n| n.parse().unwrap());
     let (size, bound) = (64_usize << 20, 96);
-    let input = user.home.path().join("input");
     let data: Vec<u8> = (0..size as u32).map(|n| (n ^ (n >> 8) ^ (n >> 17)).to_le_bytes()[0]).collect();
-    std::fs::write(&input, &data).unwrap();
-    let output = user.home.path().join("output");
-    let mut child = user.command("flex", &app.dir, &["run", "cat"]);
-    let status = child.stdin(File::open(&input).unwrap()).stdout(File::create(&output).unwrap()).status().unwrap();
-    assert!(status.success());
-    assert!(std::fs::read(&output).unwrap() == data, "other bytes came back");
+    let input = user.home.path().join("input");
+    let mut whole = File::create(&input).unwrap();
+    for n in 0..mib {
+        // No two pieces alike.
+        whole.write_all(&n.to_le_bytes()).unwrap();
+        let at = (n * 97 % 63) << 20;
+        whole.write_all(&data[at + 8..at + (1 << 20)]).unwrap();
+    }
+    drop(whole);
+    let sum = |file: &std::path::Path| user.run("sha256sum", &app.dir, &["--", file.to_str().unwrap()]).ok().out[..64].to_owned();
+    let (sent, output) = (sum(&input), user.home.path().join("output"));
+    let through = |line: &str| {
+        let mut child = user.command("flex", &app.dir, &["run", line]);
+        let child = child.stdin(File::open(&input).unwrap()).stdout(File::create(&output).unwrap()).spawn();
+        let mut child = child.unwrap();
+        wait_for("the command to end", SOON * 20, || {
+            let peak = peak_mib(child.id());
+            assert!(peak < bound, "flex took {peak} MiB");
+            child.try_wait().unwrap().map(|status| assert!(status.success(), "{line}: {status}"))
+        });
+    };
+    through("cat > /tmp/x; cat /tmp/x");
+    assert_eq!(sum(&output), sent, "other bytes came back");
+    through("cat");
+    assert_eq!(sum(&output), sent, "other bytes came back while more were sent");
 
     // A command that reads nothing holds its client back, and nobody's memory grows.
     let mut stuck = user.command("flex", &app.dir, &["run", "sleep 3; wc -c"]);
@@ -475,6 +494,71 @@ fn stock_ssh_does_the_same() {
     lost.kill().unwrap();
     lost.wait().unwrap();
     none_is_left(&server);
+}
+
+/// The server dies under a command inside an instance; somebody looks on at much output and does not read it.
+#[test]
+fn nothing_is_left_behind_and_nobody_is_held_back() {
+    let (mut server, user) = world();
+    let app = app(&user, "left");
+    let processes = |text: &str| app.flex(&["exec", "--", "ps"]).ok().out.lines().filter(|l| l.contains(text)).count();
+
+    // What somebody runs by hand is none of Flex's business.
+    let instance = server.containers().into_iter().find(|c| c.contains("-web.1-")).unwrap();
+    server.docker(&["exec", "-d", &instance, "sleep", "98762"]);
+    let line = "trap '' HUP; sleep 98761; true";
+    let mut left = user.command("flex", &app.dir, &["exec", line]).stderr(Stdio::null()).spawn().unwrap();
+    wait_for("it to run", SOON, || (processes("sleep 98761") > 0).then_some(()));
+    server.end(Signal::SIGKILL);
+    server.up();
+    assert_ne!(left.wait().unwrap().code(), Some(0));
+    wait_for("it to be ended", SOON, || (processes("sleep 98761") == 0).then_some(()));
+    assert_eq!(processes("sleep 98762"), 1);
+    assert!(server.containers().contains(&instance), "the instance itself goes on");
+
+    // What is not read in time is left out and counted; the command is not held back, and nobody's memory grows.
+    let size = 64_usize << 20;
+    let script = format!(
+        "echo ready; while [ ! -e /tmp/go ]; do sleep 0.1; done; head -c {size} /dev/zero | tr '\\0' x; touch /tmp/done; while :; do echo; sleep 0.1; done"
+    );
+    let started = app.flex(&["run:detached", "--json", &script]).ok();
+    let name = serde_json::from_str::<serde_json::Value>(&started.out).unwrap()["name"].as_str().unwrap().to_owned();
+    let mut slow = user.command("flex", &app.dir, &["attach", &name]);
+    let mut slow = slow.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
+    let mut out = slow.stdout.take().unwrap();
+    out.read_exact(&mut [0; 6]).unwrap();
+    let (mut err, told) = (slow.stderr.take().unwrap(), Arc::new(Mutex::new(String::new())));
+    let into = told.clone();
+    std::thread::spawn(move || {
+        let mut buffer = [0; 4096];
+        while let Ok(n @ 1..) = err.read(&mut buffer) {
+            into.lock().unwrap().push_str(&String::from_utf8_lossy(&buffer[..n]));
+        }
+    });
+    app.flex(&["exec", "-p", &name, "--", "touch", "/tmp/go"]).ok();
+    let is_done = || app.flex(&["exec", "-p", &name, "--", "test", "-e", "/tmp/done"]).status == 0;
+    wait_for("the command to have printed it all", SOON * 2, || is_done().then_some(()));
+    let seen = Arc::new(Mutex::new(0));
+    let count = seen.clone();
+    std::thread::spawn(move || {
+        let mut buffer = vec![0; 1 << 16];
+        while let Ok(n @ 1..) = out.read(&mut buffer) {
+            *count.lock().unwrap() += buffer[..n].iter().filter(|b| **b == b'x').count();
+        }
+    });
+    let omitted = wait_for("it to be told what it missed", SOON, || {
+        let told = told.lock().unwrap();
+        let (before, _) = told.split_once(" bytes were left out: this connection is too slow]")?;
+        before.rsplit('[').next()?.parse::<usize>().ok()
+    });
+    wait_for("the rest", SOON, || (*seen.lock().unwrap() + omitted >= size).then_some(()));
+    // An empty line now and then was among what was left out.
+    assert!(*seen.lock().unwrap() + omitted < size + 10_000, "{} and {omitted}", seen.lock().unwrap());
+    slow.kill().unwrap();
+    slow.wait().unwrap();
+    app.flex(&["ps:stop", &name]).ok();
+    none_is_left(&server);
+    assert!(server.peak_memory_mib() < 300, "{} MiB", server.peak_memory_mib());
 }
 
 /// docs/daily-use.md, word for word: each `sh` block under "One-off commands", in one shell that stops at the first failure.

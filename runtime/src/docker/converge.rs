@@ -283,11 +283,26 @@ impl Inner {
         }
     }
 
-    /// The same for callers that can only go on; the reaper gets what stays.
+    /// The same for callers that can only go on; what stays is removed when the engine is back.
     pub(super) async fn remove_container(&self, id: &str) {
         if let Err(e) = self.remove_container_checked(id).await {
             tracing::warn!(container = id, error = %e, "a container was not removed");
+            self.state().not_removed.insert(id.to_owned());
         }
+    }
+
+    /// Removes what could not be removed before.
+    pub(super) async fn remove_what_stayed(&self) -> Result<(), RuntimeError> {
+        let stayed: Vec<String> = self.state().not_removed.iter().cloned().collect();
+        for id in stayed {
+            match self.remove_container_checked(&id).await {
+                Err(e @ RuntimeError::Unavailable(_)) => return Err(e),
+                Err(e) => tracing::warn!(container = id, error = %e, "a container was not removed"),
+                Ok(()) => {}
+            }
+            self.state().not_removed.remove(&id);
+        }
+        Ok(())
     }
 
     /// Containers, networks and volumes of this installation, whatever their kind.

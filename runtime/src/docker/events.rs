@@ -55,6 +55,9 @@ async fn follow(inner: &Arc<Inner>) -> RuntimeError {
     if let Err(e) = inner.sweep_steps().await {
         return e;
     }
+    if let Err(e) = inner.remove_what_stayed().await {
+        return e;
+    }
     inner.wake();
     let mut drift = tokio::time::interval_at(tokio::time::Instant::now() + DRIFT, DRIFT);
     drift.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);

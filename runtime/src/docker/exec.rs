@@ -43,13 +43,15 @@ impl Inner {
         };
         let doing = "running a command in a container";
         let id = self.engine.call(doing, SLOW, async |d| d.create_exec(container, config).await).await?.id;
+        // Before it runs, so that it never looks like one that was left.
+        let claim = self.claim(&id);
         let body = serde_json::json!({ "Detach": false, "Tty": exec.tty.is_some(), "ConsoleSize": size });
         let conn = hijack(self.engine.socket(), &format!("/exec/{id}/start"), &body.to_string(), doing).await?;
         let process = Process::Exec(id, attended);
         if let (Some(size), false) = (exec.tty, console_size) {
             session::resize(&self, &process, size).await;
         }
-        Ok(session::run(self, process, conn, exec.tty.is_some(), exec.stdin, None))
+        Ok(session::run(self, process, conn, exec.tty.is_some(), exec.stdin, claim))
     }
 
     /// Runs a container to its end.
@@ -88,9 +90,11 @@ impl Inner {
         Ok(conn)
     }
 
-    /// Removes jobs and sandboxes that no living caller of this process has and that are not to be kept.
-    pub(super) async fn reap(&self, keep: &[String]) -> Result<Vec<String>, RuntimeError> {
+    /// Removes jobs and sandboxes that no living caller of this process has and that are not to be kept, and ends what such
+    /// callers ran inside instances.
+    pub(super) async fn reap(self: &Arc<Self>, keep: &[String]) -> Result<Vec<String>, RuntimeError> {
         self.sweep_steps().await?;
+        self.end_left_commands().await?;
         let mut reaped = Vec::new();
         for kind in [Kind::Job, Kind::Sandbox] {
             let filter: HashMap<_, _> = labels::filter(&self.names.cluster, kind);

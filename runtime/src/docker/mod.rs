@@ -18,6 +18,7 @@ mod images;
 mod import;
 mod jobs;
 mod labels;
+mod left;
 mod observe;
 mod sandbox;
 mod session;
@@ -111,6 +112,8 @@ struct State {
     details: HashMap<String, observe::Detail>,
     /// Jobs and sandboxes that somebody in this process has, by the id to reap by.
     live: HashSet<String>,
+    /// Containers that could not be removed when they were to be: the engine was away.
+    not_removed: HashSet<String>,
     /// Layer chains known to be in the engine.
     chains: HashSet<String>,
     isolation: Isolation,

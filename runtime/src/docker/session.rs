@@ -27,14 +27,14 @@ const READ: usize = 32 * 1024;
 /// Pieces that an attached client may be behind: 8 MiB.
 const BEHIND: usize = 256;
 /// What a process that was sent SIGHUP may take to end by itself.
-const HANG_UP: Duration = Duration::from_secs(3);
+pub(super) const HANG_UP: Duration = Duration::from_secs(3);
 /// For so long a container may run on after an attached connection ended, before that counts as broken.
 const STILL_RUNNING: Duration = Duration::from_secs(2);
 /// For so long an engine that went away may come back and still tell how the command ended.
 const LOST: Duration = Duration::from_secs(60);
 
 /// For so long the engine may not know the number of a process that it started.
-const NUMBERED: Duration = Duration::from_secs(2);
+pub(super) const NUMBERED: Duration = Duration::from_secs(2);
 
 /// What runs.
 #[derive(Debug, Clone)]
@@ -55,16 +55,25 @@ pub(super) fn run(inner: Arc<Inner>, process: Process, conn: Hijacked, tty: bool
     let (drained_tx, drained) = oneshot::channel();
     let (exit_tx, exit) = oneshot::channel();
     let (read, write) = conn.stream.into_split();
+    let number = match &process {
+        Process::Exec(id, true) => Some(inner.learn_number(id)),
+        _ => None,
+    };
     let early = conn.early;
     tokio::spawn(async move {
         let feeder = tokio::spawn(feed(inner.clone(), process.clone(), write, from_client, to_client.clone(), (stdin, tty)));
         let broken = if attached { watch(read, early, tty, to_client).await } else { pump(read, early, tty, to_client).await };
         feeder.abort();
         let status = ended(&inner, &process).await;
+        // The engine that knew it is gone, and its client with it.
+        let lost = number.and_then(|n| n.get().copied()).filter(|_| status.is_err());
         // Removing takes the engine longer than many a command runs: nobody waits for it.
         let remove = async {
             if let Process::Job(id, _) = &process {
                 inner.remove_container(id).await;
+            }
+            if let Some(lost) = lost {
+                lost.end().await;
             }
             drop(claim);
         };
@@ -320,25 +329,11 @@ pub(super) async fn signal_to(inner: &Inner, process: &Process, signal: i32) {
     }
 }
 
-/// The engine cannot signal an exec's process, but tells its number on this host: a moment after the process runs, and may have
-/// printed something.
+/// The engine cannot signal an exec's process, but tells its number on this host.
 async fn signal_exec(inner: &Inner, id: &str, signal: i32) -> Result<(), RuntimeError> {
     let signal =
         nix::sys::signal::Signal::try_from(signal).map_err(|e| RuntimeError::Refused(format!("signal {signal}: {e}")))?;
-    let deadline = tokio::time::Instant::now() + NUMBERED;
-    let pid = loop {
-        let doing = "looking for the process to signal";
-        let exec = inner.engine.call(doing, QUICK, async |d| d.inspect_exec(id).await).await?;
-        let running = exec.running == Some(true);
-        if let Some(pid) = exec.pid.and_then(|p| i32::try_from(p).ok()).filter(|p| *p > 1 && running) {
-            break pid;
-        }
-        let ended = !running && exec.exit_code.is_some();
-        if ended || tokio::time::Instant::now() > deadline {
-            return Ok(());
-        }
-        tokio::time::sleep(Duration::from_millis(10)).await;
-    };
+    let Some(pid) = inner.number_of(id).await? else { return Ok(()) };
     // It leads a session of its own: what it started hears of it too, as at a terminal.
     nix::sys::signal::killpg(nix::unistd::Pid::from_raw(pid), signal)
         .or_else(|_| nix::sys::signal::kill(nix::unistd::Pid::from_raw(pid), signal))

@@ -23,15 +23,20 @@ fn runs_while_dockerd_dies() {
     let spawn = |args: &[&str]| user.command("flex", &app.dir, args).stdout(Stdio::null()).stderr(Stdio::null()).spawn().unwrap();
     let mut attached = spawn(&["run", "exec sleep 1000"]);
     let mut looking = spawn(&["attach", &name]);
+    let mut inside = spawn(&["exec", "trap '' HUP; sleep 98761; true"]);
+    let sleeps = || app.flex(&["exec", "--", "ps"]).ok().out.contains("sleep 98761");
+    wait_for("a command inside an instance to run", long, || sleeps().then_some(()));
     wait_for("both to run", long, || (list(&app, &["ps"]).iter().filter(|d| d["type"] == "run").count() == 2).then_some(()));
 
     engine.signal_dockerd(Signal::SIGKILL);
     engine.start_dockerd();
     // Who waited hears of it; the detached one goes on, its output in the log, and can be looked on at again.
-    for client in [&mut attached, &mut looking] {
+    for client in [&mut attached, &mut looking, &mut inside] {
         let status = wait_for("a client to be told", long * 2, || client.try_wait().unwrap());
         assert!(!status.success());
     }
+    // The engine has forgotten what runs inside an instance; it is ended all the same.
+    wait_for("the command inside to be ended", long, || (!sleeps()).then_some(()));
     wait_for("its output to go on", long, || logged("tick 150"));
     let mut again = user.command("flex", &app.dir, &["attach", &name]).stdout(Stdio::piped()).spawn().unwrap();
     let mut line = String::new();
