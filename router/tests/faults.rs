@@ -575,7 +575,7 @@ async fn idle_connections_cost_little_memory_and_nobody_else_time() {
         let opened = tokio::task::spawn_blocking(move || {
             let client = |n: usize| {
                 let mut stream = std::net::TcpStream::connect(address).unwrap();
-                if n % 2 == 0 {
+                if n.is_multiple_of(2) {
                     stream.write_all(b"GET / HTTP/1.1\r\nHost: aa.test\r\n\r\n").unwrap();
                     let (mut answer, mut part) = (Vec::new(), [0; 1024]);
                     while !answer.ends_with(b"\r\n\r\nok") {
