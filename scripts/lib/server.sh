@@ -27,32 +27,49 @@ uses_systemd() { [ -d /run/systemd/system ] && [ "$(id -u)" = 0 ] && [ "$DATA_DI
 # server_pid: prints the pid of the running flexd of this data directory, if there is one.
 server_pid() {
   local pid
-  pid=$(cat "$PID_FILE" 2>/dev/null) || return 1
+  if uses_systemd; then
+    pid=$(systemctl show --property MainPID --value flexd 2>/dev/null) || return 1
+  else
+    pid=$(cat "$PID_FILE" 2>/dev/null) || return 1
+  fi
   [ -n "$pid" ] && [ "$(readlink "/proc/$pid/exe" 2>/dev/null | sed 's/ (deleted)$//')" = "$FLEXD" ] && printf '%s' "$pid"
 }
 
 healthy() { curl -fsS -o /dev/null --max-time 2 "http://$API_ADDR/health" 2>/dev/null; }
 
-start_server() {
-  mkdir -p "$DATA_DIR"
-  if uses_systemd; then
-    cat >"$UNIT" <<TEXT
+# unit_text: the unit of this server. It has the settings and proxies that the environment holds now: the server must have
+# them at the next boot, too.
+unit_text() {
+  local name value
+  cat <<TEXT
 [Unit]
 Description=Flex
 After=network-online.target docker.service
 Wants=network-online.target docker.service
+# Tried for as long as it takes: a port that is taken at boot may be free a minute later.
+StartLimitIntervalSec=0
 
 [Service]
-ExecStart=$FLEXD
+ExecStart="${FLEXD//%/%%}"
 Restart=always
 RestartSec=1
 # Apps are the engine's children, not flexd's: stopping flexd leaves them running.
 KillMode=process
 LimitNOFILE=1048576
-
-[Install]
-WantedBy=multi-user.target
 TEXT
+  for name in $(compgen -e | grep -E '^(FLEXD_.*|(https?|no)_proxy|(HTTPS?|NO)_PROXY)$'); do
+    [ "$name" != FLEXD_ROUTER_TOKEN ] || continue # a secret, and another role's
+    value=${!name//\\/\\\\}
+    value=${value//\"/\\\"}
+    printf 'Environment="%s=%s"\n' "$name" "${value//%/%%}"
+  done
+  printf '\n[Install]\nWantedBy=multi-user.target\n'
+}
+
+start_server() {
+  mkdir -p "$DATA_DIR"
+  if uses_systemd; then
+    unit_text >"$UNIT"
     systemctl daemon-reload
     systemctl enable --quiet flexd
     systemctl restart flexd

@@ -70,6 +70,42 @@ fn docker(args: &[&str]) -> String {
     String::from_utf8(out.stdout).unwrap()
 }
 
+/// What systemd would be told, judged by systemd's own checker.
+#[test]
+fn the_unit_has_the_settings_and_is_sound() {
+    let dir = tempfile::tempdir().unwrap();
+    let flexd = dir.path().join("flexd");
+    std::os::unix::fs::symlink(binary("flexd"), &flexd).unwrap();
+    let script = ". scripts/lib/common.sh; . scripts/lib/server.sh; unit_text";
+    let out = Command::new("bash")
+        .args(["-euc", script])
+        .current_dir(root())
+        .env_clear()
+        .env("PATH", std::env::var_os("PATH").unwrap())
+        .env("HOME", dir.path())
+        .env("FLEX_BIN", dir.path())
+        .env("FLEXD_DOMAIN", "apps.example.com")
+        .env("FLEXD_CONFIG", r#"/etc/100%/a "b"\c.toml"#)
+        .env("FLEXD_ROUTER_TOKEN", "hidden")
+        .env("https_proxy", "http://proxy:3128")
+        .output()
+        .unwrap();
+    let text = String::from_utf8(out.stdout).unwrap();
+    assert!(out.status.success(), "{}", String::from_utf8_lossy(&out.stderr));
+    let has = |line: &str| assert!(text.lines().any(|l| l == line), "no {line} in\n{text}");
+    has(&format!("ExecStart=\"{}\"", flexd.display()));
+    has(r#"Environment="FLEXD_DOMAIN=apps.example.com""#);
+    has(r#"Environment="FLEXD_CONFIG=/etc/100%%/a \"b\"\\c.toml""#);
+    has(r#"Environment="https_proxy=http://proxy:3128""#);
+    assert!(!text.contains("hidden"));
+    let unit = dir.path().join("flexd.service");
+    std::fs::write(&unit, &text).unwrap();
+    let out = Command::new("systemd-analyze").arg("verify").arg(&unit).output().unwrap();
+    let said = String::from_utf8_lossy(&out.stderr).into_owned();
+    // The engine's unit is there only where its package is.
+    assert!(out.status.success() && !said.contains("flexd.service:"), "{said}\n{text}");
+}
+
 #[test]
 fn up_ends_with_a_served_app_and_purge_with_nothing() {
     let home = tempfile::Builder::new().prefix("flex-operator-").tempdir().unwrap();
