@@ -1,6 +1,7 @@
 //! Random requests against the way of a request through this crate: found by the scanner, read by the parser, its content by
 //! the pump, and written anew. Nothing may panic, however the bytes are cut; and what is accepted must come out as exactly
-//! one request that a second parser, which shares no code with the first, reads the same.
+//! one request that a second reader reads the same: it takes fields from httparse as the first does, and judges framing, content
+//! and what HTTP allows by itself.
 //!
 //! The seeds are fixed, so a failure comes back. `FLEX_FUZZ_SECONDS=600 cargo nextest run -p flex-router fuzz` goes on for
 //! longer, from where the fixed ones end.
