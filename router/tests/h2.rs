@@ -399,8 +399,8 @@ async fn floods_end_the_connection_and_leave_no_memory_behind() {
     raw(&world, [frame(1, 5, 1, &[head(&USUAL), indexed].concat()), frame(7, 0, 0, &[0; 8])]).await;
     let after = resident_kib();
     assert!(after < before + (50 << 10), "{before} KiB before, {after} KiB after");
-    let metrics = world.metrics.snapshot();
-    assert!(metrics.h2_refused >= 3, "{metrics:?}");
+    // SETTINGS and PING are counted here alone; the protocol's own limit may have met the others first.
+    eventually(async || world.metrics.snapshot().h2_refused >= 2).await;
     eventually(async || world.metrics.snapshot().in_flight == 0).await;
     assert_eq!(text(&mut connect(&world).await, get("/").body(()).unwrap()).await.1, "ok");
     world.stop().await;
