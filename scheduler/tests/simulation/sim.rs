@@ -275,11 +275,13 @@ impl Sim {
 
     /// Asked when the plan is at rest.
     fn judge_surge(&self) -> Outcome {
-        let mut count: BTreeMap<(AppId, &ProcessType), u64> = BTreeMap::new();
+        let mut count: BTreeMap<(AppId, &ProcessType, bool), u64> = BTreeMap::new();
         // Those of silent hosts do not count: nothing may be let go of on silence, so they add up.
         let active = |p: &&Placement| p.phase == PlacementPhase::Active && self.known(p).is_some();
         for p in self.world.placements.values().filter(active) {
-            *count.entry((p.app, &p.process)).or_default() += 1;
+            // A canary's are replaced beside the others.
+            let is_canary = self.world.apps.get(&p.app).and_then(|v| v.app.canary?.version) == Some(p.version);
+            *count.entry((p.app, &p.process, is_canary)).or_default() += 1;
         }
         // At most the wanted ones of now, those of before, and one that is spared.
         let most = count.values().max().copied().unwrap_or(0);
