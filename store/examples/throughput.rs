@@ -9,7 +9,7 @@ use std::error::Error;
 use std::io::Write as _;
 use std::path::Path;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::Relaxed};
+use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use std::time::{Duration, Instant};
 
 type Result<T> = std::result::Result<T, Box<dyn Error + Send + Sync>>;
@@ -43,13 +43,14 @@ where
     S: Future<Output = Result<()>> + Send + 'static,
     F: Clone + Send + 'static,
 {
-    let (next, stop) = (Arc::new(AtomicU64::new(0)), Arc::new(AtomicBool::new(false)));
+    let next = Arc::new(AtomicU64::new(0));
     let started = Instant::now();
     let loops: Vec<_> = (0..tasks)
         .map(|_| {
-            let (next, stop, step) = (next.clone(), stop.clone(), step.clone());
+            let (next, step) = (next.clone(), step.clone());
+            // Each looks at the clock by itself: steps that never wait leave a timer no thread to go off on.
             tokio::spawn(async move {
-                while !stop.load(Relaxed) {
+                while started.elapsed() < time {
                     let turn = step(next.fetch_add(1, Relaxed));
                     turn.await?;
                 }
@@ -57,8 +58,6 @@ where
             })
         })
         .collect();
-    tokio::time::sleep(time).await;
-    stop.store(true, Relaxed);
     for one in loops {
         let ended: Result<()> = one.await?;
         ended?;
