@@ -157,10 +157,30 @@ struct RouterFile {
     proxy_protocol: ProxyFile,
     /// Ports of TCP and UDP routes: `20000-29999`.
     route_ports: Option<String>,
+    /// HTTP/3 beside HTTPS.
+    #[serde(default)]
+    http3: bool,
+    /// The port that clients are told to reach it at.
+    http3_port: Option<u16>,
     #[serde(default)]
     access_lines: LinesFile,
     #[serde(default)]
     limits: LimitsFile,
+}
+
+impl RouterFile {
+    fn check_http3(&self, https: Option<SocketAddr>) -> Result<(), String> {
+        match (self.http3, self.http3_port) {
+            (false, Some(_)) => Err("router.http3_port: there is no HTTP/3 to tell of: set router.http3 = true too".into()),
+            (_, Some(0)) => Err("router.http3_port: 0 is no port: use the one that clients reach".into()),
+            (true, _) if https.is_none() => Err("router.http3: HTTP/3 needs HTTPS, which is off: set https too".into()),
+            (true, _) if !self.proxy_protocol.http.is_empty() => {
+                Err("router.http3: QUIC has no place for a PROXY header: turn off either http3 or router.proxy_protocol.http"
+                    .into())
+            }
+            _ => Ok(()),
+        }
+    }
 }
 
 /// What bounds a router's work and memory; what is left out stays as it is by default.
@@ -174,6 +194,7 @@ struct LimitsFile {
     queue_per_app: Option<usize>,
     head_bytes: Option<usize>,
     udp_sessions: Option<usize>,
+    quic_unproven: Option<usize>,
     metrics_apps: Option<usize>,
     /// Seconds that a request's head may take.
     head_seconds: Option<u64>,
@@ -190,6 +211,7 @@ impl LimitsFile {
             ("queue_per_app", self.queue_per_app, &mut limits.queue_per_app),
             ("head_bytes", self.head_bytes, &mut limits.head_bytes),
             ("udp_sessions", self.udp_sessions, &mut limits.udp_sessions),
+            ("quic_unproven", self.quic_unproven, &mut limits.quic_unproven),
             ("metrics_apps", self.metrics_apps, &mut limits.metrics_apps),
         ] {
             match given {
@@ -245,6 +267,10 @@ pub struct Settings {
     /// `None`: no HTTPS.
     pub https: Option<SocketAddr>,
     pub tls_min: MinTls,
+    /// HTTP/3 beside HTTPS.
+    pub http3: bool,
+    /// Where clients are told to find it; `None`: at HTTPS's port.
+    pub http3_port: Option<u16>,
     /// Metrics without a token. `None`: only at the API, with one.
     pub metrics: Option<SocketAddr>,
     pub ssh: SocketAddr,
@@ -339,11 +365,14 @@ impl Settings {
             (None, None) => MinTls::default(),
         };
         let (router_limits, router_head) = file.router.limits.checked()?;
+        file.router.check_http3(https.0)?;
         Ok(Self {
             router_limits,
             router_head,
             https: https.0,
             tls_min,
+            http3: file.router.http3,
+            http3_port: file.router.http3_port,
             metrics: flags.metrics.or(file.metrics),
             api,
             http: flags.http.or(file.http).unwrap_or_else(|| SocketAddr::from(([0, 0, 0, 0], 8080))),
@@ -492,6 +521,9 @@ mod tests {
             ("store = \"x\"", "sled or redb"),
             ("[router]\nroute_ports = \"9-2\"", "router.route_ports"),
             ("[build]\nmemory = \"1\"", "build.memory"),
+            ("https = \"off\"\n[router]\nhttp3 = true", "router.http3"),
+            ("[router]\nhttp3_port = 443", "router.http3_port"),
+            ("[router]\nhttp3 = true\n[router.proxy_protocol]\nhttp = [\"10.0.0.1/32\"]", "PROXY header"),
             ("[router.limits]\nconnections = 0", "router.limits.connections"),
             ("[router.limits]\nconections = 5", "conections"),
             ("[router.access_lines]\nsample = 2.0", "router.access_lines.sample"),

@@ -48,7 +48,7 @@ pub(crate) struct Conn<'a, S> {
     fresh: bool,
 }
 
-/// All requests of an HTTP/2 connection share one meeting.
+/// All requests of an HTTP/2 or HTTP/3 connection share one meeting.
 enum Kept<'a> {
     Own(Meeting),
     Shared(&'a Meeting),
@@ -96,14 +96,37 @@ pub(crate) struct Meeting {
     scheme: &'static str,
     /// The access line's end.
     protocol: &'static str,
+    /// What `Via` says of a connection that carries requests of HTTP/2 or HTTP/3.
+    via: Option<&'static [u8]>,
     /// The name that the TLS connection was made for.
     sni: Option<Box<str>>,
+    /// The client may hear that there is HTTP/3.
+    tells_http3: bool,
 }
 
 impl Meeting {
     fn new(worker: &Worker, origin: Origin, scheme: &'static str, protocol: &'static str) -> Self {
         let trusted = worker.shared.settings.trusted_proxies.iter().any(|range| range.contains(origin.source.ip()));
-        Self { origin, trusted, scheme, protocol, sni: None }
+        Self { origin, trusted, scheme, protocol, via: None, sni: None, tells_http3: false }
+    }
+
+    /// Of a QUIC connection. `name`: what it was made for.
+    pub(crate) fn quic(worker: &Worker, peer: SocketAddr, local: SocketAddr, name: Option<String>) -> Self {
+        let origin = Origin::direct(peer, local);
+        let mut meeting = Self::new(worker, origin, "https", "https tls_version=tls1.3 http_version=3");
+        meeting.via = Some(b"3.0 flex-router");
+        meeting.secure(name.map(String::into_boxed_str), "TLSv1.3");
+        meeting
+    }
+
+    fn secure(&mut self, name: Option<Box<str>>, version: &str) {
+        self.sni = name;
+        if let Some(sni) = &self.sni {
+            self.origin.add(proxy_protocol::AUTHORITY, sni.as_bytes());
+        }
+        if self.origin.tlv(proxy_protocol::SSL).is_none() {
+            self.origin.tlvs.push(Tlv::ssl(version));
+        }
     }
 }
 
@@ -116,7 +139,7 @@ pub(crate) async fn serve(worker: &Rc<Worker>, mut stream: TcpStream, peer: Sock
     let mut conn = Conn { worker, io: Io::new(stream), buf: Vec::new(), guard, meeting: Kept::Own(meeting), fresh: true };
     if conn.run().await == End::Http2 {
         let Conn { io, buf, guard, meeting: Kept::Own(mut meeting), .. } = conn else { return };
-        meeting.protocol = "http http_version=2";
+        (meeting.protocol, meeting.via) = ("http http_version=2", Some(h2::VIA));
         Box::pin(h2::serve(worker, io.into_inner(), buf, &guard, meeting)).await;
     }
 }
@@ -153,21 +176,29 @@ pub(crate) async fn serve_tls(worker: &Rc<Worker>, mut stream: TcpStream, peer: 
         (false, false) => "https tls_version=tls1.2",
         (false, true) => "https tls_version=tls1.2 http_version=2",
     };
-    meeting.sni = session.server_name().map(Box::from);
-    if let Some(sni) = &meeting.sni {
-        meeting.origin.add(proxy_protocol::AUTHORITY, sni.as_bytes());
-    }
-    if meeting.origin.tlv(proxy_protocol::SSL).is_none() {
-        meeting.origin.tlvs.push(Tlv::ssl(if newest { "TLSv1.3" } else { "TLSv1.2" }));
-    }
+    meeting.secure(session.server_name().map(Box::from), if newest { "TLSv1.3" } else { "TLSv1.2" });
+    meeting.tells_http3 = worker.shared.http3.is_some();
     if two {
+        meeting.via = Some(h2::VIA);
         return Box::pin(h2::serve(worker, stream, Vec::new(), &guard, meeting)).await;
     }
     let mut conn = Conn { worker, io: Io::new(stream), buf: Vec::new(), guard, meeting: Kept::Own(meeting), fresh: false };
     conn.run().await;
 }
 
-/// Serves one request of an HTTP/2 connection; `head` was read of it, the rest comes from `stream`.
+/// Refuses one request of an HTTP/3 connection whose head did not come as it should.
+pub(crate) async fn refuse_one<S>(worker: &Worker, stream: S, why: Refusal, meeting: &Meeting)
+where
+    S: AsyncRead + AsyncWrite + Unpin,
+{
+    let watched = worker.watch();
+    let (guard, io) = (watched.guard.clone(), Io::new(stream));
+    let mut conn = Conn { worker, io, buf: Vec::new(), guard, meeting: Kept::Shared(meeting), fresh: false };
+    conn.guard.set_idle(false);
+    conn.refuse(why, Prefer::Html, false).await;
+}
+
+/// Serves one request of an HTTP/2 or HTTP/3 connection; `head` was read of it, the rest comes from `stream`.
 pub(crate) async fn serve_one<S>(worker: &Worker, stream: S, head: Vec<u8>, meeting: &Meeting)
 where
     S: AsyncRead + AsyncWrite + Unpin,
@@ -216,6 +247,24 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Conn<'_, S> {
                 }
             }
         }
+    }
+
+    /// The line of an answer that tells of HTTP/3, where there is something to tell.
+    pub(crate) fn alt_svc(&self) -> Option<&[u8]> {
+        if !self.meeting.tells_http3 {
+            return None;
+        }
+        self.worker.shared.http3.as_ref()?.alt_svc()
+    }
+
+    /// Adds that line to an answer of the router's own.
+    pub(crate) fn told_http3(&self, mut page: Vec<u8>) -> Vec<u8> {
+        if let Some(line) = self.alt_svc()
+            && let Some(at) = page.windows(2).position(|w| w == b"\r\n")
+        {
+            page.splice(at + 2..at + 2, line.iter().copied());
+        }
+        page
     }
 
     pub(crate) fn scheme(&self) -> &'static str {
@@ -288,7 +337,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Conn<'_, S> {
             trusted: self.meeting.trusted,
             port: self.meeting.origin.destination.port(),
             scheme: self.meeting.scheme,
-            two: matches!(self.meeting, Kept::Shared(_)),
+            via: self.meeting.via,
             at_ms,
             random: rand::random(),
         };
@@ -320,7 +369,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Conn<'_, S> {
                     request.keep_alive && request.framing == Framing::None && !request.http10 && !self.worker.draining.get();
                 let page = Refusal::NoSuchApp.page().render(request.prefer, &request.request_id, request.head_only, !keep);
                 Counters::add(&self.worker.counters.refused, 1);
-                let sent = self.send(&page).await;
+                let sent = self.send(&self.told_http3(page)).await;
                 if !sent || !keep { After::Linger } else { After::Reuse }
             }
         }
@@ -340,7 +389,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Conn<'_, S> {
             Refusal::HeadTimeout => self.worker.counters.hit(Limit::HeadTime, ()),
             _ => {}
         }
-        self.send(&why.page().render(prefer, "", head_only, true)).await;
+        self.send(&self.told_http3(why.page().render(prefer, "", head_only, true))).await;
         After::Linger
     }
 

@@ -194,7 +194,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Exchange<'_, '_, S> {
             None => code.page().render(request.prefer, &request.request_id, request.head_only, !keep),
             Some(gate) => gate.refusal(code, request, !keep, &self.extra),
         };
-        self.reply(&page, keep).await
+        self.reply(page, keep).await
     }
 
     /// Whether the connection can go on after an answer that the router makes.
@@ -204,10 +204,11 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Exchange<'_, '_, S> {
         whole && request.keep_alive && !request.http10 && !request.upgrade && !self.conn.worker.draining.get()
     }
 
-    async fn reply(&mut self, page: &[u8], keep: bool) -> After {
+    async fn reply(&mut self, page: Vec<u8>, keep: bool) -> After {
         let body = page.windows(4).position(|w| w == b"\r\n\r\n").map_or(0, |at| page.len() - at - 4);
         self.bytes = body as u64;
-        if self.conn.send(page).await && keep { After::Reuse } else { After::Linger }
+        let page = self.conn.told_http3(page);
+        if self.conn.send(&page).await && keep { After::Reuse } else { After::Linger }
     }
 
     fn ask(&mut self, gate: Arc<Gate>) -> Verdict {
@@ -223,7 +224,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Exchange<'_, '_, S> {
         let keep = self.may_keep();
         let page = gate.redirect(status, location, &self.request, !keep, &self.extra);
         self.status = Some(status);
-        self.reply(&page, keep).await
+        self.reply(page, keep).await
     }
 
     /// No byte either way for so long, and it ends.
@@ -540,6 +541,11 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Exchange<'_, '_, S> {
         // An upgrade that was refused leaves it open what the client's further bytes were meant to be.
         let unclear = !sending.is_complete() || request.upgrade && !self.conn.buf.is_empty();
         let close = !request.keep_alive || unclear || open_ended && !chunked || worker.draining.get();
+        if let Some(line) = self.conn.alt_svc()
+            && !response.names("alt-svc")
+        {
+            response.head.extend_from_slice(line);
+        }
         response::finish(&mut response, request, chunked, close);
         if let Some(cookie) = &self.set_cookie {
             let end = response.head.len() - 2;

@@ -74,6 +74,7 @@ impl Metrics {
         count("flex_router_retries_total", "Requests sent again, the kept connection being closed.", all.retries);
         count("flex_router_upgrades_total", "Connections that switched protocols.", all.upgrades);
         count("flex_router_http2_connections_total", "Client connections that spoke HTTP/2.", all.h2_connections);
+        count("flex_router_http3_connections_total", "Client connections that spoke HTTP/3.", all.h3_connections);
         let full = all.tls_handshakes.saturating_sub(all.tls_resumed);
         out.counter("flex_router_tls_handshakes_total", "TLS handshakes of clients, by what came of them.")
             .sample(&[("result", "full")], full as f64)
@@ -104,7 +105,8 @@ impl Metrics {
             .sample(&[("limit", Limit::QueuePerApp.name())], limits.queue_per_app as f64)
             .sample(&[("limit", Limit::HeadBytes.name())], limits.head_bytes as f64)
             .sample(&[("limit", Limit::HeadTime.name())], seconds(timeouts.head))
-            .sample(&[("limit", Limit::UdpSessions.name())], limits.udp_sessions as f64);
+            .sample(&[("limit", Limit::UdpSessions.name())], limits.udp_sessions as f64)
+            .sample(&[("limit", Limit::QuicUnproven.name())], limits.quic_unproven as f64);
     }
 }
 

@@ -4,7 +4,7 @@
 //! Must not: call the API, the store or DNS for a request; block on a slow reader of its access lines; believe
 //! forwarding headers of clients.
 //!
-//! The way of a request: [`worker`] accepts, [`conn`] finds the head, [`h1`] reads it strictly and writes it anew ([`h2`] turns HTTP/2 into it),
+//! The way of a request: [`worker`] accepts, [`conn`] finds the head, [`h1`] reads it strictly and writes it anew ([`h2`] and [`h3`] turn HTTP/2 and HTTP/3 into it),
 //! [`table`] finds the app, [`upstream`] a connection to an instance, [`exchange`] moves both contents with [`pump`],
 //! [`access`] tells of it. What is not HTTP goes through [`l4`].
 
@@ -17,6 +17,7 @@ mod exchange;
 mod expose;
 mod h1;
 mod h2;
+mod h3;
 mod io;
 mod l4;
 mod metrics;

@@ -34,6 +34,8 @@ pub(crate) struct Counters {
     pub(crate) tls_failed: AtomicU64,
     pub(crate) h2_connections: AtomicU64,
     pub(crate) h2_refused: AtomicU64,
+    pub(crate) h3_connections: AtomicU64,
+    pub(crate) h3_refused: AtomicU64,
     pub(crate) bytes_in: AtomicU64,
     pub(crate) bytes_out: AtomicU64,
 }
@@ -73,10 +75,12 @@ pub(crate) enum Limit {
     UdpSessions,
     Http2Flood,
     RequestsPerApp,
+    Http3Flood,
+    QuicUnproven,
 }
 
 impl Limit {
-    pub(crate) const ALL: [Self; 10] = [
+    pub(crate) const ALL: [Self; 12] = [
         Self::Connections,
         Self::Held,
         Self::HeldPerApp,
@@ -87,6 +91,8 @@ impl Limit {
         Self::UdpSessions,
         Self::Http2Flood,
         Self::RequestsPerApp,
+        Self::Http3Flood,
+        Self::QuicUnproven,
     ];
 
     /// The value of the metric's label.
@@ -102,6 +108,8 @@ impl Limit {
             Self::UdpSessions => "udp_sessions",
             Self::Http2Flood => "http2_flood",
             Self::RequestsPerApp => "requests_per_app",
+            Self::Http3Flood => "http3_flood",
+            Self::QuicUnproven => "quic_unproven",
         }
     }
 }
@@ -158,6 +166,10 @@ pub struct MetricsSnapshot {
     pub h2_connections: u64,
     /// Of those, connections closed for flooding.
     pub h2_refused: u64,
+    /// Client connections that spoke HTTP/3.
+    pub h3_connections: u64,
+    /// Of those, connections closed for flooding.
+    pub h3_refused: u64,
     /// Content of requests and what upgraded clients sent, in bytes.
     pub bytes_in: u64,
     /// Content of answers and what upgraded clients got, in bytes.
@@ -197,6 +209,8 @@ impl Metrics {
             tls_failed: sum(|c| &c.tls_failed),
             h2_connections: sum(|c| &c.h2_connections),
             h2_refused: sum(|c| &c.h2_refused),
+            h3_connections: sum(|c| &c.h3_connections),
+            h3_refused: sum(|c| &c.h3_refused),
             bytes_in: sum(|c| &c.bytes_in),
             bytes_out: sum(|c| &c.bytes_out),
         }

@@ -3,6 +3,7 @@
 
 use crate::{
     AccessSink, Metrics, RouterSettings,
+    h3::endpoint::{self as quic, Http3},
     io::Clock,
     l4,
     metrics::Counters,
@@ -37,6 +38,11 @@ const WRITE_SHARE: u32 = 10;
 /// As large as kernels commonly allow: a burst of connections must not be lost while a worker is busy.
 const BACKLOG: u32 = 4096;
 
+/// QUIC's own time for silence ends after that of requests and of connections without any.
+const QUIC_GRACE: Duration = Duration::from_secs(15);
+/// Where the kernel is asked for a port: so often for one that is free for TCP and UDP both.
+const FREE_PORTS: usize = 16;
+
 /// Why a router could not begin or go on.
 #[derive(Debug, thiserror::Error)]
 pub enum RouterError {
@@ -50,6 +56,15 @@ pub enum RouterError {
     NoListener,
     #[error("cannot set up TLS")]
     Tls(#[source] rustls::Error),
+    #[error("cannot set up QUIC: the cipher that its first packets need is not there")]
+    Quic,
+    #[error(
+        "HTTP/3 cannot be served behind load balancers that send a PROXY header, which QUIC has no place for: \
+         turn off either http3 or proxy_protocol.http"
+    )]
+    QuicBehindProxy,
+    #[error("HTTP/3 needs an HTTPS listener: set one, or turn http3 off")]
+    QuicAlone,
     #[error("cannot start a router worker")]
     Worker(#[source] io::Error),
     #[error("a router worker stopped by a fault in the program")]
@@ -64,6 +79,7 @@ pub struct Router {
     listeners: Vec<Listeners>,
     local: Vec<SocketAddr>,
     local_tls: Vec<SocketAddr>,
+    quic: Vec<quic::Port>,
     registry: Arc<Mutex<Registry>>,
     table: watch::Receiver<Arc<RouteTable>>,
     passed: tokio::sync::mpsc::UnboundedReceiver<l4::Passed>,
@@ -88,9 +104,16 @@ impl Router {
             n => n,
         };
         let (plain, local) = listen(&settings.listen, workers)?;
-        let (secure, local_tls) = listen(&settings.tls.listen, workers)?;
-        let listeners = plain.into_iter().zip(secure).map(|(plain, tls)| Listeners { plain, tls }).collect();
+        let ((secure, local_tls), quic) = listen_tls(&settings, workers)?;
+        let listeners = plain.into_iter().zip(secure).map(|(plain, tls)| Listeners { plain, tls, quic: None }).collect();
         let tls = Tls::new(settings.tls.min)?;
+        let http3 = match local_tls.first() {
+            Some(first) if settings.tls.http3 => {
+                let idle = settings.timeouts.keep_alive.max(settings.timeouts.idle) + QUIC_GRACE;
+                Some(Http3::new(tls.config(), idle, settings.tls.http3_port.unwrap_or(first.port()))?)
+            }
+            _ => None,
+        };
         let first = first_certificates(&settings).await;
         tls.replace(&first);
         let certificates = AtomicU64::new(first.revision);
@@ -125,6 +148,7 @@ impl Router {
             own_ports: local.iter().map(SocketAddr::port).collect(),
             port_problems: Mutex::default(),
             tls,
+            http3,
             certificates,
         });
         let registry = Arc::new(Mutex::new(Registry::default()));
@@ -134,7 +158,7 @@ impl Router {
             revision: first.revision,
             ..RouterStatus::default()
         });
-        Ok(Self { shared, counters, listeners, local, local_tls, registry, table, status, passed })
+        Ok(Self { shared, counters, listeners, local, local_tls, quic, registry, table, status, passed })
     }
 
     /// The first address that it listens on, with the port that was taken.
@@ -165,11 +189,13 @@ impl Router {
     /// Serves until `shutdown` ends; then accepts no more, closes idle connections, lets running requests end (for at
     /// most the `drain` time), and returns.
     pub async fn serve(self, shutdown: impl Future<Output = ()>) -> Result<(), RouterError> {
-        let Self { shared, mut counters, listeners, registry, table, status, passed, .. } = self;
-        let stop = watch::Sender::new(false);
+        let Self { shared, mut counters, mut listeners, quic, registry, table, status, passed, .. } = self;
+        let (stop, ended_all) = (watch::Sender::new(false), watch::Sender::new(false));
         let mut threads = Vec::new();
         let (ended, mut end) = tokio::sync::mpsc::channel::<()>(1);
-        let l4 = l4::run(shared.clone(), counters.pop().unwrap_or_default(), passed, stop.subscribe());
+        let apart = counters.pop().unwrap_or_default();
+        let quic = serve_quic(&shared, &apart, quic, &mut listeners, &stop, &ended_all)?;
+        let l4 = l4::run(shared.clone(), apart, passed, stop.subscribe());
         let l4 = tokio::spawn(l4);
         for (n, (listeners, counters)) in listeners.into_iter().zip(counters).enumerate() {
             let (shared, stop, ended) = (shared.clone(), stop.subscribe(), ended.clone());
@@ -200,6 +226,10 @@ impl Router {
             results.into_iter().try_for_each(|r| r.map_err(|_| RouterError::Panicked)?.map_err(RouterError::Worker))
         });
         let result = joined.await.map_err(|_| RouterError::Panicked);
+        ended_all.send_replace(true);
+        if let Some(quic) = quic {
+            let _ = tokio::task::spawn_blocking(move || quic.join()).await;
+        }
         let _ = l4.await;
         tables.abort();
         statuses.abort();
@@ -232,8 +262,60 @@ async fn first_certificates(settings: &RouterSettings) -> Arc<CertificateTable> 
     }
 }
 
+type Sets = (Vec<Vec<StdListener>>, Vec<SocketAddr>);
+
+/// The HTTPS listeners, and beside each the UDP port of the same number where HTTP/3 is on.
+fn listen_tls(settings: &RouterSettings, workers: usize) -> Result<(Sets, Vec<quic::Port>), RouterError> {
+    let tls = &settings.tls;
+    if !tls.http3 {
+        return Ok((listen(&tls.listen, workers)?, Vec::new()));
+    }
+    if tls.listen.is_empty() {
+        return Err(RouterError::QuicAlone);
+    }
+    if !settings.proxy_protocol_http.is_empty() {
+        return Err(RouterError::QuicBehindProxy);
+    }
+    let mut tries = 1;
+    loop {
+        let secure = listen(&tls.listen, workers)?;
+        let open = |address: &SocketAddr| quic::Port { address: *address, socket: quic::bind(*address).ok() };
+        let ports: Vec<_> = secure.1.iter().map(open).collect();
+        // A port that the kernel chose for TCP may be somebody else's for UDP; one that was asked for may come free later.
+        let unlucky = ports.iter().zip(&tls.listen).any(|(port, asked)| port.socket.is_none() && asked.port() == 0);
+        if !unlucky || tries == FREE_PORTS {
+            return Ok((secure, ports));
+        }
+        tries += 1;
+    }
+}
+
+/// Begins the thread of the UDP ports, and gives each worker its end of it.
+fn serve_quic(
+    shared: &Arc<Shared>,
+    counters: &Arc<Counters>,
+    ports: Vec<quic::Port>,
+    listeners: &mut [Listeners],
+    stop: &watch::Sender<bool>,
+    end: &watch::Sender<bool>,
+) -> Result<Option<std::thread::JoinHandle<io::Result<()>>>, RouterError> {
+    if ports.is_empty() {
+        return Ok(None);
+    }
+    let mut workers = Vec::new();
+    for listeners in listeners {
+        let (to, from) = tokio::sync::mpsc::unbounded_channel();
+        listeners.quic = Some(from);
+        workers.push(to);
+    }
+    let (shared, counters, stop, end) = (shared.clone(), counters.clone(), stop.subscribe(), end.subscribe());
+    let body = move || quic::run(&shared, &counters, ports, workers, &stop, &end);
+    let thread = std::thread::Builder::new().name("router-quic".into()).spawn(body).map_err(RouterError::Worker)?;
+    Ok(Some(thread))
+}
+
 /// One set of listening sockets for each worker, all on the same addresses: the kernel spreads connections over them.
-fn listen(addresses: &[SocketAddr], workers: usize) -> Result<(Vec<Vec<StdListener>>, Vec<SocketAddr>), RouterError> {
+fn listen(addresses: &[SocketAddr], workers: usize) -> Result<Sets, RouterError> {
     let mut sets: Vec<Vec<StdListener>> = (0..workers).map(|_| Vec::new()).collect();
     let mut local = Vec::new();
     for &asked in addresses {

@@ -65,6 +65,10 @@ pub struct TlsSettings {
     pub certificates: Option<watch::Receiver<Arc<CertificateTable>>>,
     /// The oldest version that is spoken.
     pub min: MinTls,
+    /// Serves HTTP/3 too, on the UDP ports of the same numbers. Not together with a PROXY header, which QUIC has no place for.
+    pub http3: bool,
+    /// Where clients are told to find it, should that be another port than the first HTTPS listener's.
+    pub http3_port: Option<u16>,
 }
 
 /// The oldest version of TLS that is spoken. Older ones than 1.2 are never.
@@ -161,6 +165,8 @@ pub struct Limits {
     pub queue_per_app: usize,
     /// Sessions of one UDP port, where its route says nothing else. Each is a socket.
     pub udp_sessions: usize,
+    /// QUIC handshakes under way with clients whose address is not proven. One more has to prove it first.
+    pub quic_unproven: usize,
     /// Process types of apps whose metrics are told apart; the others are counted together. Bounds what a scrape costs.
     pub metrics_apps: usize,
 }
@@ -177,6 +183,7 @@ impl Default for Limits {
             idle_per_instance: 128,
             queue_per_app: 500,
             udp_sessions: 4096,
+            quic_unproven: 128,
             metrics_apps: 2_000,
         }
     }

@@ -1,6 +1,9 @@
 //! What the workers share: the current routes, the settings, and a few counts.
 
-use crate::{AccessSink, RouterSettings, access, io::Clock, persist, policy::Buckets, stats::StatsBook, table::Routes, tls::Tls};
+use crate::{
+    AccessSink, RouterSettings, access, h3::endpoint::Http3, io::Clock, persist, policy::Buckets, stats::StatsBook,
+    table::Routes, tls::Tls,
+};
 use flex_model::{AppId, CertificateTable, LineForm, RouteProblem};
 use std::sync::{
     Arc, Mutex, PoisonError,
@@ -25,6 +28,8 @@ pub(crate) struct Shared {
     /// Where HTTPS is served, if it is.
     pub(crate) https_port: Option<u16>,
     pub(crate) tls: Tls,
+    /// HTTP/3, if it is on.
+    pub(crate) http3: Option<Http3>,
     /// Takes connections whose TLS is passed through.
     pub(crate) pass: tokio::sync::mpsc::UnboundedSender<crate::l4::Passed>,
     /// The revision of the certificates in force.

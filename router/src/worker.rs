@@ -3,6 +3,7 @@
 
 use crate::{
     conn,
+    h3::{self, endpoint::Arrived},
     io::Guard,
     metrics::{Counters, Limit},
     shared::{Place, Shared},
@@ -18,7 +19,7 @@ use std::{
 };
 use tokio::{
     net::{TcpListener, TcpStream},
-    sync::{Semaphore, watch},
+    sync::{Semaphore, mpsc, watch},
     task::LocalSet,
 };
 
@@ -101,6 +102,8 @@ impl Worker {
 pub(crate) struct Listeners {
     pub(crate) plain: Vec<StdListener>,
     pub(crate) tls: Vec<StdListener>,
+    /// Connections of HTTP/3 that are this worker's.
+    pub(crate) quic: Option<mpsc::UnboundedReceiver<Arrived>>,
 }
 
 /// Runs a worker on this thread until `stop` turns true and its connections have ended or the time to drain is over.
@@ -127,6 +130,9 @@ pub(crate) fn run(
         for (listener, tls) in plain.chain(listeners.tls.into_iter().map(|l| (l, true))) {
             let listener = TcpListener::from_std(listener)?;
             accepting.push(tokio::task::spawn_local(accept(worker.clone(), listener, tls, stop.clone())));
+        }
+        if let Some(quic) = listeners.quic {
+            accepting.push(tokio::task::spawn_local(accept_quic(worker.clone(), quic, stop.clone())));
         }
         housekeep(&worker, stop, accepting).await;
         Ok(())
@@ -181,6 +187,32 @@ async fn accept(worker: Rc<Worker>, listener: TcpListener, tls: bool, mut stop: 
     // Who connected before the listener closes must not be lost with its queue.
     while let Ok(accepted) = tokio::time::timeout(Duration::ZERO, listener.accept()).await {
         admit(&worker, accepted, local, tls).await;
+    }
+}
+
+/// Takes the connections that the UDP port's thread gives to this worker.
+async fn accept_quic(worker: Rc<Worker>, mut from: mpsc::UnboundedReceiver<Arrived>, mut stop: watch::Receiver<bool>) {
+    loop {
+        let arrived = tokio::select! {
+            arrived = from.recv() => arrived,
+            _ = stop.wait_for(|stop| *stop) => None,
+        };
+        // Those that wait are refused by being dropped, which tells their clients to try again elsewhere.
+        let Some(arrived) = arrived else { return };
+        let worker = worker.clone();
+        tokio::task::spawn_local(async move {
+            Counters::add(&worker.counters.connections, 1);
+            match Place::take(&worker.shared.connections, worker.shared.settings.limits.connections) {
+                Some(_place) => h3::serve(&worker, arrived).await,
+                None => {
+                    Counters::add(&worker.counters.connections_refused, 1);
+                    worker.counters.hit(Limit::Connections, ());
+                }
+            }
+            Counters::add(&worker.counters.connections_ended, 1);
+        });
+        // Each begins with a signature: everything else has its turn before the next.
+        tokio::task::yield_now().await;
     }
 }
 

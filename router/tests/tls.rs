@@ -1,6 +1,7 @@
 //! TLS with real handshakes: certificates by name, replacement under way, resumption, versions, and what instances are
 //! told of it.
 
+mod http3;
 mod support;
 use flex_model::{AppState::Serving, Challenge};
 use rustls::{HandshakeKind, pki_types::ServerName};

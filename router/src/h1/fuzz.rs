@@ -199,7 +199,7 @@ fn ours(bytes: &[u8], cuts: &mut Noise) -> Option<(Vec<u8>, usize)> {
         }
     };
     let arrival =
-        Arrival { peer: [192, 0, 2, 9].into(), trusted: false, port: 80, scheme: "http", two: false, at_ms: 1, random: 2 };
+        Arrival { peer: [192, 0, 2, 9].into(), trusted: false, port: 80, scheme: "http", via: None, at_ms: 1, random: 2 };
     let request = request::parse(&bytes[..head], 128, &arrival).ok()?;
     let mut pump = Pump::new(request.framing, request.framing == Framing::Chunked, request.upstream);
     let mut at = head;

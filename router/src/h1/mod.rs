@@ -1,6 +1,7 @@
 //! HTTP/1.1 on the wire: heads and bodies, parsed as strictly as RFC 9112 allows. Everything here is a pure function or a
 //! pure state machine over bytes, so that it can be fuzzed; this is where request smuggling would live.
 
+pub(crate) mod carry;
 pub(crate) mod chunk;
 #[cfg(test)]
 pub(crate) mod fuzz;

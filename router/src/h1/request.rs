@@ -26,8 +26,8 @@ pub(crate) struct Arrival {
     pub(crate) port: u16,
     /// `http` or `https`.
     pub(crate) scheme: &'static str,
-    /// It came over HTTP/2.
-    pub(crate) two: bool,
+    /// What `Via` says where it did not come as HTTP/1.
+    pub(crate) via: Option<&'static [u8]>,
     /// Milliseconds since 1970.
     pub(crate) at_ms: u64,
     /// Randomness for the request id.
@@ -484,10 +484,10 @@ fn write_arrival(
     write_field("X-Forwarded-Host", &host, out);
     let start = trusted(seen.start).unwrap_or_else(|| arrival.at_ms.to_string().into());
     write_field("X-Request-Start", &start, out);
-    let via: &[u8] = match (arrival.two, http10) {
-        (true, _) => b"2.0 flex-router",
-        (false, true) => b"1.0 flex-router",
-        (false, false) => b"1.1 flex-router",
+    let via: &[u8] = match (arrival.via, http10) {
+        (Some(via), _) => via,
+        (None, true) => b"1.0 flex-router",
+        (None, false) => b"1.1 flex-router",
     };
     write_field("Via", via, out);
 }

@@ -18,6 +18,16 @@ pub(crate) struct Response {
     pub(crate) head: Vec<u8>,
 }
 
+impl Response {
+    /// Whether the instance's head has a field of this name (lower case).
+    pub(crate) fn names(&self, name: &str) -> bool {
+        let mut lines = self.head.split(|b| *b == b'\n').skip(1);
+        lines.any(|l| {
+            l.get(..name.len()).is_some_and(|n| n.eq_ignore_ascii_case(name.as_bytes())) && l.get(name.len()) == Some(&b':')
+        })
+    }
+}
+
 /// Reads a head that the scanner found complete. Err: why it is not an answer that can be passed on.
 pub(crate) fn parse(head: &[u8], max_headers: usize, request: &Request) -> Result<Response, Code> {
     const MALFORMED: Code = Code::PoorlyFormattedResponse;

@@ -7,6 +7,8 @@ pub(crate) mod outgoing;
 mod stream;
 mod tap;
 
+pub(crate) use tap::Budget;
+
 use crate::{
     conn::{self, Meeting},
     io::Guard,
@@ -21,13 +23,15 @@ use std::{
     future::{Future as _, poll_fn},
     pin::pin,
     rc::Rc,
-    task::{Poll, Waker},
+    task::{Context, Poll, Waker},
 };
 use tap::Tap;
 use tokio::io::{AsyncRead, AsyncWrite};
 
 /// What a client begins with that speaks HTTP/2 without having asked; the rest of the preface follows.
 pub(crate) const PRIOR_KNOWLEDGE: &[u8] = b"PRI * HTTP/2.0\r\n\r\n";
+/// What `Via` says of requests that came so.
+pub(crate) const VIA: &[u8] = b"2.0 flex-router";
 /// Requests of one connection under way. Browsers use about a hundred.
 const STREAMS: u32 = 128;
 /// Content that one request may send ahead of its instance.
@@ -39,12 +43,30 @@ const SEND_BUFFER: usize = 64 << 10;
 
 /// The requests of a connection under way.
 #[derive(Default)]
-struct Open {
+pub(crate) struct Open {
     count: Cell<usize>,
     connection: RefCell<Option<Waker>>,
 }
 
-struct OneOpen(Rc<Open>);
+impl Open {
+    pub(crate) fn count(&self) -> usize {
+        self.count.get()
+    }
+
+    /// Wakes the task once when one of them ends.
+    pub(crate) fn wake_when_fewer(&self, cx: &Context<'_>) {
+        *self.connection.borrow_mut() = Some(cx.waker().clone());
+    }
+}
+
+pub(crate) struct OneOpen(Rc<Open>);
+
+impl OneOpen {
+    pub(crate) fn of(open: &Rc<Open>) -> Self {
+        open.count.set(open.count.get() + 1);
+        Self(open.clone())
+    }
+}
 
 impl Drop for OneOpen {
     fn drop(&mut self) {
@@ -85,25 +107,24 @@ where
     let (open, meeting) = (Rc::new(Open::default()), Rc::new(meeting));
     let mut leaving = false;
     loop {
-        let was_open = open.count.get() > 0;
+        let was_open = open.count() > 0;
         let next = poll_fn(|cx| {
-            if !leaving && (worker.draining.get() || guard.poll_expired(cx) && open.count.get() == 0) {
+            if !leaving && (worker.draining.get() || guard.poll_expired(cx) && open.count() == 0) {
                 leaving = true;
                 connection.graceful_shutdown();
                 guard.arm(settings.timeouts.head);
-            } else if leaving && open.count.get() == 0 && !worker.draining.get() && guard.poll_expired(cx) {
+            } else if leaving && open.count() == 0 && !worker.draining.get() && guard.poll_expired(cx) {
                 return Poll::Ready(None);
             }
             if let Poll::Ready(next) = connection.poll_accept(cx) {
                 return Poll::Ready(next.map(|n| n.map(Some)));
             }
-            *open.connection.borrow_mut() = Some(cx.waker().clone());
-            if was_open && open.count.get() == 0 { Poll::Ready(Some(Ok(None))) } else { Poll::Pending }
+            open.wake_when_fewer(cx);
+            if was_open && open.count() == 0 { Poll::Ready(Some(Ok(None))) } else { Poll::Pending }
         });
         match next.await {
             Some(Ok(Some((request, respond)))) => {
-                open.count.set(open.count.get() + 1);
-                let one = OneOpen(open.clone());
+                let one = OneOpen::of(&open);
                 let request = serve_request(worker.clone(), request, respond, meeting.clone(), one);
                 tokio::task::spawn_local(request);
             }

@@ -6,9 +6,10 @@
 
 use super::{
     links::Place,
-    stream::{FRAME, Part, broken, end_with, field, is_hop},
+    stream::{Part, end_with},
 };
 use crate::h1::{
+    carry::{FRAME, broken, field, is_hop, last_chunk},
     chunk::{ChunkDecoder, Piece},
     request::content_length,
 };
@@ -250,11 +251,7 @@ impl Outgoing {
                     Some(Err(e)) => return Poll::Ready(Err(broken(e))),
                     None => {
                         let trailers = ready!(body.poll_trailers(cx)).map_err(broken)?;
-                        let mut end = b"0\r\n".to_vec();
-                        for (name, value) in trailers.iter().flatten() {
-                            field(name.as_str(), value.as_bytes(), &mut end);
-                        }
-                        end.extend_from_slice(b"\r\n");
+                        let end = last_chunk(trailers.as_ref());
                         self.queue.push_back(Part::Framing(end.into()));
                         self.down = Down::End;
                     }

@@ -19,9 +19,9 @@ const GATHER: usize = 32 << 10;
 /// `PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n`
 pub(crate) const PREFACE: usize = 24;
 
-/// How many of a kind of frame may come: so many at once, and so many a second.
+/// How many of a kind of frame, or event, may come: so many at once, and so many a second.
 #[derive(Debug)]
-struct Budget {
+pub(crate) struct Budget {
     left: f64,
     most: f64,
     per_second: f64,
@@ -29,12 +29,12 @@ struct Budget {
 }
 
 impl Budget {
-    fn new(most: f64, per_second: f64) -> Self {
+    pub(crate) fn new(most: f64, per_second: f64) -> Self {
         Self { left: most, most, per_second, at: None }
     }
 
-    /// The clock is read only when the budget is used up.
-    fn spend(&mut self, now: impl FnOnce() -> Instant) -> bool {
+    /// False: it is used up. The clock is read only then.
+    pub(crate) fn spend(&mut self, now: impl FnOnce() -> Instant) -> bool {
         if self.left < 1.0 {
             let now = now();
             let since = self.at.replace(now).map_or(0.0, |at| now.duration_since(at).as_secs_f64());

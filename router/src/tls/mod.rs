@@ -72,6 +72,11 @@ impl Tls {
         Ok(Self { store, tickets, config: Arc::new(config), for_tcp: Arc::new(for_tcp) })
     }
 
+    /// What the HTTPS listeners use.
+    pub(crate) fn config(&self) -> &ServerConfig {
+        &self.config
+    }
+
     pub(crate) fn replace(&self, table: &CertificateTable) {
         for problem in self.store.replace(table) {
             tracing::error!(revision = table.revision, "{problem}");
@@ -135,7 +140,7 @@ pub(crate) async fn asked_for(guard: &Guard, stream: &TcpStream) -> Option<Strin
 }
 
 /// Waits for `what`, or `None` when the guard's time is over.
-async fn within<F: Future>(guard: &Guard, what: F) -> Option<F::Output> {
+pub(crate) async fn within<F: Future>(guard: &Guard, what: F) -> Option<F::Output> {
     let mut what = pin!(what);
     poll_fn(|cx| {
         if guard.poll_expired(cx) {

@@ -106,6 +106,7 @@ impl Setup {
                 listen: https.then_some(([127, 0, 0, 1], 0).into()).into_iter().collect(),
                 certificates: Some(certificates_in),
                 min: self.min_tls,
+                ..TlsSettings::default()
             },
             name: "test".into(),
             listen: vec![([127, 0, 0, 1], 0).into()],
