@@ -1,6 +1,6 @@
 //! The router among programs that others wrote: haproxy and nginx in front and behind, with the PROXY protocol; gRPC clients
-//! and servers; WebSockets of Python and npm; openssl. `scripts/test` installs them; `FLEX_TEST_PYTHON` names a Python that has
-//! `grpcio` and `websockets`, `FLEX_TEST_NODE` a Node.js, `NODE_PATH` where npm's `ws` is.
+//! and servers; WebSockets of Python and npm; HTTP/3 of aioquic; openssl. `scripts/test` installs them; `FLEX_TEST_PYTHON` names a Python that has
+//! `grpcio`, `websockets` and `aioquic`, `FLEX_TEST_NODE` a Node.js, `NODE_PATH` where npm's `ws` is.
 
 mod support;
 use flex_model::{AppRoute, AppState::Serving, InstanceProtocol, Match, Policy, ProxyVersion};
@@ -45,7 +45,7 @@ fn nginx(dir: &Path, sections: &str) -> Program {
     start(Command::new("nginx").arg("-e").arg(log).arg("-p").arg(dir).arg("-c").arg(file))
 }
 
-/// The program with `grpcio` and `websockets`.
+/// The program with `grpcio`, `websockets` and `aioquic`.
 fn python(script: &str, args: &[&str]) -> Command {
     let mut command = Command::new(std::env::var("FLEX_TEST_PYTHON").unwrap_or_else(|_| "python3".into()));
     command.arg("-c").arg(script).args(args);
@@ -433,5 +433,77 @@ async fn websockets_of_npm_work_over_http1_and_http2_in_the_clear_and_over_tls()
         let line = world.line().await;
         assert!(line.starts_with("at=info ") && line.contains(" status=101 "), "{line}");
     }
+    world.stop_now().await;
+}
+
+const HTTP3_CLIENT: &str = r#"
+import asyncio, sys
+from aioquic.asyncio.client import connect
+from aioquic.asyncio.protocol import QuicConnectionProtocol
+from aioquic.h3.connection import H3Connection
+from aioquic.h3.events import DataReceived, HeadersReceived
+from aioquic.quic.configuration import QuicConfiguration
+class Client(QuicConnectionProtocol):
+    def __init__(self, *args, **kwargs):
+        super().__init__(*args, **kwargs)
+        self.http, self.answers = H3Connection(self._quic), {}
+    def quic_event_received(self, event):
+        for event in self.http.handle_event(event):
+            if isinstance(event, (HeadersReceived, DataReceived)):
+                head, body, done = self.answers[event.stream_id]
+                if isinstance(event, HeadersReceived):
+                    head.update(event.headers)
+                else:
+                    body.extend(event.data)
+                if event.stream_ended and not done.done():
+                    done.set_result(None)
+    async def ask(self, method, path, content=b""):
+        stream = self._quic.get_next_available_stream_id()
+        answer = self.answers[stream] = ({}, bytearray(), asyncio.get_running_loop().create_future())
+        fields = [(b":method", method), (b":scheme", b"https"), (b":authority", b"aa.test"), (b":path", path),
+                  (b"user-agent", b"aioquic"), (b"x-long", b"0123456789abcdef" * 40), (b"cookie", b"a=1"), (b"cookie", b"b=2")]
+        self.http.send_headers(stream, fields, end_stream=not content)
+        if content:
+            self.http.send_data(stream, content, end_stream=True)
+        self.transmit()
+        await asyncio.wait_for(answer[2], 30)
+        assert answer[0][b":status"] == b"200", answer
+        return bytes(answer[1])
+async def main(port, ca):
+    tickets = []
+    for resumed in [False, True]:
+        config = QuicConfiguration(is_client=True, alpn_protocols=["h3"], server_name="aa.test", cafile=ca)
+        config.session_ticket = tickets.pop() if resumed else None
+        async with connect("127.0.0.1", int(port), configuration=config, create_protocol=Client,
+                           session_ticket_handler=tickets.append) as client:
+            seen = await client.ask(b"GET", b"/first?x=1")
+            assert seen.startswith(b"GET /first?x=1 HTTP/1.1\r\nHost: aa.test\r\n"), seen
+            assert b"cookie: a=1; b=2\r\n" in seen and b"0123456789abcdef" * 40 in seen and b"chunked" not in seen, seen
+            content = bytes(range(256)) * 2048
+            assert (await client.ask(b"POST", b"/up", content)).endswith(content)
+            many = await asyncio.gather(*[client.ask(b"GET", b"/%d" % n) for n in range(100)])
+            assert all(seen.startswith(b"GET /%d " % n) for n, seen in enumerate(many))
+            assert client._quic.tls.session_resumed == resumed
+            while not tickets:
+                await asyncio.sleep(0.01)
+    print("all well")
+asyncio.run(main(*sys.argv[1:]))
+"#;
+
+#[tokio::test]
+async fn http3_of_others_works_and_resumes() {
+    let dir = tempfile::tempdir().unwrap();
+    let instance = echo().await;
+    let pair = Pair::new("one", &["aa.test"]);
+    let apps = vec![app("aa", Serving, vec![backend(1, instance.address)])];
+    let setup = Setup { certificates: Some(certificates(1, &[&pair])), tune: |s| s.tls.http3 = true, ..Setup::default() };
+    let world = setup.start(table(1, apps)).await;
+    let ca = dir.path().join("ca.pem");
+    std::fs::write(&ca, &pair.certificate.chain).unwrap();
+    let port = world.https.unwrap().port().to_string();
+    let mut command = tokio::process::Command::from(python(HTTP3_CLIENT, &[&port, ca.to_str().unwrap()]));
+    let ended = tokio::time::timeout(Duration::from_secs(50), command.kill_on_drop(true).output()).await.unwrap().unwrap();
+    assert!(ended.status.success() && ended.stdout == b"all well\n", "{}", String::from_utf8_lossy(&ended.stderr));
+    assert_eq!(world.metrics.snapshot().h3_connections, 2);
     world.stop_now().await;
 }

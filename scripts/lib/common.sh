@@ -74,9 +74,9 @@ ensure_peers() {
   say "Programs that the router is tested with"
   RUNLEVEL=1 apt_install haproxy nginx-light libnginx-mod-stream openssl python3-venv
   local venv=$ROOT/target/test-python
-  "$venv/bin/python" -c 'import grpc, websockets' 2>/dev/null || {
-    /usr/bin/python3 -m venv "$venv" && "$venv/bin/pip" install -q grpcio websockets >"$(log_of pip)" 2>&1 ||
-      die "pip could not install grpcio and websockets." "Its output is in $(log_of pip)"
+  "$venv/bin/python" -c 'import aioquic, grpc, websockets' 2>/dev/null || {
+    /usr/bin/python3 -m venv "$venv" && "$venv/bin/pip" install -q aioquic grpcio websockets >"$(log_of pip)" 2>&1 ||
+      die "pip could not install aioquic, grpcio and websockets." "Its output is in $(log_of pip)"
   }
   export FLEX_TEST_PYTHON=$venv/bin/python
   local modules=$ROOT/target/test-node
