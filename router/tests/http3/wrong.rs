@@ -277,3 +277,29 @@ async fn websockets_run_in_a_stream() {
     assert_eq!(raw(&world, &config, &other).await, Came::Reset(0x10e));
     world.stop().await;
 }
+
+#[tokio::test]
+async fn silence_ends_and_names_that_are_passed_through_are_not_served() {
+    let instance = fixed("ok").await;
+    let pair = Pair::new("one", &["aa.test", "own.test"]);
+    let timeouts =
+        flex_router::Timeouts { head: Duration::from_millis(300), keep_alive: Duration::from_secs(3), ..Default::default() };
+    let mut one = app("aa", Serving, vec![backend(1, instance.address)]);
+    one.routes = vec![route(1, flex_model::Match::Sni { host: "own.test".parse().unwrap(), port: None }, Policy::default())];
+    let world = Setup { timeouts, ..setup(&[&pair]) }.start(table(1, vec![one])).await;
+    let config = client_of(&[&pair]);
+    // A head that does not come to its end, and a connection that nothing comes on.
+    let (_endpoint, connection) = dial(world.https.unwrap(), &config, "aa.test").await.unwrap();
+    let (mut send, mut recv) = within(connection.open_bi()).await.unwrap();
+    within(send.write_all(&head(&[])[..10])).await.unwrap();
+    let answer = within(recv.read_to_end(1 << 16)).await.unwrap();
+    assert!(answer.windows(3).any(|w| w == b"408"), "{answer:?}");
+    assert!(world.metrics.snapshot().limits.contains(&("head_time", 1)));
+    drop((send, recv));
+    assert_eq!(closed(&within(connection.closed()).await), Came::Closed(0x100));
+    // TLS of this name is its app's, and the router has no way to hand QUIC on.
+    let (_endpoint, connection) = dial(world.https.unwrap(), &config, "own.test").await.unwrap();
+    assert_eq!(closed(&within(connection.closed()).await), Came::Closed(0x100));
+    eventually(async || world.metrics.snapshot().connections_open == 0).await;
+    world.stop().await;
+}
