@@ -47,13 +47,25 @@ ensure_rust() {
   if [ -n "$have_version" ] && [ "$(printf '%s\n%s\n' "$want" "$have_version" | sort -V | head -1)" = "$want" ]; then
     return 0
   fi
+  # Debian has rustup from 13 on; before, its makers' own installer does the same.
   if ! have rustup && apt-cache show rustup >/dev/null 2>&1; then apt_install rustup; fi
+  say "Installing Rust $want or newer"
   if have rustup; then
-    say "Installing Rust $want or newer"
     rustup default stable >"$(log_of rustup)" 2>&1 && return 0
+  else
+    apt_install curl ca-certificates
+    local installer
+    installer=$(mktemp)
+    if curl --proto '=https' --tlsv1.2 -fsS -o "$installer" https://static.rust-lang.org/rustup/rustup-init.sh 2>"$(log_of rustup)" &&
+      sh "$installer" -y --profile minimal --default-toolchain stable >>"$(log_of rustup)" 2>&1; then
+      rm -f "$installer"
+      PATH=$HOME/.cargo/bin:$PATH
+      return 0
+    fi
+    rm -f "$installer"
   fi
   die "Rust $want or newer is needed to build Flex; this machine has ${have_version:-none}." \
-    "Install it with rustup (https://rustup.rs), then run this again."
+    "Installing it failed: see $(log_of rustup). Install it by hand (https://rustup.rs), then run this again."
 }
 
 # What a server needs besides the engine; what building it needs.

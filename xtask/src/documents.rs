@@ -1,4 +1,4 @@
-//! What documents name must exist: files in back-ticks, and a page for every error code that users can meet.
+//! What documents name must exist: files in back-ticks.
 
 use std::path::{Path, PathBuf};
 

@@ -4,6 +4,7 @@
 
 mod arrows;
 mod documents;
+mod errors;
 
 use std::path::Path;
 use std::process::ExitCode;
@@ -13,11 +14,11 @@ fn main() -> ExitCode {
     let task = std::env::args().nth(1).unwrap_or_default();
     let problems = match task.as_str() {
         "check-arrows" => arrows::check(root),
-        "check-docs" => documents::check(root),
+        "check-docs" => documents::check(root).and_then(|found| Ok([found, errors::check(root)?].concat())),
         _ => {
             eprintln!("Usage: cargo xtask check-arrows|check-docs");
             eprintln!("  check-arrows  dependencies between crates against the table in docs/ARCHITECTURE.md");
-            eprintln!("  check-docs    every file that a document names exists; every error code has its page");
+            eprintln!("  check-docs    every file that a document names exists; every error code has its page, and every page its code");
             return ExitCode::from(2);
         }
     };
