@@ -7,6 +7,7 @@ use crate::http_policy::Pages;
 use crate::{AppId, AppName, DomainName, InstanceId, Invalid, Policy, ProcessType, RouteId, Secret};
 use serde::{Deserialize, Deserializer, Serialize};
 use std::{
+    cmp::Ordering,
     collections::{BTreeMap, BTreeSet},
     fmt,
     net::SocketAddr,
@@ -325,8 +326,9 @@ impl fmt::Display for Target {
 #[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
 pub struct RouteTable {
     pub revision: u64,
-    /// In the order of their ids. What did not change since the table before is the same allocation, so that a router
-    /// sees what did without comparing.
+    /// In the order of their ids, each once. What did not change since the table before is the same allocation, so that a
+    /// router sees what did without comparing.
+    #[serde(deserialize_with = "in_order")]
     pub apps: Vec<Arc<AppRoute>>,
     /// What routers sign their cookies with; the same in all of them.
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -337,14 +339,73 @@ impl RouteTable {
     /// A table of these apps, put in order.
     pub fn new(revision: u64, apps: impl IntoIterator<Item = AppRoute>) -> Self {
         let mut apps: Vec<Arc<AppRoute>> = apps.into_iter().map(Arc::new).collect();
-        apps.sort_by_key(|a| a.app);
+        order(&mut apps);
         Self { revision, apps, cookie_key: None }
+    }
+
+    /// Apps that came, went or differ in the later table, in the order of their ids.
+    pub fn differences(&self, after: &Self) -> Vec<Difference> {
+        let (mut old, mut new) = (self.apps.iter().peekable(), after.apps.iter().peekable());
+        let mut out = Vec::new();
+        loop {
+            let order = match (old.peek(), new.peek()) {
+                (None, None) => return out,
+                (Some(_), None) => Ordering::Less,
+                (None, Some(_)) => Ordering::Greater,
+                // Most are the same allocation: to know that, nothing of them is read.
+                (Some(a), Some(b)) if Arc::ptr_eq(a, b) => Ordering::Equal,
+                (Some(a), Some(b)) => a.app.cmp(&b.app),
+            };
+            let a = if order.is_le() { old.next() } else { None };
+            let b = if order.is_ge() { new.next() } else { None };
+            if let (Some(a), Some(b)) = (a, b)
+                && (Arc::ptr_eq(a, b) || a == b)
+            {
+                continue;
+            }
+            out.push((a.cloned(), b.cloned()));
+        }
+    }
+
+    /// This table with these apps in the place of those with their ids, and without those that are gone.
+    pub fn with(&self, revision: u64, mut changed: Vec<Arc<AppRoute>>, gone: &BTreeSet<AppId>) -> Self {
+        order(&mut changed);
+        let mut apps = self.apps.clone();
+        if !gone.is_empty() {
+            apps.retain(|a| !gone.contains(&a.app));
+        }
+        changed.retain(|app| match apps.binary_search_by_key(&app.app, |a| a.app) {
+            Ok(at) => {
+                apps[at] = app.clone();
+                false
+            }
+            Err(_) => true,
+        });
+        if !changed.is_empty() {
+            apps.extend(changed);
+            order(&mut apps);
+        }
+        Self { revision, apps, cookie_key: self.cookie_key.clone() }
     }
 
     /// The app of that id.
     pub fn app(&self, id: AppId) -> Option<&Arc<AppRoute>> {
         self.apps.binary_search_by_key(&id, |a| a.app).ok().map(|at| &self.apps[at])
     }
+}
+
+/// An app before and after.
+pub type Difference = (Option<Arc<AppRoute>>, Option<Arc<AppRoute>>);
+
+fn order(apps: &mut Vec<Arc<AppRoute>>) {
+    apps.sort_by_key(|a| a.app);
+    apps.dedup_by_key(|a| a.app);
+}
+
+fn in_order<'de, D: Deserializer<'de>>(from: D) -> Result<Vec<Arc<AppRoute>>, D::Error> {
+    let mut apps = Vec::deserialize(from)?;
+    order(&mut apps);
+    Ok(apps)
 }
 
 /// What a router says back, so that draining ends when the last request does.

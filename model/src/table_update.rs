@@ -3,7 +3,7 @@
 
 use crate::{AppId, AppRoute, RouteTable, Secret, TABLE_FORMAT};
 use serde::{Deserialize, Serialize};
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeSet;
 use std::sync::Arc;
 
 /// One line to a router.
@@ -43,9 +43,13 @@ impl TableUpdate {
 
     /// What changed between two tables.
     pub fn between(before: &RouteTable, after: &RouteTable) -> Self {
-        let same = |app: &&Arc<AppRoute>| !before.app(app.app).is_some_and(|old| Arc::ptr_eq(old, app) || old == *app);
-        let changed: Vec<_> = after.apps.iter().filter(same).cloned().collect();
-        let gone = before.apps.iter().map(|a| a.app).filter(|id| after.app(*id).is_none()).collect();
+        let (mut changed, mut gone) = (Vec::new(), Vec::new());
+        for (old, new) in before.differences(after) {
+            match new {
+                Some(app) => changed.push(app),
+                None => gone.extend(old.map(|a| a.app)),
+            }
+        }
         let (from, revision, cookie_key) = (before.revision, after.revision, after.cookie_key.clone());
         Self::Change { format: TABLE_FORMAT, from, revision, changed, gone, cookie_key }
     }
@@ -62,10 +66,7 @@ impl TableUpdate {
             Self::Change { from, .. } if from != before.revision => Err(UpdateError::Gap(from)),
             Self::Change { revision, changed, gone, cookie_key, .. } => {
                 let gone: BTreeSet<AppId> = gone.into_iter().collect();
-                let mut apps: BTreeMap<AppId, Arc<AppRoute>> =
-                    before.apps.iter().filter(|a| !gone.contains(&a.app)).map(|a| (a.app, a.clone())).collect();
-                apps.extend(changed.into_iter().map(|a| (a.app, a)));
-                Ok(Some(RouteTable { revision, apps: apps.into_values().collect(), cookie_key }))
+                Ok(Some(RouteTable { cookie_key, ..before.with(revision, changed, &gone) }))
             }
         }
     }

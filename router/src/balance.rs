@@ -109,7 +109,7 @@ mod tests {
         let mut app = AppRoute::new(AppId(Uuid::nil()), "app".parse().unwrap(), domains, AppState::Serving, backends);
         app.policy = Some(Arc::new(policy));
         let routes = Routes::default();
-        Registry::default().apply(&routes, &RouteTable::new(1, [app]));
+        Registry::default().apply(&routes, &Arc::new(RouteTable::new(1, [app])));
         routes.find("a.b", "/").unwrap().choose(0).unwrap().clone()
     }
 

@@ -19,8 +19,8 @@ pub(crate) struct Registry {
     backends: HashMap<(InstanceId, SocketAddr), Arc<Backend>>,
     waiting: HashMap<AppId, Arc<Waiting>>,
     next_serial: u64,
-    /// As it was applied last, in the order of ids.
-    apps: Vec<Arc<AppRoute>>,
+    /// As it was applied last.
+    table: Arc<RouteTable>,
     /// Hosts that more than one app claims, with all who do.
     contested: HashMap<Arc<str>, BTreeSet<AppId>>,
     problems: BTreeMap<Arc<str>, Vec<RouteProblem>>,
@@ -37,12 +37,9 @@ struct Compiled {
 impl Registry {
     /// Makes `table` the one that requests read, then retires who is not in it any more. Gives the apps that changed, as they
     /// are now.
-    pub(crate) fn apply(&mut self, routes: &Routes, table: &RouteTable) -> Vec<(AppId, Option<Arc<AppRoute>>)> {
-        let mut after = table.apps.clone();
-        after.sort_by_key(|a| a.app);
-        after.dedup_by_key(|a| a.app);
-        let before = std::mem::replace(&mut self.apps, after.clone());
-        let changed = differences(&before, &after);
+    pub(crate) fn apply(&mut self, routes: &Routes, table: &Arc<RouteTable>) -> Vec<(AppId, Option<Arc<AppRoute>>)> {
+        let before = std::mem::replace(&mut self.table, table.clone());
+        let changed = before.differences(table);
         let mut hosts: BTreeMap<Arc<str>, BTreeSet<AppId>> = BTreeMap::new();
         let mut compiled = HashMap::new();
         let mut l4 = false;
@@ -105,7 +102,7 @@ impl Registry {
     }
 
     fn find_app(&self, id: AppId) -> Option<Arc<AppRoute>> {
-        self.apps.binary_search_by_key(&id, |a| a.app).ok().map(|at| self.apps[at].clone())
+        self.table.app(id).cloned()
     }
 
     /// Puts one host together from all apps that claim it.
@@ -223,7 +220,7 @@ impl Registry {
     /// Ports and names below HTTP. There are few, so all of them are made anew when one changes.
     fn compile_l4(&mut self) -> (L4, Vec<RouteProblem>) {
         let (mut l4, mut problems) = (L4::default(), Vec::new());
-        let apps: Vec<Arc<AppRoute>> = self.apps.iter().filter(|a| !a.routes.is_empty()).cloned().collect();
+        let apps: Vec<Arc<AppRoute>> = self.table.apps.iter().filter(|a| !a.routes.is_empty()).cloned().collect();
         for app in apps {
             for route in &app.routes {
                 let compiled = match &route.matches {
@@ -295,30 +292,6 @@ fn hosts_of(app: &AppRoute) -> impl Iterator<Item = &str> {
         _ => None,
     });
     app.domains.iter().map(flex_model::DomainName::as_str).chain(routes)
-}
-
-type Change = (Option<Arc<AppRoute>>, Option<Arc<AppRoute>>);
-
-/// Apps that came, went or changed; both lists in the order of ids.
-fn differences(before: &[Arc<AppRoute>], after: &[Arc<AppRoute>]) -> Vec<Change> {
-    let (mut old, mut new) = (before.iter().peekable(), after.iter().peekable());
-    let mut out = Vec::new();
-    loop {
-        let order = match (old.peek(), new.peek()) {
-            (None, None) => return out,
-            (Some(_), None) => std::cmp::Ordering::Less,
-            (None, Some(_)) => std::cmp::Ordering::Greater,
-            (Some(a), Some(b)) => a.app.cmp(&b.app),
-        };
-        let a = if order.is_le() { old.next() } else { None };
-        let b = if order.is_ge() { new.next() } else { None };
-        if let (Some(a), Some(b)) = (a, b)
-            && (Arc::ptr_eq(a, b) || a == b)
-        {
-            continue;
-        }
-        out.push((a.cloned(), b.cloned()));
-    }
 }
 
 #[cfg(test)]

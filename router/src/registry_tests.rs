@@ -32,7 +32,7 @@ fn to(process: &str, weight: u32) -> Target {
 
 fn applied(apps: Vec<AppRoute>) -> (Registry, Routes) {
     let (mut registry, routes) = (Registry::default(), Routes::default());
-    registry.apply(&routes, &RouteTable::new(1, apps));
+    registry.apply(&routes, &Arc::new(RouteTable::new(1, apps)));
     (registry, routes)
 }
 
@@ -104,7 +104,7 @@ fn an_absent_instance_takes_no_request_and_is_counted_until_its_last() {
     let target = routes.find("a.b", "/").unwrap().choose(0).unwrap().clone();
     let backend = target.backends[0].clone();
     let running = Lease::take(&target, &backend, &dirty).unwrap();
-    registry.apply(&routes, &RouteTable::new(2, []));
+    registry.apply(&routes, &Arc::new(RouteTable::new(2, [])));
     assert!(routes.find("a.b", "/").is_none());
     assert_eq!(Lease::take(&target, &backend, &dirty).unwrap_err(), NoPlace::Retired);
     assert_eq!(registry.in_flight(), BTreeMap::from([(backend.instance, 1)]));
@@ -152,7 +152,7 @@ fn ports_and_names_below_http() {
     assert_eq!(l4.ports[&7000].names.find("x.db.test").unwrap().app, id(1));
     assert!(l4.ports[&7000].names.find("db.test").is_none() && l4.names.find("a.test").is_some());
     assert_eq!(registry.problems().iter().map(|p| p.app).collect::<Vec<_>>(), [id(2)]);
-    registry.apply(&routes, &RouteTable::new(2, [one]));
+    registry.apply(&routes, &Arc::new(RouteTable::new(2, [one])));
     assert!(registry.problems().is_empty());
     assert!(routes.l4.load().ports[&7000].plain.is_none());
 }
@@ -203,7 +203,7 @@ proptest! {
                 }
             }
             last = apps.into_values().collect();
-            registry.apply(&routes, &RouteTable::new(n as u64 + 1, last.clone()));
+            registry.apply(&routes, &Arc::new(RouteTable::new(n as u64 + 1, last.clone())));
         }
         // What people are told of a request's way is the way that it takes.
         let told = RouteTable::new(1, last.clone());

@@ -37,6 +37,8 @@ const STATUS_AGAIN: Duration = Duration::from_millis(500);
 const WRITE_SHARE: u32 = 10;
 /// As large as kernels commonly allow: a burst of connections must not be lost while a worker is busy.
 const BACKLOG: u32 = 4096;
+/// Free ports that are tried where any will do.
+const FREE_PORT_TRIES: u32 = 8;
 
 /// QUIC's own time for silence ends after that of requests and of connections without any.
 const QUIC_GRACE: Duration = Duration::from_secs(15);
@@ -319,16 +321,33 @@ fn listen(addresses: &[SocketAddr], workers: usize) -> Result<Sets, RouterError>
     let mut sets: Vec<Vec<StdListener>> = (0..workers).map(|_| Vec::new()).collect();
     let mut local = Vec::new();
     for &asked in addresses {
-        let mut address = asked;
-        for set in &mut sets {
-            let listener = bind_one(address).map_err(|source| RouterError::Listen { address, source })?;
-            // Port 0: the first worker's socket finds one, the others join it.
-            address = listener.local_addr().map_err(|source| RouterError::Listen { address, source })?;
+        let mut tries = FREE_PORT_TRIES;
+        let (listeners, address) = loop {
+            match listen_on(asked, workers) {
+                // Somebody else was given the same free port at the same moment, and was faster to listen.
+                Err((_, e)) if asked.port() == 0 && e.kind() == io::ErrorKind::AddrInUse && tries > 0 => tries -= 1,
+                Err((address, source)) => return Err(RouterError::Listen { address, source }),
+                Ok(found) => break found,
+            }
+        };
+        for (set, listener) in sets.iter_mut().zip(listeners) {
             set.push(listener);
         }
         local.push(address);
     }
     Ok((sets, local))
+}
+
+/// A socket for each worker on one address. Port 0: the first finds a free one, the others join it.
+fn listen_on(asked: SocketAddr, workers: usize) -> Result<(Vec<StdListener>, SocketAddr), (SocketAddr, io::Error)> {
+    let mut address = asked;
+    let mut listeners = Vec::with_capacity(workers);
+    for _ in 0..workers {
+        let listener = bind_one(address).map_err(|e| (address, e))?;
+        address = listener.local_addr().map_err(|e| (address, e))?;
+        listeners.push(listener);
+    }
+    Ok((listeners, address))
 }
 
 pub(crate) fn bind_one(address: SocketAddr) -> io::Result<StdListener> {
@@ -342,7 +361,7 @@ pub(crate) fn bind_one(address: SocketAddr) -> io::Result<StdListener> {
 }
 
 /// Makes `table` the one that requests read, and tells who waits for a change.
-fn apply(shared: &Shared, registry: &Mutex<Registry>, table: &RouteTable) {
+fn apply(shared: &Shared, registry: &Mutex<Registry>, table: &Arc<RouteTable>) {
     let changed = registry.lock().unwrap_or_else(PoisonError::into_inner).apply(&shared.routes, table);
     for (id, app) in changed {
         shared.stats.retain(id, |of| app.as_ref().is_some_and(|a| leads_to(a, of)));

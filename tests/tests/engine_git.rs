@@ -308,10 +308,10 @@ fn noise(path: &Path, mebibytes: u64) {
     std::io::copy(&mut random, &mut std::fs::File::create(path).unwrap()).unwrap();
 }
 
-/// `FLEX_TEST_REPOSITORY_MIB=1024` makes it 1 GiB.
+/// 1 GiB; `FLEX_TEST_REPOSITORY_MIB` makes it another size.
 #[test]
 fn a_large_repository_is_received_in_little_memory() {
-    let mebibytes: u64 = std::env::var("FLEX_TEST_REPOSITORY_MIB").map_or(256, |n| n.parse().unwrap());
+    let mebibytes: u64 = std::env::var("FLEX_TEST_REPOSITORY_MIB").map_or(1024, |n| n.parse().unwrap());
     let server = Server::start();
     let user = server.admin();
     let repo = user.repo("demo", APP);

@@ -18,7 +18,9 @@ fn main() -> ExitCode {
         _ => {
             eprintln!("Usage: cargo xtask check-arrows|check-docs");
             eprintln!("  check-arrows  dependencies between crates against the table in docs/ARCHITECTURE.md");
-            eprintln!("  check-docs    every file that a document names exists; every error code has its page, and every page its code");
+            eprintln!(
+                "  check-docs    every file that a document names exists; every error code has its page, and every page its code"
+            );
             return ExitCode::from(2);
         }
     };

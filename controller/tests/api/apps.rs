@@ -170,7 +170,10 @@ async fn names_of_the_world_belong_to_one_app() {
 async fn what_is_stopped_stays_so_and_says_why() {
     let w = World::new().await;
     let app = w.create("demo").await;
-    w.builders.then(common::parts::Outcome::Good(common::parts::product("up-x", &[("web", "serve"), ("worker", "work")])));
+    w.builders.then(crate::common::parts::Outcome::Good(crate::common::parts::product(
+        "up-x",
+        &[("web", "serve"), ("worker", "work")],
+    )));
     assert!(w.push(app).await.0);
     w.patch(
         "/apps/demo/formation",
@@ -278,7 +281,7 @@ async fn sizes_locks_owners_and_checks() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_canary_serves_beside_what_runs() {
-    use common::parts::{Outcome, product};
+    use crate::common::parts::{Outcome, product};
     let w = World::new().await;
     let app = w.create("demo").await;
     let refused = async |method: Method, path: &str, body: Value| w.send(method, path, &w.admin, Some(body)).await.0.as_u16();

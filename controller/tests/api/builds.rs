@@ -41,9 +41,9 @@ async fn images_are_served_as_a_registry_does() {
     let kind = "application/vnd.oci.image.manifest.v1+json";
     let manifest = json!({ "schemaVersion": 2, "mediaType": kind, "layers": [{ "digest": layer }] }).to_string();
     let digest = keep(manifest.as_bytes());
-    let mut made = common::parts::product("up-1", &[("web", "serve")]);
+    let mut made = crate::common::parts::product("up-1", &[("web", "serve")]);
     made.image.manifest = Some(digest.clone());
-    w.builders.then(common::parts::Outcome::Good(made));
+    w.builders.then(crate::common::parts::Outcome::Good(made));
     assert!(w.push(app).await.0);
     let stranger = w.user("stranger@example.com").await;
     let get = async |method: Method, path: &str, token: &str, range: &'static str| {

@@ -95,7 +95,7 @@ async fn every_route_answers_as_the_document_says() {
         events.filter(|e| e["kind"] == kind && e["actor_name"] == "admin@example.com" && e["from"] == "127.0.0.1").count()
     };
     let mut ask = async |method: Method, path: &str, body: Value| {
-        let route = common::schema::route_of(&method, path.strip_prefix(&w.url).unwrap_or(path)).unwrap();
+        let route = crate::common::schema::route_of(&method, path.strip_prefix(&w.url).unwrap_or(path)).unwrap();
         let kind = EVENTS.iter().find(|(r, _)| *r == format!("{} {}", route.method, route.path)).map(|(_, kind)| *kind);
         let before = happened(kind.unwrap_or_default()).await;
         let body = (method != Method::GET).then_some(body);
@@ -229,7 +229,7 @@ async fn every_route_answers_as_the_document_says() {
     ask(get.clone(), &text(&session["logplex_url"]), Value::Null).await;
     for method in [&delete, &patch] {
         let gate = Arc::new(tokio::sync::Semaphore::new(0));
-        w.builders.then(common::parts::Outcome::Held(gate, common::parts::product("up-x", &[("web", "serve")])));
+        w.builders.then(crate::common::parts::Outcome::Held(gate, crate::common::parts::product("up-x", &[("web", "serve")])));
         let body = json!({ "source_blob": { "url": source["source_blob"]["get_url"], "version": "x" } });
         let held = text(&ask(post.clone(), "/apps/demo/builds", body).await["id"]);
         ask(method.clone(), &format!("/apps/demo/builds/{held}"), none()).await;

@@ -83,7 +83,7 @@ async fn logs_are_searched_resumed_and_kept_as_long_as_the_app_says() {
     let mut tail = reqwest::Client::new().get(url).header("accept", "text/event-stream").send().await.unwrap();
     let mut heard = String::new();
     while !heard.contains(": live ") {
-        let chunk = tokio::time::timeout(common::PATIENCE, tail.chunk()).await.unwrap().unwrap().unwrap();
+        let chunk = tokio::time::timeout(crate::common::PATIENCE, tail.chunk()).await.unwrap().unwrap().unwrap();
         heard.push_str(&String::from_utf8_lossy(&chunk));
     }
     let ids: Vec<u64> = heard.lines().filter_map(|l| l.strip_prefix("id: ")?.parse().ok()).collect();

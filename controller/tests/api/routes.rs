@@ -8,8 +8,8 @@ use serde_json::{Value, json};
 async fn routes_reach_the_table_and_belong_to_somebody() {
     let w = World::new().await;
     let app = w.create("demo").await;
-    let product = common::parts::product("up-x", &[("web", "serve"), ("db", "db")]);
-    w.builders.then(common::parts::Outcome::Good(product));
+    let product = crate::common::parts::product("up-x", &[("web", "serve"), ("db", "db")]);
+    w.builders.then(crate::common::parts::Outcome::Good(product));
     assert!(w.push(app).await.0);
     w.patch("/apps/demo/formation", json!({ "updates": [{ "type": "db", "quantity": 1 }] })).await;
     let table = || w.controller.routes().borrow().app(app).cloned().unwrap();
@@ -69,10 +69,10 @@ async fn routes_reach_the_table_and_belong_to_somebody() {
 async fn how_requests_are_treated_is_said_by_route_app_and_file() {
     let w = World::new().await;
     let app = w.create("demo").await;
-    let mut product = common::parts::product("up-x", &[("web", "serve")]);
+    let mut product = crate::common::parts::product("up-x", &[("web", "serve")]);
     let file = r#"{"routes": {"*": {"timeout_seconds": 7, "idle_seconds": 8}, "/api": {"max_body_bytes": 9}}}"#;
     product.app_json = flex_model::app_json::parse(file).unwrap();
-    w.builders.then(common::parts::Outcome::Good(product));
+    w.builders.then(crate::common::parts::Outcome::Good(product));
     assert!(w.push(app).await.0);
     let at = |name: &str| {
         let table = w.controller.routes().borrow().app(app).cloned().unwrap();

@@ -41,7 +41,7 @@ async fn runs_attached_carry_both_ways() {
     let mut socket = attach().await;
     assert_eq!(w.runs.jobs.lock().unwrap()[0].tty, Some((100, 40)));
     let heard = async |socket: &mut tokio_tungstenite::WebSocketStream<_>| {
-        tokio::time::timeout(common::PATIENCE, socket.next()).await.unwrap().unwrap().unwrap()
+        tokio::time::timeout(crate::common::PATIENCE, socket.next()).await.unwrap().unwrap().unwrap()
     };
     assert_eq!(heard(&mut socket).await, Message::binary(b"\x01ran cat\n".to_vec()));
     socket.send(Message::binary(b"hello".to_vec())).await.unwrap();
