@@ -194,10 +194,11 @@ async fn what_is_stopped_stays_so_and_says_why() {
     };
     w.post("/apps/demo/dynos/web.2/actions/stop", json!({})).await;
     w.until("web.2 is gone", async || names().await == ["web.1", "worker.1"]).await;
-    let why = w.get("/apps/demo/dynos/web.2/why").await;
-    assert!(why["lines"][0].as_str().unwrap().contains("flex ps:start web.2"), "{why}");
-    let why = w.get("/apps/demo/dynos/web.3/why").await;
-    assert!(why["lines"][0].as_str().unwrap().contains("flex ps:scale web=3"), "{why}");
+    // Until it is drained, it says so.
+    let why = async |name: &str| w.get(&format!("/apps/demo/dynos/{name}/why")).await["lines"][0].as_str().unwrap().to_owned();
+    w.until("web.2 says how to start it", async || why("web.2").await.contains("flex ps:start web.2")).await;
+    let third = why("web.3").await;
+    assert!(third.contains("flex ps:scale web=3"), "{third}");
     // A release does not start it.
     w.patch("/apps/demo/config-vars", json!({ "A": "1" })).await;
     w.until("v2 is up", async || settled().await && w.versions_up("demo").await == [2, 2]).await;
