@@ -30,6 +30,9 @@ const POOL_SWEEP: Duration = Duration::from_secs(1);
 /// `Connection: close`, where closing at once would have met it on its way.
 const IDLE_PATIENCE: Duration = Duration::from_secs(2);
 
+/// How long what sends QUIC's packets goes on after the last connection: long enough to say that it is closed.
+const LAST_WORDS: Duration = Duration::from_millis(20);
+
 /// How often a draining worker looks whether its last connection has ended.
 const DRAIN_LOOK: Duration = Duration::from_millis(10);
 
@@ -123,8 +126,8 @@ pub(crate) fn run(
         draining: Cell::new(false),
         handshakes: Semaphore::new(1),
     });
-    let local = LocalSet::new();
-    local.block_on(&runtime, async {
+    let (local, quic) = (LocalSet::new(), listeners.quic.is_some());
+    let ended = local.block_on(&runtime, async {
         let mut accepting = Vec::new();
         let plain = listeners.plain.into_iter().map(|l| (l, false));
         for (listener, tls) in plain.chain(listeners.tls.into_iter().map(|l| (l, true))) {
@@ -136,7 +139,13 @@ pub(crate) fn run(
         }
         housekeep(&worker, stop, accepting).await;
         Ok(())
-    })
+    });
+    // With it goes what was cut off.
+    drop(local);
+    if quic {
+        runtime.block_on(async { tokio::time::sleep(LAST_WORDS).await });
+    }
+    ended
 }
 
 async fn housekeep(worker: &Rc<Worker>, mut stop: watch::Receiver<bool>, accepting: Vec<tokio::task::JoinHandle<()>>) {

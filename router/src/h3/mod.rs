@@ -27,8 +27,9 @@ use frame::{FrameError, Frames, Piece, Role};
 use quinn::{Connection, RecvStream, SendStream, VarInt, crypto::rustls::HandshakeData};
 use std::{
     cell::{Cell, RefCell},
-    future::poll_fn,
+    future::{Future, poll_fn},
     net::SocketAddr,
+    pin::pin,
     rc::Rc,
     task::Poll,
     time::{Duration, Instant},
@@ -61,6 +62,10 @@ const CONTROL_FRAME: usize = 4 << 10;
 const END_MAY_FOLLOW: Duration = Duration::from_millis(250);
 /// How long requests on their way are waited for that were sent before the client heard that the connection ends.
 const LEAVING: Duration = Duration::from_millis(250);
+
+/// How long a router that stops waits for clients to confirm their answers, and how often it looks whether it stops.
+const LAST_ANSWERS: Duration = Duration::from_secs(3);
+const LOOK: Duration = Duration::from_millis(250);
 
 /// What the tasks of a connection share.
 struct Shared {
@@ -130,10 +135,6 @@ pub(crate) async fn serve(worker: &Rc<Worker>, arrived: Arrived) {
     });
     Box::pin(run(worker, &shared, guard)).await;
     shared.connection.close(code::NO_ERROR, b"");
-    // A turn for what sends the word of it, should this have been the worker's last connection.
-    for _ in 0..3 {
-        tokio::task::yield_now().await;
-    }
 }
 
 async fn run(worker: &Rc<Worker>, shared: &Rc<Shared>, guard: &Guard) {
@@ -183,7 +184,12 @@ async fn event(worker: &Worker, shared: &Shared, guard: &Guard, leaving: Leaving
     let (open, connection) = (&shared.open, &shared.connection);
     let was_open = open.count() > 0;
     let own = poll_fn(|cx| {
-        let expired = guard.poll_expired(cx);
+        let mut expired = guard.poll_expired(cx);
+        if expired && open.count() > 0 && leaving == Leaving::No && !worker.draining.get() {
+            // Requests keep it. The guard still has to wake this task when the router stops.
+            guard.arm(worker.shared.settings.timeouts.keep_alive);
+            expired = guard.poll_expired(cx);
+        }
         match leaving {
             Leaving::No if worker.draining.get() || expired && open.count() == 0 => Poll::Ready(Event::Leave(Leaving::Told)),
             Leaving::Told if expired => Poll::Ready(Event::Leave(Leaving::Last)),
@@ -328,16 +334,26 @@ async fn serve_request(worker: Rc<Worker>, shared: Rc<Shared>, send: SendStream,
     let start = Start { connection: shared.connection.clone(), frames, send, outcome: outcome.clone(), head_bytes };
     Box::pin(answer(&worker, &shared, start)).await;
     match outcome.get() {
-        // The answer is on its way. Until it has arrived, the connection has to stay.
-        Outcome::Whole => {
-            let _ = tokio::time::timeout(worker.shared.settings.timeouts.idle, delivered).await;
-        }
+        Outcome::Whole => arrived(&worker, delivered).await,
         Outcome::GivenUp if !shared.resets.borrow_mut().spend(Instant::now) && shared.connection.close_reason().is_none() => {
             Counters::add(&worker.counters.h3_refused, 1);
             worker.counters.hit(Limit::Http3Flood, ());
             shared.connection.close(code::EXCESSIVE_LOAD, b"too many requests were given up");
         }
         Outcome::GivenUp | Outcome::Broken => {}
+    }
+}
+
+/// Waits for the client to confirm an answer, since the connection has to stay until then: not for ever, and less long when the
+/// router stops, because it may have vanished.
+async fn arrived(worker: &Worker, delivered: impl Future) {
+    let (mut delivered, mut waited) = (pin!(delivered), Duration::ZERO);
+    while tokio::time::timeout(LOOK, delivered.as_mut()).await.is_err() {
+        waited += LOOK;
+        let idle = worker.shared.settings.timeouts.idle;
+        if waited >= if worker.draining.get() { idle.min(LAST_ANSWERS) } else { idle } {
+            return;
+        }
     }
 }
 
