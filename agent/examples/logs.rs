@@ -1,10 +1,12 @@
 //! What `scripts/bench logs` measures: an engine's files read, stored, followed and searched, in one process as in `flexd`.
 //!
-//! `logs SECONDS MEGABYTES`: how long lines are written at a steady rate, and how much text is searched.
+//! `logs SECONDS MEGABYTES [json-file]`: how long lines are written at a steady rate, and how much text is searched; the last
+//! word has the files written in that form, as for containers of earlier versions, and not in that of the `local` driver.
 
 use flex_agent::{Source, Tailer};
 use flex_logs::{LogQuery, LogSettings, LogStore, TextFilter};
 use flex_model::{AppId, InstanceId, Timestamp, Uuid};
+use flex_runtime::LogForm;
 use futures_util::StreamExt;
 use std::fs::{self, File};
 use std::io::Write;
@@ -45,7 +47,7 @@ fn text(n: u64, out: &mut String) {
     );
 }
 
-/// The engine's `json-file`.
+/// The engine's files.
 struct Engine {
     path: PathBuf,
     file: File,
@@ -70,8 +72,30 @@ impl Engine {
     }
 }
 
-fn json_line(text: &str, out: &mut Vec<u8>) {
-    let _ = writeln!(out, r#"{{"log":"{text}\n","stream":"stdout","time":"{}"}}"#, now());
+fn put_line(form: LogForm, text: &str, out: &mut Vec<u8>) {
+    let at = now();
+    if form == LogForm::JsonFile {
+        let _ = writeln!(out, r#"{{"log":"{text}\n","stream":"stdout","time":"{at}"}}"#);
+        return;
+    }
+    let start = out.len();
+    out.extend_from_slice(b"\0\0\0\0\x0a\x06stdout\x10");
+    put_number(at.micros().cast_unsigned() * 1000, out);
+    out.push(0x1a);
+    put_number(text.len() as u64, out);
+    out.extend_from_slice(text.as_bytes());
+    let length = u32::try_from(out.len() - start - 4).unwrap().to_be_bytes();
+    out[start..start + 4].copy_from_slice(&length);
+    out.extend_from_slice(&length);
+}
+
+/// As protocol buffers have it.
+fn put_number(mut n: u64, out: &mut Vec<u8>) {
+    while n >= 0x80 {
+        out.push(n as u8 | 0x80);
+        n >>= 7;
+    }
+    out.push(n as u8);
 }
 
 /// Processor time of this process's threads with that name, or of all.
@@ -92,9 +116,9 @@ fn agent_processor() -> Duration {
     processor(Some("flex-tail")) + processor(Some("flex-logs"))
 }
 
-fn source(dir: &Path, n: u128) -> Source {
+fn source(dir: &Path, form: LogForm, n: u128) -> Source {
     let (instance, app) = (InstanceId(Uuid::from_u128(n)), AppId(Uuid::from_u128(n)));
-    Source { instance, attempt: 0, app, name: "web.1".into(), path: dir.join(format!("{n}.log")), ended: false }
+    Source { instance, attempt: 0, app, name: "web.1".into(), path: dir.join(format!("{n}.log")), form, ended: false }
 }
 
 fn store(dir: &Path) -> Arc<LogStore> {
@@ -108,9 +132,9 @@ fn percentile(sorted: &[f64], p: f64) -> f64 {
 }
 
 /// One app at the full rate, and one beside it that writes now and then and is followed.
-async fn steady(dir: &Path, seconds: u64) {
+async fn steady(dir: &Path, form: LogForm, seconds: u64) {
     let logs = store(dir);
-    let sources = vec![source(dir, 1), source(dir, 2)];
+    let sources = vec![source(dir, form, 1), source(dir, form, 2)];
     let (mut loud, mut quiet) = (Engine::new(sources[0].path.clone()), Engine::new(sources[1].path.clone()));
     let tailer = Tailer::start(dir, logs.clone()).unwrap();
     tailer.sources(sources.clone()).await;
@@ -125,7 +149,7 @@ async fn steady(dir: &Path, seconds: u64) {
                 bytes.clear();
                 while n < due {
                     text(n, &mut line);
-                    json_line(&line, &mut bytes);
+                    put_line(form, &line, &mut bytes);
                     n += 1;
                 }
                 loud.write(&bytes);
@@ -140,7 +164,7 @@ async fn steady(dir: &Path, seconds: u64) {
             let mut bytes = Vec::new();
             while !stop.load(Ordering::Relaxed) {
                 bytes.clear();
-                json_line("ping", &mut bytes);
+                put_line(form, "ping", &mut bytes);
                 quiet.write(&bytes);
                 std::thread::sleep(Duration::from_millis(23));
             }
@@ -174,15 +198,15 @@ async fn steady(dir: &Path, seconds: u64) {
 }
 
 /// A backlog, as fast as it goes; then a search through all of it.
-async fn backlog_and_search(dir: &Path, megabytes: u64) {
+async fn backlog_and_search(dir: &Path, form: LogForm, megabytes: u64) {
     let logs = store(dir);
-    let mut from = source(dir, 3);
+    let mut from = source(dir, form, 3);
     let mut out = std::io::BufWriter::with_capacity(1 << 20, File::create(&from.path).unwrap());
     let (mut line, mut bytes, mut raw, mut lines) = (String::new(), Vec::new(), 0u64, 0u64);
     while raw < megabytes << 20 {
         text(lines, &mut line);
         bytes.clear();
-        json_line(&line, &mut bytes);
+        put_line(form, &line, &mut bytes);
         out.write_all(&bytes).unwrap();
         raw += line.len() as u64 + 1;
         lines += 1;
@@ -234,7 +258,21 @@ async fn backlog_and_search(dir: &Path, megabytes: u64) {
     }
 }
 
-/// The engine's own way of taking lines, which everything above stands on.
+/// Processor time of all engines of this machine so far.
+fn dockerd() -> Duration {
+    let mut ticks = 0;
+    for process in fs::read_dir("/proc").unwrap().flatten() {
+        let Ok(stat) = fs::read_to_string(process.path().join("stat")) else { continue };
+        let Some((head, rest)) = stat.rsplit_once(") ") else { continue };
+        if head.ends_with("(dockerd") {
+            let fields: Vec<&str> = rest.split(' ').collect();
+            ticks += fields[11].parse::<u64>().unwrap() + fields[12].parse::<u64>().unwrap();
+        }
+    }
+    Duration::from_millis(ticks * 10)
+}
+
+/// The engine's own ways of taking lines, which everything above stands on.
 fn floor(dir: &Path, lines: u64) -> Result<(), String> {
     let run = |program: &str, args: &[&str]| {
         let out = Command::new(program).args(args).output().map_err(|e| format!("{program}: {e}"))?;
@@ -253,24 +291,25 @@ fn floor(dir: &Path, lines: u64) -> Result<(), String> {
         "/bin/busybox yes 'level=info method=GET path=/api/v2/items/1234/comments status=200 duration=12.345ms' | /bin/busybox head -n {lines}"
     );
     let took = |driver: &str| {
-        let began = Instant::now();
-        run(
-            "docker",
-            &["run", "--rm", "--log-driver", driver, &image, "/bin/busybox", "sh", "-c", &format!("{write} > /dev/stderr")],
-        )?;
-        Ok::<_, String>(began.elapsed().as_secs_f64())
+        // As the agent has them, without those of files for the driver that writes none.
+        let options =
+            ["--log-driver", driver, "--log-opt", "max-size=10m", "--log-opt", "max-file=3", "--log-opt", "compress=false"];
+        let options = if driver == "none" { &options[..2] } else { &options[..] };
+        let line = format!("{write} > /dev/stderr");
+        let (began, before) = (Instant::now(), dockerd());
+        run("docker", &[&["run", "--rm"], options, &[&image, "/bin/busybox", "sh", "-c", &line]].concat())?;
+        Ok::<_, String>((began.elapsed().as_secs_f64(), (dockerd() - before).as_secs_f64()))
     };
-    let times = took("json-file").and_then(|json| Ok((json, took("none")?)));
+    let all: Result<Vec<_>, String> = ["local", "json-file", "none"].into_iter().map(|d| Ok((d, took(d)?))).collect();
     let removed = run("docker", &["image", "rm", "-f", &image]);
-    let (json, none) = times?;
-    removed?;
-    let rate = |t: f64| lines as f64 / t;
-    println!(
-        r#"{{"what": "floor: docker's json-file, lines/s of one container", "value": {:.0}, "with no log at all": {:.0}}}"#,
-        rate(json),
-        rate(none)
-    );
-    Ok(())
+    for (driver, (seconds, used)) in all? {
+        println!(
+            r#"{{"what": "floor: docker with the log driver {driver}, lines/s of one container", "value": {:.0}, "µs of dockerd a line": {:.2}}}"#,
+            lines as f64 / seconds,
+            used * 1e6 / lines as f64
+        );
+    }
+    removed.map(drop)
 }
 
 #[tokio::main(flavor = "multi_thread", worker_threads = 1)]
@@ -279,8 +318,9 @@ async fn main() {
     let (seconds, megabytes) = (number(1, 20), number(2, 1000));
     let disk = std::env::var_os("FLEX_BENCH_DISK").map_or_else(std::env::temp_dir, PathBuf::from);
     let dir = tempfile::tempdir_in(disk).unwrap();
-    steady(dir.path(), seconds).await;
-    backlog_and_search(dir.path(), megabytes).await;
+    let form = if std::env::args().nth(3).as_deref() == Some("json-file") { LogForm::JsonFile } else { LogForm::Local };
+    steady(dir.path(), form, seconds).await;
+    backlog_and_search(dir.path(), form, megabytes).await;
     if let Err(e) = floor(dir.path(), megabytes * 1000) {
         println!("the floor was not measured: {e}");
     }

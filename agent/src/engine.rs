@@ -4,7 +4,7 @@ use crate::{
     core::Event,
     tail::{Source, Tailer},
 };
-use flex_runtime::{Desired, Observed, ObservedPhase, Runtime, RuntimeError};
+use flex_runtime::{Desired, LogFile, Observed, ObservedPhase, Runtime, RuntimeError};
 use std::{collections::BTreeMap, sync::Arc, time::Duration};
 use tokio::{
     sync::{mpsc, watch},
@@ -94,7 +94,8 @@ impl Engine {
         let source = |o: &Observed| {
             let ended = matches!(o.phase, ObservedPhase::Exited(_) | ObservedPhase::Failed(_));
             let (instance, attempt, app, name) = (o.instance, o.attempt, o.app, o.name.clone());
-            Some(Source { instance, attempt, app, name, path: o.log_file.clone()?, ended })
+            let LogFile { path, form } = o.log_file.clone()?;
+            Some(Source { instance, attempt, app, name, path, form, ended })
         };
         // One-off commands that nobody need look at write files as instances do.
         let jobs = in_time(self.runtime.jobs()).await?;

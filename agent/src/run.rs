@@ -202,7 +202,7 @@ impl Loop {
     fn act(&mut self, action: Action, now: Now) {
         match action {
             Action::Log { app, process, text } => {
-                self.logs.append(app, LogLine { at: now.wall, source: LogSource::Flex, process, text });
+                self.logs.append(app, LogLine { at: now.wall, source: LogSource::Flex, process, text: text.into() });
             }
             Action::Probe { instance, attempt, check, address, proxy_protocol } => {
                 let (runtime, events) = (self.runtime.clone(), self.events.clone());

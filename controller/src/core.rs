@@ -7,7 +7,8 @@ use flex_api::{ApiError, ErrorId};
 use flex_logs::LogStore;
 use flex_model::{
     App, AppId, AppName, Assignment, BuildId, Certificate, CertificateTable, DomainName, Email, Event, EventId, Host, HostId,
-    InstanceId, LogLine, LogSource, NamedSize, Outcome, Report, RouteTable, RouterStatus, StackName, Timestamp, UserId, Uuid,
+    InstanceId, LogLine, LogSource, LogText, NamedSize, Outcome, Report, RouteTable, RouterStatus, StackName, Timestamp, UserId,
+    Uuid,
 };
 use flex_scheduler::{Pending, ReportView};
 use flex_store::StateStore;
@@ -368,12 +369,12 @@ impl Controller {
     }
 
     /// A line in an app's log stream.
-    pub fn log(&self, app: AppId, source: LogSource, process: &str, text: impl Into<String>) {
+    pub fn log(&self, app: AppId, source: LogSource, process: &str, text: impl Into<LogText>) {
         self.deps.logs.append(app, LogLine { at: self.now(), source, process: process.into(), text: text.into() });
     }
 
     /// `app[api]: …`, as Heroku tells what users did.
-    pub fn log_api(&self, app: AppId, text: impl Into<String>) {
+    pub fn log_api(&self, app: AppId, text: impl Into<LogText>) {
         self.log(app, LogSource::App, "api", text);
     }
 

@@ -273,11 +273,11 @@ impl Controller {
             rest.extend_from_slice(&bytes);
             while let Some(end) = rest.iter().position(|b| *b == b'\n') {
                 let line: Vec<u8> = rest.drain(..=end).collect();
-                self.log(app, LogSource::App, process, String::from_utf8_lossy(&line).trim_end_matches(['\r', '\n']));
+                self.log(app, LogSource::App, process, line);
             }
         }
         if !rest.is_empty() {
-            self.log(app, LogSource::App, process, String::from_utf8_lossy(&rest));
+            self.log(app, LogSource::App, process, rest);
         }
         let status = exit.await.unwrap_or_else(|_| Err(failed.unwrap_or_else(|| "the container was lost".into())));
         drop(input);

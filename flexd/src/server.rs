@@ -466,7 +466,7 @@ async fn access_lines(mut lines: AccessLines, logs: Arc<LogStore>, stop: Cancell
         };
         let at = SystemClock.now();
         for (app, text) in batch {
-            logs.append(app, LogLine { at, source: LogSource::Flex, process: "router".into(), text });
+            logs.append(app, LogLine { at, source: LogSource::Flex, process: "router".into(), text: text.into() });
         }
     }
 }

@@ -6,6 +6,7 @@ use flex_controller::ports::{RunInput, RunOutput, RunSession};
 use flex_controller::{Controller, ExecRequest, RunRequest};
 use flex_gitreceive::{Caller, Live, LiveInput, LiveOutput, Refusal, Terminal, Wanted};
 use flex_logs::LogQuery;
+use flex_model::LogLine;
 use futures_util::stream::BoxStream;
 use futures_util::{StreamExt, stream};
 use std::collections::BTreeMap;
@@ -80,24 +81,28 @@ async fn open(c: &Controller, caller: &Caller, app: &str, wanted: Wanted, termin
         }
         Wanted::Logs { lines, tail, process } => {
             let query = LogQuery { process, ..LogQuery::newest(lines.min(MAX_LINES)) };
+            // A terminal gets what it can show, all else the bytes that were printed.
+            let on_terminal = terminal.is_some();
+            let shown = move |l: LogLine| printed(if on_terminal { l.to_string().into_bytes() } else { l.to_bytes() });
             let output: BoxStream<'static, LiveOutput> = if tail {
-                c.deps.logs.follow(app.id, query).map(|l| printed(&l.to_string())).boxed()
+                c.deps.logs.follow(app.id, query).map(shown).boxed()
             } else {
                 let found = c.deps.logs.query(app.id, query).await;
                 let found = found.map_err(|e| ApiError::new(ErrorId::Unavailable, e.to_string()))?;
-                stream::iter(found).map(|l| printed(&l.to_string())).boxed()
+                stream::iter(found).map(shown).boxed()
             };
             Ok(told(output, terminal.is_some()))
         }
         Wanted::Ps => {
             let lines = c.ps_lines(&app).await?;
-            Ok(told(stream::iter(lines).map(|l| printed(&l)).boxed(), terminal.is_some()))
+            Ok(told(stream::iter(lines).map(|l| printed(l.into_bytes())).boxed(), terminal.is_some()))
         }
     }
 }
 
-fn printed(line: &str) -> LiveOutput {
-    LiveOutput::Stdout(Bytes::from(format!("{line}\n")))
+fn printed(mut line: Vec<u8>) -> LiveOutput {
+    line.push(b'\n');
+    LiveOutput::Stdout(Bytes::from(line))
 }
 
 /// A client's terminal is raw: a line's end alone does not lead back to its beginning.

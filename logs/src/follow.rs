@@ -35,7 +35,7 @@ pub enum Tail {
 /// What a reader is told of lines that it missed.
 pub fn overflow_line(lines: u64, now: Timestamp) -> LogLine {
     let text = format!("Error L11 (Tail output buffer overflow): this reader could not keep up and missed {lines} lines");
-    LogLine { at: now, source: LogSource::Flex, process: "logs".into(), text }
+    LogLine { at: now, source: LogSource::Flex, process: "logs".into(), text: text.into() }
 }
 
 pub(crate) struct Follower {

@@ -27,4 +27,4 @@ pub use follow::{Tail, overflow_line};
 pub use query::{DEFAULT_LINES, LogQuery, MAX_PATTERN, TextFilter};
 pub use read::{Place, Stretch};
 pub use store::{Clock, LogError, LogSettings, LogStore, Numbered, Retention};
-pub use text::{CONTINUED, MAX_LINE_BYTES, split_lines};
+pub use text::{CONTINUED, MAX_LINE_BYTES, is_one_line, open_character, split_lines};

@@ -53,7 +53,7 @@ mod tests {
 
     fn line(micros: i64, bytes: usize) -> LogLine {
         let at = Timestamp::from_micros(micros);
-        LogLine { at, source: LogSource::App, process: "web.1".into(), text: "x".repeat(bytes) }
+        LogLine { at, source: LogSource::App, process: "web.1".into(), text: "x".repeat(bytes).into() }
     }
 
     fn passed(bucket: &mut Bucket, at: i64, n: usize, bytes: usize) -> usize {

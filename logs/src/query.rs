@@ -186,6 +186,13 @@ mod tests {
         assert!(plain.matches(&line("xa.cx")) && !plain.matches(&line("abc")));
         let pattern = with(TextFilter::pattern("^a.c$").unwrap());
         assert!(pattern.matches(&line("abc")) && !pattern.matches(&line("xabc")));
+        let bytes = LogLine { text: (&b"caf\xe9 \xc3\xa9 end"[..]).into(), ..line("") };
+        for found in ["caf", "\u{e9} end"] {
+            assert!(with(TextFilter::contains(found).unwrap()).matches(&bytes), "{found}");
+        }
+        for (found, yes) in [("\u{e9} end$", true), (r"(?-u)^caf\xe9 ", true), (r"(?s-u)caf. ", true), ("caf. ", false)] {
+            assert_eq!(with(TextFilter::pattern(found).unwrap()).matches(&bytes), yes, "{found}");
+        }
         assert!(TextFilter::pattern("(").unwrap_err().contains("no regular expression"));
         assert!(TextFilter::pattern("(a{1000}){1000}").unwrap_err().contains("memory"));
         assert!(TextFilter::contains(&"x".repeat(1001)).unwrap_err().contains("1000 bytes"));

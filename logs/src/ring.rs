@@ -124,7 +124,7 @@ mod tests {
     use proptest::prelude::*;
 
     fn line(n: u64) -> LogLine {
-        LogLine { at: Timestamp::default(), source: LogSource::App, process: "web.1".into(), text: n.to_string() }
+        LogLine { at: Timestamp::default(), source: LogSource::App, process: "web.1".into(), text: n.to_string().into() }
     }
 
     proptest! {
@@ -150,7 +150,7 @@ mod tests {
                 prop_assert_eq!(ring.next(), next);
                 let on_disk = (ring.first() - 7) as usize;
                 prop_assert!(on_disk <= disk.len());
-                let all: Vec<String> = disk[..on_disk].iter().cloned().chain(ring.from(0).map(|l| l.text.clone())).collect();
+                let all: Vec<_> = disk[..on_disk].iter().cloned().chain(ring.from(0).map(|l| l.text.clone())).collect();
                 prop_assert_eq!(all, (7..next).map(|n| n.to_string()).collect::<Vec<_>>());
             }
         }
@@ -159,7 +159,7 @@ mod tests {
     #[test]
     fn a_disk_that_does_not_take_lines_has_a_limit() {
         let mut ring = Ring::new(0);
-        let big = LogLine { text: "x".repeat(1 << 20), ..line(0) };
+        let big = LogLine { text: "x".repeat(1 << 20).into(), ..line(0) };
         let taken = (0..40).filter(|_| ring.push(big.clone())).count();
         assert!((10..16).contains(&taken), "{taken}");
         let (_, lines) = ring.unwritten(usize::MAX);

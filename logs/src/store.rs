@@ -7,7 +7,7 @@ use crate::{
     limit::Bucket,
     read::{Place, Stretch},
     ring::{Keep, Ring},
-    text::split_lines,
+    text::{is_one_line, split_lines},
     writer::{Message, Writer},
 };
 use flex_model::{AppId, LogLine, LogSource, Timestamp};
@@ -422,8 +422,8 @@ impl Shared {
             }
             state.last_used = (self.clock)();
             for line in lines {
-                if line.text.len() > crate::MAX_LINE_BYTES || line.text.contains('\n') {
-                    for text in split_lines(&line.text) {
+                if !is_one_line(line.text.as_bytes()) {
+                    for text in split_lines(line.text.as_bytes()) {
                         state.push(LogLine { text, ..line.clone() });
                     }
                 } else {

@@ -39,7 +39,7 @@ impl View<'_> {
             at: self.at,
             source: self.source,
             process: String::from_utf8_lossy(self.process).into_owned(),
-            text: String::from_utf8_lossy(self.text).into_owned(),
+            text: self.text.into(),
         }
     }
 }
@@ -124,15 +124,21 @@ impl<'a> Iterator for Records<'a> {
 #[cfg(test)]
 pub mod tests {
     use super::*;
+    use flex_model::LogText;
     use proptest::prelude::*;
 
     pub fn any_line() -> impl Strategy<Value = LogLine> {
-        (any::<i64>(), any::<bool>(), "[a-z]{1,8}(\\.[0-9]{1,3})?", ".{0,200}").prop_map(|(at, app, process, text)| LogLine {
+        (any::<i64>(), any::<bool>(), "[a-z]{1,8}(\\.[0-9]{1,3})?", any_text()).prop_map(|(at, app, process, text)| LogLine {
             at: Timestamp::from_micros(at),
             source: if app { LogSource::App } else { LogSource::Flex },
             process,
             text,
         })
+    }
+
+    fn any_text() -> impl Strategy<Value = LogText> {
+        let bytes = prop::collection::vec(any::<u8>(), 0..200).prop_map(LogText::from);
+        prop_oneof![".{0,200}".prop_map(LogText::from), bytes]
     }
 
     proptest! {

@@ -210,6 +210,6 @@ fn take_drop_note(log: &AppLog, now: flex_model::Timestamp) -> Option<LogLine> {
     drop(state);
     (lines > 0).then(|| {
         let text = format!("Error L12 (Local buffer overflow): {lines} lines dropped since {since}: this app logs too fast");
-        LogLine { at: now, source: LogSource::Flex, process: "logs".into(), text }
+        LogLine { at: now, source: LogSource::Flex, process: "logs".into(), text: text.into() }
     })
 }

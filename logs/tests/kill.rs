@@ -37,8 +37,12 @@ fn child() {
         .unwrap();
     let mut out = std::io::stdout();
     for n in lines.len() as u64.. {
-        let line =
-            LogLine { at: Timestamp::from_micros(n as i64), source: LogSource::App, process: "web.1".into(), text: text(n) };
+        let line = LogLine {
+            at: Timestamp::from_micros(n as i64),
+            source: LogSource::App,
+            process: "web.1".into(),
+            text: text(n).into(),
+        };
         store.append(app(), line);
         if n % 97 == 0 && store.flush_blocking() {
             writeln!(out, "written {n}").unwrap();

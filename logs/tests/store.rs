@@ -1,7 +1,7 @@
 //! The store as its users see it: what was added is read back, followed, kept within bounds, and survives.
 
-use flex_logs::{LogQuery, LogSettings, LogStore};
-use flex_model::{AppId, LogLine, LogSource, Timestamp, ids::Uuid};
+use flex_logs::{LogQuery, LogSettings, LogStore, TextFilter};
+use flex_model::{AppId, LogLine, LogSource, LogText, Timestamp, ids::Uuid};
 use futures_util::StreamExt;
 use std::{fs, path::Path, sync::Arc, time::Duration};
 use tempfile::TempDir;
@@ -12,7 +12,7 @@ fn app(n: u128) -> AppId {
 
 fn line(n: u64) -> LogLine {
     let at = Timestamp::from_micros(1_000_000_000 + n as i64);
-    LogLine { at, source: LogSource::App, process: format!("web.{}", n % 2), text: format!("line {n}") }
+    LogLine { at, source: LogSource::App, process: format!("web.{}", n % 2), text: format!("line {n}").into() }
 }
 
 fn open(dir: &Path) -> LogStore {
@@ -24,7 +24,7 @@ fn unlimited() -> LogSettings {
 }
 
 fn numbers(lines: &[LogLine]) -> Vec<u64> {
-    lines.iter().map(|l| l.text.strip_prefix("line ").unwrap().parse().unwrap()).collect()
+    lines.iter().map(|l| l.text.as_str().unwrap().strip_prefix("line ").unwrap().parse().unwrap()).collect()
 }
 
 fn files(dir: &Path, extension: &str) -> Vec<std::path::PathBuf> {
@@ -115,7 +115,7 @@ async fn fill(store: &LogStore, megabytes: u64) {
     for n in 0..megabytes * 100 {
         // Text that does not shrink to nothing.
         let text: String = (0..600u64).map(|i| format!("{:016x}", (n * 600 + i).wrapping_mul(0x9e37_79b9_7f4a_7c15))).collect();
-        store.append(app(1), LogLine { text, ..line(n) });
+        store.append(app(1), LogLine { text: text.into(), ..line(n) });
         if n % 500 == 499 {
             assert!(store.flush().await);
         }
@@ -151,8 +151,9 @@ async fn a_slow_follower_is_told_what_it_missed() {
         if line.text == "line 2" {
             break;
         } else if line.source == LogSource::Flex {
-            assert!(line.text.starts_with("Error L11"), "{}", line.text);
-            missed += line.text.split(' ').rev().nth(1).unwrap().parse::<u64>().unwrap();
+            let text = line.text.as_str().unwrap();
+            assert!(text.starts_with("Error L11"), "{text}");
+            missed += text.split(' ').rev().nth(1).unwrap().parse::<u64>().unwrap();
         } else {
             got += 1;
         }
@@ -165,7 +166,7 @@ async fn a_slow_follower_is_told_what_it_missed() {
 async fn a_reader_that_comes_back_gets_what_follows() {
     let dir = TempDir::new().unwrap();
     let numbered = |item| match item {
-        flex_logs::Tail::Line(n) => (n.seq, n.line.text.clone()),
+        flex_logs::Tail::Line(n) => (n.seq, n.line.text.to_string()),
         other => panic!("no line: {other:?}"),
     };
     let last = {
@@ -227,7 +228,7 @@ async fn too_fast_an_app_is_cut_and_told_while_the_platform_is_not() {
     }
     let note = LogQuery { process: Some("logs".into()), ..LogQuery::default() };
     let note = tokio::time::timeout(Duration::from_secs(20), store.follow(app(1), note).next()).await.unwrap().unwrap();
-    assert!(note.text.contains("900 lines dropped"), "{}", note.text);
+    assert!(note.text.to_str_lossy().contains("900 lines dropped"), "{}", note.text);
     let platform = LogQuery { source: Some(LogSource::Flex), lines: 5_000, ..LogQuery::default() };
     let lines = store.query(app(1), platform).await.unwrap();
     assert_eq!(lines.iter().filter(|l| l.text == "line 1").count(), 1_000);
@@ -241,7 +242,7 @@ async fn size_is_bounded_and_the_newest_stay() {
     for n in 0..200_000 {
         // Digits of squares, so that lines do not shrink to nothing.
         let text = format!("line {n}");
-        store.append(app(1), LogLine { text, process: format!("w{}", n * n * 7_919), ..line(n) });
+        store.append(app(1), LogLine { text: text.into(), process: format!("w{}", n * n * 7_919), ..line(n) });
         if n % 10_000 == 0 {
             assert!(store.flush().await);
         }
@@ -299,11 +300,28 @@ async fn text_with_line_ends_and_long_text_become_lines() {
     let dir = TempDir::new().unwrap();
     let store = open(dir.path());
     store.append(app(1), LogLine { text: "a\r\nb\n".into(), ..line(0) });
-    store.append(app(1), LogLine { text: "x".repeat(25_000), ..line(0) });
+    store.append(app(1), LogLine { text: "x".repeat(25_000).into(), ..line(0) });
     let lines = store.query(app(1), LogQuery::default()).await.unwrap();
     let lengths: Vec<_> = lines.iter().map(|l| l.text.len()).collect();
     assert_eq!(lengths, [1, 1, 10_240, 10_240, 25_000 - 10_240 - (10_240 - 12) + 12]);
-    assert!(lines[3].text.starts_with("[continued] "));
+    assert!(lines[3].text.as_bytes().starts_with(b"[continued] "));
+}
+
+#[tokio::test]
+async fn bytes_that_are_not_utf8_are_kept_on_disk_and_found() {
+    let dir = TempDir::new().unwrap();
+    let texts: Vec<LogText> = (0..=255u8).filter(|b| *b != b'\n').map(|b| [b'<', b, b, b'>'].to_vec().into()).collect();
+    {
+        let store = open(dir.path());
+        store.append_all(app(1), texts.iter().map(|t| LogLine { text: t.clone(), ..line(0) }));
+        assert!(store.flush().await);
+    }
+    let store = open(dir.path());
+    let lines = store.query(app(1), LogQuery::newest(1_000)).await.unwrap();
+    assert_eq!(lines.into_iter().map(|l| l.text).collect::<Vec<_>>(), texts);
+    let query = LogQuery { text: Some(TextFilter::pattern(r"(?-u)^<\xff\xff>$").unwrap()), ..LogQuery::default() };
+    let found = store.query(app(1), query).await.unwrap();
+    assert_eq!(found.into_iter().map(|l| l.text).collect::<Vec<_>>(), texts[254..]);
 }
 
 #[tokio::test]
@@ -342,7 +360,7 @@ fn a_backlog_of_one_app_does_not_keep_another_waiting() {
     let text = "many words ".repeat(900);
     // The backlog is written by the time that the neighbour's line comes, where this thread does not get to run: not ten times.
     let in_turns = (0..10).any(|_| {
-        store.append_all(app(1), (0..800).map(|n| LogLine { text: text.clone(), ..line(n) }));
+        store.append_all(app(1), (0..800).map(|n| LogLine { text: text.as_str().into(), ..line(n) }));
         store.append(app(2), line(0));
         assert!(store.flush_blocking());
         written(2) < written(1)

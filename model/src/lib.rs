@@ -16,6 +16,7 @@ pub mod host;
 pub mod http_policy;
 pub mod ids;
 pub mod log_line;
+pub mod log_text;
 pub mod names;
 pub mod placement;
 pub mod policy;
@@ -39,6 +40,7 @@ pub use host::{Host, HostState};
 pub use http_policy::{AppRouting, HttpPolicy};
 pub use ids::*;
 pub use log_line::{LogLine, LogSource};
+pub use log_text::LogText;
 pub use names::*;
 pub use placement::{
     Assignment, Command, Ended, ExitInfo, InstanceReport, InstanceSpec, InstanceState, Placement, PlacementPhase, Report,

@@ -19,6 +19,6 @@ pub use fake::FakeRuntime;
 pub use guard::{GuardSettings, Isolation, Net, Target, targets_in};
 pub use seam::{Runtime, Sandbox};
 pub use types::{
-    Attached, Desired, DockerfileSpec, EngineFacts, ExecSpec, ImageFacts, ImageFiles, Input, JobSpec, Observed, ObservedPhase,
-    Output, RuntimeError, SandboxSpec, Session, TtySize,
+    Attached, Desired, DockerfileSpec, EngineFacts, ExecSpec, ImageFacts, ImageFiles, Input, JobSpec, LogFile, LogForm, Observed,
+    ObservedPhase, Output, RuntimeError, SandboxSpec, Session, TtySize,
 };

@@ -72,8 +72,24 @@ pub struct Observed {
     /// Its first process, in this host's numbering, while it runs.
     pub pid: Option<u32>,
     pub started_at: Option<Timestamp>,
-    /// Where the engine writes its output, in Docker's `json-file` form; tail it, never attach.
-    pub log_file: Option<PathBuf>,
+    /// Where the engine writes its output; tail it, never attach.
+    pub log_file: Option<LogFile>,
+}
+
+/// A file of a container's output, rotated as `x`, `x.1`, `x.2`.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct LogFile {
+    pub path: PathBuf,
+    pub form: LogForm,
+}
+
+/// How output lies in its file.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum LogForm {
+    /// Docker's `json-file`: a JSON object a line. Bytes that are not UTF-8 are lost before they get there.
+    JsonFile,
+    /// Docker's `local`, not compressed: binary records that hold the bytes as they were printed.
+    Local,
 }
 
 /// Where a container is in its life.

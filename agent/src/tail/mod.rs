@@ -4,14 +4,17 @@
 //! the store has the lines. A restart loses none, and passes over those that the store has already (`repeats.rs`).
 
 mod file;
+mod join;
 mod json;
+mod local;
 mod repeats;
 mod watch;
 
 use file::{Follow, Position, Progress};
-use flex_logs::{LogStore, MAX_LINE_BYTES, split_lines};
-use flex_model::{AppId, InstanceId, LogLine, LogSource};
-use json::Joiner;
+use flex_logs::{LogStore, is_one_line, split_lines};
+use flex_model::{AppId, InstanceId, LogLine, LogSource, LogText, Timestamp};
+use flex_runtime::LogForm;
+use join::{Begun, Joiner};
 use repeats::Repeats;
 use std::{
     collections::BTreeMap,
@@ -48,6 +51,7 @@ pub struct Source {
     pub app: AppId,
     pub name: String,
     pub path: PathBuf,
+    pub form: LogForm,
     /// Nothing more will be written.
     pub ended: bool,
 }
@@ -70,21 +74,7 @@ impl Tailer {
     pub fn start(dir: &Path, logs: Arc<LogStore>) -> io::Result<Self> {
         let (messages, receiver) = mpsc::channel();
         let (watcher, bell) = Watcher::new()?;
-        let places_file = dir.join(PLACES);
-        let kept = load(&places_file);
-        let work = Work {
-            logs,
-            places_file,
-            places: kept.places,
-            stored: kept.stored,
-            repeats: BTreeMap::new(),
-            first: true,
-            tails: BTreeMap::new(),
-            watcher,
-            round: Instant::now() + ROUND,
-            saved: Instant::now(),
-            changed: false,
-        };
+        let work = Work::new(dir, logs, watcher);
         let thread = std::thread::Builder::new().name("flex-tail".into()).spawn(move || work.run(&receiver))?;
         Ok(Self { messages, bell, thread: Some(thread) })
     }
@@ -109,7 +99,16 @@ impl Drop for Tailer {
     }
 }
 
-type Places = BTreeMap<String, Position>;
+type Places = BTreeMap<String, Place>;
+
+/// How far a file was read.
+#[derive(Debug, Clone, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
+struct Place {
+    #[serde(flatten)]
+    position: Position,
+    #[serde(default, skip_serializing_if = "Begun::is_none")]
+    begun: Begun,
+}
 
 /// What is kept on disk.
 #[derive(Debug, Default, serde::Serialize, serde::Deserialize)]
@@ -172,6 +171,24 @@ struct Work {
 }
 
 impl Work {
+    fn new(dir: &Path, logs: Arc<LogStore>, watcher: Watcher<Key>) -> Self {
+        let places_file = dir.join(PLACES);
+        let kept = load(&places_file);
+        Self {
+            logs,
+            places_file,
+            places: kept.places,
+            stored: kept.stored,
+            repeats: BTreeMap::new(),
+            first: true,
+            tails: BTreeMap::new(),
+            watcher,
+            round: Instant::now() + ROUND,
+            saved: Instant::now(),
+            changed: false,
+        }
+    }
+
     fn run(mut self, messages: &mpsc::Receiver<Message>) {
         loop {
             let woken = self.watcher.sleep(self.next_due());
@@ -243,8 +260,10 @@ impl Work {
                 self.repeats.entry(source.app).or_insert_with(|| Repeats::read(logs, source.app, from));
             }
             let mut tail = self.tails.remove(&key).unwrap_or_else(|| {
-                let follow = Follow::new(source.path.clone(), self.places.get(&place_name(key)).copied());
-                let (joiner, now) = (Joiner::default(), Instant::now());
+                let place = self.places.get(&place_name(key)).cloned();
+                let (position, begun) = place.map(|p| (p.position, p.begun)).unzip();
+                let follow = Follow::new(source.path.clone(), source.form, position);
+                let (joiner, now) = (Joiner::resume(begun.unwrap_or_default()), Instant::now());
                 Tail {
                     source: source.clone(),
                     follow,
@@ -320,8 +339,12 @@ impl Work {
         let (mut place, mut lines) = (None, Vec::new());
         let mut newest = None;
         let mut repeats = self.repeats.get_mut(&source.app);
-        let result = follow.read(TURN, |raw, at| {
-            match json::parse(raw) {
+        let result = follow.read(TURN, |raw, position| {
+            let piece = match source.form {
+                LogForm::JsonFile => json::parse(raw),
+                LogForm::Local => local::parse(raw),
+            };
+            match piece {
                 Some(piece) => {
                     if let Some((at, text)) = joiner.push(piece) {
                         newest = Some(at);
@@ -330,10 +353,13 @@ impl Work {
                 }
                 None => tracing::warn!(instance = %source.instance, "skipped a damaged line of the engine's log"),
             }
-            if joiner.is_empty() {
-                place = Some(at);
+            if let Some(begun) = joiner.begun() {
+                place = Some(Place { position, begun });
             }
         });
+        if std::mem::take(&mut follow.damaged) {
+            tracing::warn!(instance = %source.instance, path = %source.path.display(), "skipped a damaged part of the engine's log");
+        }
         // As one: the store is asked once for a turn's lines.
         if !lines.is_empty() {
             self.logs.append_all(source.app, lines);
@@ -349,7 +375,7 @@ impl Work {
                 "Error L12 (Local buffer overflow): lines of {} are lost: it wrote faster than they were read",
                 source.name
             );
-            self.logs.append(source.app, LogLine { at, source: LogSource::Flex, process: "logs".into(), text });
+            self.logs.append(source.app, LogLine { at, source: LogSource::Flex, process: "logs".into(), text: text.into() });
         }
         let error = result.as_ref().err().map(ToString::to_string);
         if let Some(error) = error.as_ref().filter(|e| failing.as_ref() != Some(e)) {
@@ -374,7 +400,12 @@ impl Work {
         let new = self.places_file.with_extension("new");
         // Of an app that has no files now, nothing is read again.
         let apps: std::collections::BTreeSet<AppId> = self.tails.values().map(|t| t.source.app).collect();
-        let stored = apps.into_iter().filter_map(|app| Some((app, self.logs.written(app).ok()?))).collect();
+        // Where repeats may still come, they are those of the process before this one too.
+        let stored = |app| match self.repeats.contains_key(&app) {
+            true => Some((app, self.stored.get(&app).copied()?)),
+            false => Some((app, self.logs.written(app).ok()?)),
+        };
+        let stored = apps.into_iter().filter_map(stored).collect();
         let kept = Kept { places: self.places.clone(), stored };
         let written = serde_json::to_vec(&kept)
             .map_err(io::Error::from)
@@ -389,24 +420,24 @@ impl Work {
 }
 
 /// Adds a line, unless the store has it already.
-fn add(lines: &mut Vec<LogLine>, repeats: Option<&mut Repeats>, source: &Source, at: flex_model::Timestamp, text: String) {
+fn add(lines: &mut Vec<LogLine>, repeats: Option<&mut Repeats>, source: &Source, at: Timestamp, text: LogText) {
     let mut push = |text| lines.push(LogLine { at, source: LogSource::App, process: source.name.clone(), text });
     let Some(repeats) = repeats else { return push(text) };
     // As the store cuts them.
-    let pieces = if text.len() > MAX_LINE_BYTES || text.contains('\n') { split_lines(&text) } else { vec![text] };
+    let pieces = if is_one_line(text.as_bytes()) { vec![text] } else { split_lines(text.as_bytes()) };
     pieces.into_iter().filter(|p| !repeats.take(&source.name, at, p)).for_each(push);
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use flex_logs::{LogQuery, LogSettings};
+    use flex_logs::{CONTINUED, LogQuery, LogSettings};
     use flex_model::Uuid;
     use std::io::Write;
 
     fn source(dir: &Path, ended: bool) -> Source {
         let (instance, app) = (InstanceId(Uuid::from_u128(1)), AppId(Uuid::from_u128(2)));
-        Source { instance, attempt: 0, app, name: "web.1".into(), path: dir.join("x.log"), ended }
+        Source { instance, attempt: 0, app, name: "web.1".into(), path: dir.join("x.log"), form: LogForm::JsonFile, ended }
     }
 
     fn write(path: &Path, from: u64, to: u64) {
@@ -424,7 +455,7 @@ mod tests {
 
     async fn numbers(logs: &LogStore) -> Vec<u64> {
         let lines = logs.query(source(Path::new(""), false).app, LogQuery::newest(usize::MAX)).await.unwrap();
-        lines.iter().map(|l| l.text.split(' ').nth(1).unwrap().parse().unwrap()).collect()
+        lines.iter().map(|l| l.text.as_str().unwrap().split(' ').nth(1).unwrap().parse().unwrap()).collect()
     }
 
     #[tokio::test]
@@ -470,7 +501,85 @@ mod tests {
         let file = dir.path().join(PLACES);
         let name = place_name((source(dir.path(), true).instance, 3));
         fs::write(&file, format!(r#"{{"{name}":{{"inode":7,"offset":9}}}}"#)).unwrap();
-        assert_eq!(load(&file).places.get(&name), Some(&Position { inode: 7, offset: 9 }));
+        let place = Place { position: Position { inode: 7, offset: 9 }, begun: Begun::default() };
+        assert_eq!(load(&file).places.get(&name), Some(&place));
+        // As before there were lines that have begun, and still where none has.
+        let kept = Kept { places: BTreeMap::from([(name.clone(), place.clone())]), stored: BTreeMap::new() };
+        let text = format!(r#"{{"places":{{"{name}":{{"inode":7,"offset":9}}}},"stored":{{}}}}"#);
+        assert_eq!(serde_json::to_string(&kept).unwrap(), text);
+        fs::write(&file, text).unwrap();
+        assert_eq!(load(&file).places.get(&name), Some(&place));
+    }
+
+    /// A line of 100,000 bytes whose pieces part characters, with a kill and an orderly restart after each piece.
+    #[tokio::test]
+    async fn long_lines_of_the_local_driver_survive_restarts_whole() {
+        let dir = tempfile::tempdir().unwrap();
+        let text = format!("x{}", "\u{e4}\u{20ac}".repeat(20_000));
+        let pieces: Vec<&[u8]> = text.as_bytes().chunks(16 * 1024).collect();
+        let file = Source { form: LogForm::Local, ..source(dir.path(), false) };
+        // Read after the other file: once its line is there, all of the other's is.
+        let instance = InstanceId(Uuid::from_u128(9));
+        let marks = Source { instance, name: "mark.1".into(), path: dir.path().join("marks"), ..source(dir.path(), false) };
+        let query = |process: &str| LogQuery { process: Some(process.into()), ..LogQuery::newest(usize::MAX) };
+        let mut round = 0;
+        for (n, piece) in pieces.iter().enumerate() {
+            let printed = local::tests::Printed { text: piece.to_vec(), ends: n + 1 == pieces.len(), stderr: false, micros: 9 };
+            let mut out = fs::File::options().create(true).append(true).open(&file.path).unwrap();
+            out.write_all(&local::tests::record(&printed)).unwrap();
+            let kept = fs::read(dir.path().join(PLACES));
+            for killed in [true, false] {
+                let logs = open(dir.path());
+                write(&marks.path, round, round + 1);
+                round += 1;
+                let tailer = Tailer::start(dir.path(), logs.clone()).unwrap();
+                tailer.sources(vec![file.clone(), marks.clone()]).await;
+                let deadline = Instant::now() + Duration::from_secs(20);
+                while logs.query(file.app, query("mark")).await.unwrap().len() < round as usize {
+                    assert!(Instant::now() < deadline, "mark {round} is not there");
+                    tokio::time::sleep(Duration::from_millis(5)).await;
+                }
+                drop(tailer);
+                if let (true, Ok(kept)) = (killed, &kept) {
+                    fs::write(dir.path().join(PLACES), kept).unwrap();
+                }
+            }
+        }
+        let logs = open(dir.path());
+        assert_eq!(logs.query(file.app, query("mark")).await.unwrap().len() as u64, round);
+        let lines = logs.query(file.app, query("web")).await.unwrap();
+        let all: String = lines.iter().map(|l| l.text.as_str().unwrap().trim_start_matches(CONTINUED)).collect();
+        assert!(all == text, "{} of {} bytes", all.len(), text.len());
+        assert_eq!(lines.iter().filter(|l| !l.text.as_bytes().starts_with(CONTINUED.as_bytes())).count(), 1);
+    }
+
+    /// What a kill leaves, and then a process that is stopped in order before it has read the files.
+    #[tokio::test]
+    async fn a_stop_soon_after_a_kill_doubles_nothing() {
+        let dir = tempfile::tempdir().unwrap();
+        let places = dir.path().join(PLACES);
+        let mut kept = None;
+        for part in 0..3 {
+            write(&source(dir.path(), false).path, part * 100, (part + 1) * 100);
+            let logs = open(dir.path());
+            let tailer = Tailer::start(dir.path(), logs.clone()).unwrap();
+            tailer.sources(vec![source(dir.path(), true)]).await;
+            drop(tailer);
+            match part {
+                0 => kept = fs::read(&places).ok(),
+                1 => fs::write(&places, kept.take().unwrap()).unwrap(),
+                _ => break,
+            }
+            let dir = dir.path().to_owned();
+            let stopped = std::thread::spawn(move || {
+                let (watcher, _bell) = Watcher::new().unwrap();
+                let mut work = Work::new(&dir, logs, watcher);
+                work.take_sources(vec![source(&dir, false)]);
+                work.save();
+            });
+            stopped.join().unwrap();
+        }
+        assert_eq!(numbers(&open(dir.path())).await, (0..300).collect::<Vec<_>>());
     }
 
     #[tokio::test]
@@ -535,7 +644,7 @@ mod tests {
         assert!(logs.flush().await);
         let took = began.elapsed();
         let found = logs.query(source(dir.path(), false).app, LogQuery { lines: 1, ..LogQuery::default() }).await.unwrap();
-        println!("{:.0} lines/s; the newest: {}", lines as f64 / took.as_secs_f64(), &found[0].text[..20]);
+        println!("{:.0} lines/s; the newest: {}", lines as f64 / took.as_secs_f64(), &found[0].text.to_str_lossy()[..20]);
         let began = Instant::now();
         assert_eq!(numbers(&logs).await.len() as u64, lines);
         println!("read all back in {:?}", began.elapsed());

@@ -4,7 +4,7 @@
 //! second time. They are known by process, time and text, and each is passed over as often as it is stored.
 
 use flex_logs::{LogStore, Place};
-use flex_model::{AppId, LogSource, Timestamp};
+use flex_model::{AppId, LogSource, LogText, Timestamp};
 use std::collections::HashMap;
 
 /// Bytes looked at at a time.
@@ -13,7 +13,7 @@ const STRETCH: usize = 1 << 20;
 /// Stored lines of one app that may come again.
 #[derive(Debug, Default)]
 pub struct Repeats {
-    lines: HashMap<(String, Timestamp, String), u32>,
+    lines: HashMap<(String, Timestamp, LogText), u32>,
 }
 
 impl Repeats {
@@ -38,8 +38,8 @@ impl Repeats {
     }
 
     /// Whether this line is stored already; each time that it is, one less.
-    pub fn take(&mut self, process: &str, at: Timestamp, text: &str) -> bool {
-        let key = (process.to_owned(), at, text.to_owned());
+    pub fn take(&mut self, process: &str, at: Timestamp, text: &LogText) -> bool {
+        let key = (process.to_owned(), at, text.clone());
         let Some(count) = self.lines.get_mut(&key) else { return false };
         *count -= 1;
         if *count == 0 {

@@ -36,7 +36,7 @@ fn image_files(dir: &Path) -> ImageFiles {
 }
 
 pub struct Docker {
-    settings: DockerSettings,
+    pub settings: DockerSettings,
     runtime: Arc<DockerRuntime>,
     pub image: ImageRef,
 }

@@ -2,16 +2,20 @@
 //!
 //! A tail whose connection breaks asks for what follows the last line it printed, so that none is missing and none comes
 //! twice, also when the server was killed in between.
+//!
+//! Off a terminal a line's text is the bytes that were printed; on one, and in JSON, U+FFFD stands for what is not UTF-8.
 
 use crate::args::{Logs, LogsVerb};
 use crate::client::Events;
 use crate::context::Context;
 use crate::error::{CliError, EXIT_USAGE, Result};
 use crate::output::{self, Colour, Progress, paint};
+use base64::{Engine as _, prelude::BASE64_STANDARD};
 use flex_api::{CreateLogSession, LogRetention, LogSession, SetLogRetention};
 use flex_model::Memory;
 use serde_json::{Value, json};
 use std::collections::HashSet;
+use std::io::IsTerminal;
 use std::time::Duration;
 
 /// One a process, in the order in which they turn up.
@@ -91,11 +95,13 @@ impl Reader<'_> {
     async fn connect(&mut self, path: &str, body: &CreateLogSession) -> Result<()> {
         let session: LogSession = self.cx.client.post(path, body).await?;
         let mut events = Events::open(&self.cx.client, &session.logplex_url).await?;
-        let mut id = None;
+        let (mut id, mut bytes) = (None, None);
         while let Some(line) = events.next(SILENCE).await? {
             let line = line.trim_end_matches('\r');
             if let Some(text) = line.strip_prefix("data:") {
-                self.take(id.take(), text.strip_prefix(' ').unwrap_or(text));
+                self.take(id.take(), text.strip_prefix(' ').unwrap_or(text), bytes.take());
+            } else if let Some(encoded) = line.strip_prefix("base64:") {
+                bytes = BASE64_STANDARD.decode(encoded.trim()).ok();
             } else if let Some(n) = line.strip_prefix("id:") {
                 id = n.trim().parse::<u64>().ok();
             } else if let Some(next) = line.strip_prefix(": live ").and_then(|n| n.parse::<u64>().ok()) {
@@ -106,7 +112,7 @@ impl Reader<'_> {
         Ok(())
     }
 
-    fn take(&mut self, id: Option<u64>, line: &str) {
+    fn take(&mut self, id: Option<u64>, line: &str, bytes: Option<Vec<u8>>) {
         if let Some(id) = id {
             if self.live {
                 // Beside what was printed of the past.
@@ -118,11 +124,12 @@ impl Reader<'_> {
             }
             self.newest = self.newest.max(Some(id));
         }
-        self.show(line);
+        self.show(line, bytes);
     }
 
-    /// `2024-01-01T00:00:00.000000+00:00 app[web.1]: text`: what comes before the colon is coloured by process.
-    fn show(&mut self, line: &str) {
+    /// `2024-01-01T00:00:00.000000+00:00 app[web.1]: text`: what comes before the colon is coloured by process. `bytes`: the
+    /// text as it was printed, where it is not UTF-8.
+    fn show(&mut self, line: &str, bytes: Option<Vec<u8>>) {
         let split = line.find("]: ").map(|at| line.split_at(at + 2));
         let Some((head, text)) = split else {
             output::line(line);
@@ -133,7 +140,15 @@ impl Reader<'_> {
         if self.cx.common.json {
             let (source, process) = who.trim_end_matches(']').split_once('[').unwrap_or((who, ""));
             // One object a line, so that a tail can be read as it comes.
-            output::line(json!({ "at": at, "source": source, "process": process, "text": &text[1..] }).to_string());
+            let mut object = json!({ "at": at, "source": source, "process": process, "text": &text[1..] });
+            if let Some(bytes) = bytes {
+                object["text_base64"] = BASE64_STANDARD.encode(bytes).into();
+            }
+            output::line(object.to_string());
+            return;
+        }
+        if let Some(bytes) = bytes.filter(|_| !std::io::stdout().is_terminal()) {
+            output::raw(&[head.as_bytes(), b" ", &bytes, b"\n"].concat());
             return;
         }
         let index = self.colours.iter().position(|s| s == who).unwrap_or_else(|| {

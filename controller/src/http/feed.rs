@@ -189,8 +189,8 @@ pub async fn lines(State(c): State<Controller>, headers: HeaderMap, sent: HttpBo
     c.router_of(&headers).await?;
     let sent: Lines = body(sent).await?;
     for (app, text) in sent.lines {
-        let text = text.chars().filter(|ch| !ch.is_control()).collect();
-        c.deps.logs.append(app, LogLine { at: c.now(), source: LogSource::Flex, process: "router".into(), text });
+        let text: String = text.chars().filter(|ch| !ch.is_control()).collect();
+        c.deps.logs.append(app, LogLine { at: c.now(), source: LogSource::Flex, process: "router".into(), text: text.into() });
     }
     Ok(Shown(Nothing {}))
 }

@@ -3,6 +3,9 @@
 //!
 //! An event's id is the line's number within its app: a reader whose connection broke says the last one it has, in a new
 //! session's `after` or as `Last-Event-ID`, and gets what follows.
+//!
+//! Plain lines are the bytes that were printed. Events must be UTF-8: a text that is not has U+FFFD in `data`, and before it all
+//! its bytes in a field `base64` of the event, which readers that do not know it pass over.
 
 use super::access::Caller;
 use super::answer::{Answer, Body, LogLines, Made, Shown};
@@ -14,9 +17,10 @@ use axum::body::Body as HttpBody;
 use axum::extract::{Path, State};
 use axum::http::{HeaderMap, header};
 use axum::response::{IntoResponse, Response};
+use base64::{Engine as _, prelude::BASE64_STANDARD};
 use flex_api::{ApiError, CreateLogSession, LogRetention, SetLogRetention};
 use flex_logs::{LogQuery, Numbered, Tail, TextFilter};
-use flex_model::{App, AppId, LogLine, LogSource, Timestamp};
+use flex_model::{App, AppId, LogSource, Timestamp};
 use futures_util::{Stream, StreamExt};
 use std::pin::Pin;
 use std::sync::Arc;
@@ -156,27 +160,27 @@ pub async fn read(State(c): State<Controller>, Path(secret): Path<String>, heade
     Ok(LogLines(respond(items, c.deps.clock.clone(), events, session.heroku)))
 }
 
-fn show(item: &Tail, now: Timestamp, events: bool, heroku: bool, out: &mut String) {
-    use std::fmt::Write as _;
+fn show(item: &Tail, now: Timestamp, events: bool, heroku: bool, out: &mut Vec<u8>) {
     let (seq, line) = match item {
         Tail::Line(Numbered { seq, line }) => (seq, line),
         // A comment, which readers of events pass over: the past ends here, and what is new begins with this number.
         Tail::Live(next) => {
-            let _ = if events { write!(out, ": live {next}\n\n") } else { Ok(()) };
+            if events {
+                out.extend_from_slice(format!(": live {next}\n\n").as_bytes());
+            }
             return;
         }
         Tail::Missed { lines, next } => (&next.saturating_sub(1), &Arc::new(flex_logs::overflow_line(*lines, now))),
     };
-    let _ = match (events, heroku && line.source == LogSource::Flex) {
-        (true, false) => write!(out, "id: {seq}\ndata: {line}\n\n"),
-        (true, true) => write!(out, "id: {seq}\ndata: {}\n\n", as_heroku(line)),
-        (false, false) => writeln!(out, "{line}"),
-        (false, true) => writeln!(out, "{}", as_heroku(line)),
-    };
-}
-
-fn as_heroku(line: &LogLine) -> String {
-    format!("{} heroku[{}]: {}", line.at.log_stamp(), line.process, line.text)
+    let (head, text) = (line.head(if heroku { "heroku" } else { "flex" }), &line.text);
+    if !events {
+        out.extend_from_slice(head.as_bytes());
+        out.extend_from_slice(text.as_bytes());
+        out.push(b'\n');
+        return;
+    }
+    let bytes = text.as_str().map_or_else(|| format!("base64: {}\n", BASE64_STANDARD.encode(text.as_bytes())), |_| String::new());
+    out.extend_from_slice(format!("id: {seq}\n{bytes}data: {head}{text}\n\n").as_bytes());
 }
 
 fn respond(items: Items, clock: Arc<dyn Clock>, events: bool, heroku: bool) -> Response {
@@ -185,9 +189,9 @@ fn respond(items: Items, clock: Arc<dyn Clock>, events: bool, heroku: bool) -> R
             Ok(None) => return None,
             Ok(Some(item)) => item,
             // A comment; nothing at all for plain readers.
-            Err(_) => return Some((if events { ":\n\n".to_owned() } else { String::new() }, (items, clock))),
+            Err(_) => return Some((if events { b":\n\n".to_vec() } else { Vec::new() }, (items, clock))),
         };
-        let (mut out, now) = (String::new(), clock.now());
+        let (mut out, now) = (Vec::new(), clock.now());
         show(&first, now, events, heroku, &mut out);
         while out.len() < TOGETHER {
             match futures_util::FutureExt::now_or_never(items.next()) {
@@ -240,6 +244,25 @@ mod tests {
         for wrong in ["", "h", "2", "2x", "99999999999999999999h", "yesterday", "2026-13-01"] {
             assert!(moment(wrong, now).unwrap_err().contains("neither a duration"), "{wrong}");
         }
+    }
+
+    #[test]
+    fn what_is_not_utf8_is_in_plain_lines_as_it_is_and_in_events_beside_the_text() {
+        let line = |text: &[u8]| {
+            let (at, process) = ("2026-11-21T04:00:00Z".parse().unwrap(), "web.1".into());
+            let line = flex_model::LogLine { at, source: LogSource::App, process, text: text.into() };
+            Tail::Line(Numbered { seq: 7, line: Arc::new(line) })
+        };
+        let shown = |text: &[u8], events| {
+            let mut out = Vec::new();
+            show(&line(text), Timestamp::default(), events, false, &mut out);
+            out
+        };
+        let head = "2026-11-21T04:00:00.000000+00:00 app[web.1]: ";
+        assert_eq!(shown(b"a\xff", false), [head.as_bytes(), b"a\xff\n"].concat());
+        let event = |fields: &str| format!("id: 7\n{fields}\n\n").into_bytes();
+        assert_eq!(shown(b"a\xff", true), event(&format!("base64: Yf8=\ndata: {head}a\u{fffd}")));
+        assert_eq!(shown(b"h\xc3\xa9", true), event(&format!("data: {head}h\u{e9}")));
     }
 
     #[test]

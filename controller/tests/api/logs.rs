@@ -55,7 +55,7 @@ async fn logs_are_searched_resumed_and_kept_as_long_as_the_app_says() {
         at: Timestamp::from_micros(now.micros() - (100 - n) * 60_000_000),
         source,
         process: process.into(),
-        text,
+        text: text.into(),
     };
     for n in 0..100 {
         w.controller.deps.logs.append(app, line(n, LogSource::App, "web.1", format!("GET /{n} status={}", 200 + n % 5)));

@@ -236,7 +236,7 @@ fn begin(controller: &Controller, item: &WorkItem) {
     // Others get one when a route leads to them.
     assert!(item.spec.port.is_some() || !item.name.starts_with("web."));
     let text = format!("{} says hello", item.spec.image.reference);
-    let line = LogLine { at: now(), source: LogSource::App, process: item.name.clone(), text };
+    let line = LogLine { at: now(), source: LogSource::App, process: item.name.clone(), text: text.into() };
     controller.deps.logs.append(item.app, line);
 }
 

@@ -1,4 +1,4 @@
-//! Lines as drains send them. Pure.
+//! Lines as drains send them: their texts byte for byte, whether or not they are UTF-8. Pure.
 //!
 //! Syslog: RFC 5424 messages, each after its length (RFC 6587, 3.4.1). HTTPS: Heroku's logplex frames, which are the same but
 //! for the structured data, that they leave out, and the platform's name.
@@ -37,13 +37,15 @@ pub fn put(kind: Kind, token: &str, line: &LogLine, out: &mut Vec<u8>) {
     let head = format!("<{}>1 {at} {} {source} {process} -{end} ", priority(line), name(host, 255));
     let length = head.len() + line.text.len() + line_end.len();
     // Writing to memory does not fail.
-    let _ = write!(out, "{length} {head}{}{line_end}", line.text);
+    let _ = write!(out, "{length} {head}");
+    out.extend_from_slice(line.text.as_bytes());
+    out.extend_from_slice(line_end.as_bytes());
 }
 
 /// What a drain is told of lines that it never gets.
 pub fn overflow(dropped: u64, since: Timestamp, now: Timestamp) -> LogLine {
     let text = format!("Error L10 (output buffer overflow): {dropped} messages dropped since {since}.");
-    LogLine { at: now, source: LogSource::Flex, process: "logs".into(), text }
+    LogLine { at: now, source: LogSource::Flex, process: "logs".into(), text: text.into() }
 }
 
 #[cfg(test)]
@@ -66,5 +68,19 @@ mod tests {
         assert_eq!(framed(Kind::Https, LogSource::Flex, "router", "at=info"), format!("{} {message}", message.len()));
         assert!(framed(Kind::SyslogTls, LogSource::Flex, "", "x").contains("<45>1 "));
         assert!(framed(Kind::SyslogTls, LogSource::App, "we b\u{e9}", "x").contains(" we_b_ - - x"));
+    }
+
+    #[test]
+    fn bytes_are_sent_and_counted_as_they_are() {
+        let text: Vec<u8> = (0..=255).filter(|b| *b != b'\n').collect();
+        for (kind, end) in [(Kind::Syslog, &b""[..]), (Kind::SyslogTls, b""), (Kind::Https, b"\n")] {
+            let (at, process) = (Timestamp::default(), "web.1".into());
+            let mut out = Vec::new();
+            put(kind, "d.1234", &LogLine { at, source: LogSource::App, process, text: text.clone().into() }, &mut out);
+            let space = out.iter().position(|b| *b == b' ').unwrap();
+            let length: usize = std::str::from_utf8(&out[..space]).unwrap().parse().unwrap();
+            assert_eq!(out.len(), space + 1 + length);
+            assert!(out.ends_with(&[&text, end].concat()));
+        }
     }
 }

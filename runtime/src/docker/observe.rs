@@ -4,15 +4,19 @@ use super::{
     Inner,
     engine::QUICK,
     labels::{self, Kind, Tag},
+    spec::LOCAL_LOG,
 };
-use crate::{Observed, ObservedPhase, RuntimeError};
+use crate::{LogFile, LogForm, Observed, ObservedPhase, RuntimeError};
 use bollard::{
     models::{ContainerInspectResponse, ContainerSummary, ContainerSummaryStateEnum as State},
     query_parameters::ListContainersOptionsBuilder,
 };
 use flex_model::{ExitInfo, InstanceId, Timestamp};
 use futures_util::{StreamExt, stream};
-use std::collections::{HashMap, HashSet};
+use std::{
+    collections::{HashMap, HashSet},
+    path::{Path, PathBuf},
+};
 
 /// Inspections under way at once when many containers are new.
 const INSPECTIONS: usize = 8;
@@ -24,7 +28,7 @@ pub(super) struct Detail {
     pub(super) pid: Option<u32>,
     pub(super) started_at: Option<Timestamp>,
     pub(super) exit: Option<ExitInfo>,
-    pub(super) log_file: Option<std::path::PathBuf>,
+    pub(super) log_file: Option<LogFile>,
 }
 
 /// A container of ours in the engine's list.
@@ -171,11 +175,56 @@ pub(super) fn read_inspection(c: &ContainerInspectResponse) -> Detail {
         pid: state.pid.and_then(|p| u32::try_from(p).ok()).filter(|p| *p > 0),
         started_at: moment(state.started_at.as_deref()),
         exit,
-        log_file: c.log_path.clone().filter(|p| !p.is_empty()).map(Into::into),
+        log_file: log_file(c),
     }
+}
+
+/// The engine names the `json-file` driver's file. The `local` driver's it does not: it lies beside the container's other files,
+/// below the engine's root directory.
+fn log_file(c: &ContainerInspectResponse) -> Option<LogFile> {
+    let given = |path: &Option<String>| path.clone().filter(|p| !p.is_empty()).map(PathBuf::from);
+    let driver = c.host_config.as_ref().and_then(|h| h.log_config.as_ref()).and_then(|l| l.typ.as_deref());
+    if driver != Some(LOCAL_LOG) {
+        return Some(LogFile { path: given(&c.log_path)?, form: LogForm::JsonFile });
+    }
+    let known = [&c.hostname_path, &c.resolv_conf_path, &c.hosts_path].into_iter().filter_map(given);
+    let own = known
+        .filter_map(|p| p.parent().map(Path::to_owned))
+        .find(|d| d.file_name().is_some_and(|n| c.id.as_deref().is_some_and(|id| n == id)));
+    Some(LogFile { path: own?.join("local-logs/container.log"), form: LogForm::Local })
 }
 
 /// The engine writes year 1 for "not yet".
 fn moment(text: Option<&str>) -> Option<Timestamp> {
     text?.parse::<Timestamp>().ok().filter(|t| t.micros() > 0)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use bollard::models::{HostConfig, HostConfigLogConfig};
+
+    #[test]
+    fn both_drivers_files_are_found() {
+        let container = |driver: &str, log: &str, hostname: &str| ContainerInspectResponse {
+            id: Some("c0ffee".into()),
+            log_path: Some(log.into()),
+            hostname_path: Some(hostname.into()),
+            hosts_path: Some("/data/containers/c0ffee/hosts".into()),
+            host_config: Some(HostConfig {
+                log_config: Some(HostConfigLogConfig { typ: Some(driver.into()), config: None }),
+                ..HostConfig::default()
+            }),
+            ..ContainerInspectResponse::default()
+        };
+        let found = |c: &ContainerInspectResponse| log_file(c).map(|l| (l.path.to_string_lossy().into_owned(), l.form));
+        let json = "/data/containers/c0ffee/c0ffee-json.log";
+        assert_eq!(found(&container("json-file", json, "")), Some((json.into(), LogForm::JsonFile)));
+        assert_eq!(found(&container("none", "", "/data/containers/c0ffee/hostname")), None);
+        let local = Some(("/data/containers/c0ffee/local-logs/container.log".into(), LogForm::Local));
+        assert_eq!(found(&container("local", "", "/data/containers/c0ffee/hostname")), local);
+        assert_eq!(found(&container("local", "", "/data/containers/other/hostname")), local);
+        let early = ContainerInspectResponse { hosts_path: None, ..container("local", "", "") };
+        assert_eq!(found(&early), None);
+    }
 }

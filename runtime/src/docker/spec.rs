@@ -13,6 +13,9 @@ use std::collections::{BTreeMap, HashMap};
 /// Soft and hard limit on open files: what Heroku gives, and below what an engine with few rights may set.
 const OPEN_FILES: i64 = 10_000;
 
+/// The engine's log driver for what is read from files.
+pub(crate) const LOCAL_LOG: &str = "local";
+
 /// The launcher of the stack images.
 const LAUNCHER: &str = "/opt/flex/launch";
 
@@ -59,9 +62,11 @@ fn limit(name: &str, most: i64) -> ResourcesUlimits {
     ResourcesUlimits { name: Some(name.into()), soft: Some(most), hard: Some(most) }
 }
 
+/// The `local` driver: it keeps bytes as they are. Not compressed, since a compressed file cannot be read on from a place.
 fn log_files() -> HostConfigLogConfig {
-    let config = HashMap::from([("max-size".to_owned(), "10m".to_owned()), ("max-file".to_owned(), "3".to_owned())]);
-    HostConfigLogConfig { typ: Some("json-file".into()), config: Some(config) }
+    let options = [("max-size", "10m"), ("max-file", "3"), ("compress", "false")];
+    let config = options.map(|(name, value)| (name.to_owned(), value.to_owned())).into();
+    HostConfigLogConfig { typ: Some(LOCAL_LOG.into()), config: Some(config) }
 }
 
 pub(crate) fn env(vars: &BTreeMap<String, Secret>) -> Vec<String> {

@@ -11,8 +11,8 @@ mod sandbox;
 mod tests;
 
 use crate::{
-    Desired, DockerfileSpec, EngineFacts, ExecSpec, ImageFacts, ImageFiles, JobSpec, Observed, ObservedPhase, Output, Runtime,
-    RuntimeError, Sandbox, SandboxSpec, Session,
+    Desired, DockerfileSpec, EngineFacts, ExecSpec, ImageFacts, ImageFiles, JobSpec, LogFile, LogForm, Observed, ObservedPhase,
+    Output, Runtime, RuntimeError, Sandbox, SandboxSpec, Session,
 };
 use async_trait::async_trait;
 use bytes::Bytes;
@@ -76,7 +76,7 @@ struct Container {
     ip: Option<IpAddr>,
     pid: Option<u32>,
     started_at: Option<Timestamp>,
-    log_file: Option<PathBuf>,
+    log_file: Option<LogFile>,
     signal: Option<mpsc::Sender<i32>>,
 }
 
@@ -244,14 +244,15 @@ impl Engine {
         container.ip = Some(IpAddr::V4(Ipv4Addr::new(127, 9, (state.next_pid >> 8) as u8, state.next_pid as u8)));
         container.signal = Some(signal);
         let attempt = container.wanted.attempt;
-        container.log_file = state.log_dir.as_ref().map(|d| d.join(format!("{instance}-{attempt}.log")));
+        let path = state.log_dir.as_ref().map(|d| d.join(format!("{instance}-{attempt}.log")));
+        container.log_file = path.map(|path| LogFile { path, form: LogForm::JsonFile });
         let line = command_line(&container.wanted.spec.command);
         let (log_file, engine) = (container.log_file.clone(), self.clone());
         tokio::spawn(async move {
             let pipes = process::Pipes { stdin: None, output, signals, files: BTreeMap::new() };
             let log = async {
                 while let Some(piece) = written.recv().await {
-                    if let Some(path) = &log_file {
+                    if let Some(LogFile { path, .. }) = &log_file {
                         write_log(path, &piece, engine.now());
                     }
                 }

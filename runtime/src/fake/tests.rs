@@ -58,7 +58,7 @@ async fn it_does_what_the_test_says() {
     });
     let seen = seen.await;
     let log = seen.iter().find_map(|o| o.log_file.clone()).unwrap();
-    assert!(std::fs::read_to_string(log).unwrap().contains(r#""log":"hello\n""#));
+    assert!(std::fs::read_to_string(log.path).unwrap().contains(r#""log":"hello\n""#));
     fake.crash(a.instance, 137, true);
     contract::until(&**fake, "it was killed for memory", |s| {
         s.iter().any(|o| matches!(&o.phase, ObservedPhase::Exited(e) if e.oom && e.status == 137))

@@ -258,7 +258,8 @@ async fn a_command_that_is_not_there_is_told() {
         let ended =
             |s: &[flex_runtime::Observed]| s.iter().any(|o| matches!(&o.phase, ObservedPhase::Exited(e) if e.status == 127));
         let seen = until(&*runtime, "it ended", ended).await;
-        let log = std::fs::read_to_string(seen[0].log_file.as_ref().unwrap()).unwrap();
+        let log = std::fs::read(&seen[0].log_file.as_ref().unwrap().path).unwrap();
+        let log = String::from_utf8_lossy(&log);
         assert!(log.contains("/no/such"), "{log}");
         let sandbox = runtime.sandbox(sandbox_spec(docker, "nocmd")).await.unwrap();
         let session = sandbox.exec(ExecSpec { argv: vec!["/no/such".into()], ..ExecSpec::default() }).await;

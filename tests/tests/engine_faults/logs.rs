@@ -1,4 +1,5 @@
-//! A counting app's log while flexd and dockerd are killed: what is stored, what a tail shows and what a drain gets.
+//! A counting app's log while flexd and dockerd are killed: what is stored, what a tail shows and what a drain gets. And that of an
+//! app that prints bytes of every kind.
 
 use crate::private::Engine;
 use crate::world::world;
@@ -29,7 +30,7 @@ fn gapless(what: &str, seen: &[u64]) {
 }
 
 /// Takes syslog messages; they come once or more often.
-fn receiver() -> (u16, Arc<Mutex<BTreeSet<u64>>>) {
+fn receiver() -> (u16, Arc<Mutex<BTreeSet<Vec<u8>>>>) {
     let listener = TcpListener::bind("127.0.0.1:0").unwrap();
     let port = listener.local_addr().unwrap().port();
     let seen = Arc::new(Mutex::new(BTreeSet::new()));
@@ -46,8 +47,7 @@ fn receiver() -> (u16, Arc<Mutex<BTreeSet<u64>>>) {
                         if bytes.len() < space + 1 + length {
                             break;
                         }
-                        let message: Vec<u8> = bytes.drain(..space + 1 + length).collect();
-                        into.lock().unwrap().extend(counts(&String::from_utf8_lossy(&message)));
+                        into.lock().unwrap().insert(bytes.drain(..space + 1 + length).collect());
                     }
                 }
             });
@@ -64,7 +64,9 @@ fn no_line_is_lost_or_doubled_by_kills() {
     let files = [("bin/detect", crate::world::DETECT), ("bin/compile", "#!/bin/sh\n"), ("Procfile", COUNTER)];
     let app = user.repo("counts", &files);
     app.push().ok();
-    let (port, drained) = receiver();
+    let (port, messages) = receiver();
+    let drained =
+        || -> BTreeSet<u64> { messages.lock().unwrap().iter().flat_map(|m| counts(&String::from_utf8_lossy(m))).collect() };
     app.flex(&["drains:add", &format!("syslog://127.0.0.1:{port}")]).ok();
     app.flex(&["ps:scale", "counter=1"]).ok();
     let shown = server.dir.path().join("tail");
@@ -111,6 +113,74 @@ fn no_line_is_lost_or_doubled_by_kills() {
     let stored = app.flex(&["logs", "-n", "10000", "-p", "counter", "-s", "app"]).ok();
     gapless("the store", &counts(&stored.out));
     assert_eq!(counts(&stored.out).last(), Some(&last));
-    wait_for("the drain to have all", Duration::from_secs(30), || (drained.lock().unwrap().last() == Some(&last)).then_some(()));
-    assert_eq!(drained.lock().unwrap().len() as u64, last + 1, "the drain has holes");
+    wait_for("the drain to have all", Duration::from_secs(30), || (drained().last() == Some(&last)).then_some(()));
+    assert_eq!(drained().len() as u64, last + 1, "the drain has holes");
+}
+
+/// Each byte between its number and a colon, and then all but the line end in one line.
+const PRINTER: &str = r#"i=0
+all=
+while [ $i -lt 256 ]; do
+    byte=$(printf '\\%03o' $i)
+    printf "$i:$byte:\n"
+    [ $i = 10 ] || all="$all$byte"
+    i=$((i+1))
+done
+printf "$all\n"
+exec sleep 100000
+"#;
+
+fn printed() -> Vec<Vec<u8>> {
+    let each = (0..=255u8).flat_map(|b| [format!("{b}:").as_bytes(), &[b], b":\n"].concat());
+    let all = (0..=255u8).filter(|b| *b != b'\n').chain([b'\n']);
+    let bytes: Vec<u8> = each.chain(all).collect();
+    bytes.strip_suffix(b"\n").unwrap().split(|b| *b == b'\n').map(<[u8]>::to_vec).collect()
+}
+
+/// What lines hold after `]: `.
+fn texts(lines: &[u8]) -> Vec<Vec<u8>> {
+    let lines = lines.strip_suffix(b"\n").unwrap_or(lines).split(|b| *b == b'\n');
+    lines.map(|l| l[l.windows(3).position(|w| w == b"]: ").map_or(0, |at| at + 3)..].to_vec()).collect()
+}
+
+#[test]
+fn every_byte_that_an_app_prints_comes_back() {
+    let toml = "[logs]\ndrain_allow = [\"127.0.0.1\"]\n".to_owned();
+    let (mut server, user) = world(Setup { toml, ..Setup::default() });
+    let procfile = "printer: sh printer.sh\n";
+    let files =
+        [("bin/detect", crate::world::DETECT), ("bin/compile", "#!/bin/sh\n"), ("Procfile", procfile), ("printer.sh", PRINTER)];
+    let app = user.repo("bytes", &files);
+    app.push().ok();
+    let (port, messages) = receiver();
+    app.flex(&["drains:add", &format!("syslog://127.0.0.1:{port}")]).ok();
+    app.flex(&["ps:scale", "printer=1"]).ok();
+    let args = ["logs", "-n", "1000", "-p", "printer", "-s", "app"];
+    let shown = |program: &str, args: &[&str]| user.command(program, &app.dir, args).output().unwrap().stdout;
+    let wanted = printed();
+    let read = || texts(&shown("flex", &args));
+    wait_for("all lines to be stored", Duration::from_secs(30), || (read().len() >= wanted.len()).then_some(()));
+    assert_eq!(read(), wanted);
+    // From the disk.
+    server.end(Signal::SIGKILL);
+    server.up();
+    assert_eq!(read(), wanted);
+    assert_eq!(texts(&shown("flex", &[&args[..], &["-E", r"(?-u)^255:\xff:$"]].concat())), [b"255:\xff:"]);
+    let json = String::from_utf8(shown("flex", &[&args[..], &["--json"]].concat())).unwrap();
+    let objects: Vec<serde_json::Value> = json.lines().map(|l| serde_json::from_str(l).unwrap()).collect();
+    for (object, text) in objects.iter().zip(&wanted) {
+        assert_eq!(object["text"], *String::from_utf8_lossy(text));
+        assert_eq!(object.get("text_base64").is_none(), std::str::from_utf8(text).is_ok(), "{object}");
+    }
+    assert_eq!(objects[256]["text_base64"], "MjU1Ov86");
+    let home = user.home.path().join(".ssh");
+    let (key, port) = (home.join("id_ed25519").display().to_string(), server.ssh.port().to_string());
+    let hosts = format!("UserKnownHostsFile={}", home.join("known_hosts").display());
+    let ssh = ["-F", "none", "-o", "IdentitiesOnly=yes", "-o", &hosts, "-i", &key, "-p", &port, "flex@localhost"];
+    let read = texts(&shown("ssh", &[&ssh[..], &["logs", "-a", "bytes", "-n", "1000", "-p", "printer"]].concat()));
+    assert!(wanted.iter().all(|text| read.contains(text)), "ssh shows {read:?}");
+    wait_for("the drain to have all", Duration::from_secs(30), || {
+        let messages = messages.lock().unwrap();
+        wanted.iter().all(|text| messages.iter().any(|m| m.ends_with(&[b" - - ", &text[..]].concat()))).then_some(())
+    });
 }
