@@ -31,6 +31,7 @@ mod signals;
 mod users;
 
 pub use crate::acme::{AcmeSettings, ChallengeKind, base64url};
+pub use crate::certificates::{covers, read as read_certificate};
 pub use crate::core::{Actor, Controller, Deps, RunLimits, Settings};
 pub use deploy::{DeployEvent, DeployRequest};
 pub use gate::{GitCaller, GitUpdate};

@@ -1,10 +1,10 @@
 //! What is done on the server itself, beside serving.
 
-use crate::backup;
 use crate::control::{Order, ask};
 use crate::installation::{self, cluster_id, make_data_dir};
 use crate::server::{build_settings, runtime};
 use crate::settings::Settings;
+use crate::{backup, restore, setting_list};
 use clap::Subcommand;
 use flex_builder::StackBuilder;
 use flex_model::Email;
@@ -38,6 +38,13 @@ pub enum Command {
         #[arg(long)]
         admin: bool,
     },
+    /// Print the settings in force, wherever they come from; secrets are left out
+    Settings {
+        /// Only this one, as flexd.toml names it, such as api or logs.days
+        name: Option<String>,
+        #[arg(long)]
+        json: bool,
+    },
     /// Write everything that cannot be made again to a file: state, keys, repositories, images of apps
     Backup { file: PathBuf },
     /// Bring a backup (or a snapshot of the state) back; what is there is set aside. flexd must not be running
@@ -46,6 +53,12 @@ pub enum Command {
     Store {
         #[command(subcommand)]
         verb: Store,
+    },
+    /// What is not there yet
+    #[command(hide = true)]
+    Agent {
+        #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
+        rest: Vec<String>,
     },
     /// For git: the hook of a push
     #[command(hide = true)]
@@ -80,7 +93,6 @@ pub enum Store {
 /// # Errors
 /// A sentence for the operator.
 pub async fn run(command: Command, settings: Settings) -> Result<(), String> {
-    make_data_dir(&settings.data_dir)?;
     match command {
         Command::Stack { verb: Stack::Build { name, force } } => stack_build(&settings, name, force).await,
         Command::Stack { verb: Stack::List } => stack_list(&settings),
@@ -101,13 +113,20 @@ pub async fn run(command: Command, settings: Settings) -> Result<(), String> {
             Ok(())
         }
         Command::Server | Command::Router(_) => Err("this role is served, not run".into()),
+        Command::Settings { name, json } => {
+            println!("{}", setting_list::show(&settings, name.as_deref(), json)?);
+            Ok(())
+        }
+        Command::Agent { rest: _asked } => {
+            Err("agents on other machines are not there yet: an installation has one machine, and the agent \
+                                      for it is part of `flexd` and of `flexd server`"
+                .into())
+        }
         Command::Backup { file } => backup::write(&settings, &file).await,
         Command::Restore { file } => {
             make_data_dir(&settings.data_dir)?;
             let _alone = installation::lock(&settings.data_dir)?;
-            let said =
-                tokio::task::spawn_blocking(move || backup::restore(&settings, &file)).await.map_err(|e| e.to_string())??;
-            println!("{said}");
+            println!("{}", restore::restore(&settings, &file).await?);
             Ok(())
         }
         Command::Store { verb: Store::Convert { to } } => {
@@ -133,6 +152,7 @@ async fn stack_build(settings: &Settings, name: Option<String>, force: bool) -> 
     if !dir.is_dir() {
         return Err(format!("there is no recipe {}", dir.display()));
     }
+    make_data_dir(&settings.data_dir)?;
     let cluster = cluster_id(&settings.data_dir)?;
     let engine = runtime(settings, &cluster)?;
     let builder = StackBuilder::new(build_settings(settings, &cluster), engine);
@@ -151,6 +171,7 @@ async fn stack_build(settings: &Settings, name: Option<String>, force: bool) -> 
 }
 
 fn stack_list(settings: &Settings) -> Result<(), String> {
+    make_data_dir(&settings.data_dir)?;
     let cluster = cluster_id(&settings.data_dir)?;
     let engine = runtime(settings, &cluster)?;
     let stacks = StackBuilder::new(build_settings(settings, &cluster), engine).list().map_err(|e| crate::server::chain(&e))?;
@@ -164,4 +185,24 @@ fn stack_list(settings: &Settings) -> Result<(), String> {
         }
     }
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use clap::Parser;
+
+    #[tokio::test]
+    async fn an_agent_of_its_own_is_refused_with_the_reason() {
+        let dir = tempfile::tempdir().unwrap();
+        let cli = crate::Cli::try_parse_from(["flexd", "agent", "--server", "https://flex.example.com"]).unwrap();
+        let flags = crate::settings::Flags {
+            data_dir: Some(dir.path().join("none")),
+            buildpacks: Some("/bp".into()),
+            ..Default::default()
+        };
+        let said = run(cli.command.unwrap(), Settings::load(flags).unwrap()).await.unwrap_err();
+        assert!(said.contains("not there yet") && said.contains("flexd server"), "{said}");
+        assert!(!dir.path().join("none").exists());
+    }
 }

@@ -8,10 +8,13 @@ mod control;
 mod installation;
 mod log_settings;
 mod metrics;
+mod pack;
 mod ports;
+mod restore;
 mod router_role;
 mod runs;
 mod server;
+mod setting_list;
 mod settings;
 mod ssh_sessions;
 mod tls;
@@ -20,28 +23,20 @@ use clap::Parser;
 use settings::{Flags, Settings};
 use std::process::ExitCode;
 
-const SETTINGS: &str =
-    "Settings come from flags, then FLEXD_* variables, then flexd.toml in the data directory. Also in flexd.toml:
-  [build] env = { NAME = \"value\" }, timeout_seconds = 900, memory = \"2G\", disk = \"4G\", slug_limit = \"500M\"
-  metrics = \"127.0.0.1:9100\"
-  [router] workers = 0, trusted_proxies = [\"10.0.0.0/8\"], route_ports = \"20000-29999\"
-  [router.limits] connections = 20000, requests_per_app = 10000, head_seconds = 10
-  [router.access_lines] json = false, sample = 1.0
-  [router.proxy_protocol] http = [\"10.0.0.5\"], tcp = [\"10.0.0.5\"]
-  [logs] size = \"512M\", days = 7, lines_per_second = 5000, drain_allow = [\"127.0.0.1\"]
-
+const EXAMPLES: &str = "
 Examples:
   flexd                                     serve, with every role on this machine
   flexd server                              everything but the router
   flexd router --server https://flex.example.com --token-file router.token
                                             a router alone, here or on another machine
+  flexd settings                            the settings in force
   flexd stack build                         make the stack images
   flexd user:token me@example.com --admin   the first user's token
   flexd backup flex.tar.zst                 back everything up";
 
 /// Run apps on your own machines: the server.
 #[derive(Debug, Parser)]
-#[command(name = "flexd", version, about, after_help = SETTINGS, disable_help_subcommand = true)]
+#[command(name = "flexd", version, about, after_help = setting_list::help() + EXAMPLES, disable_help_subcommand = true)]
 struct Cli {
     #[command(flatten)]
     flags: Flags,
@@ -74,7 +69,10 @@ fn main() -> ExitCode {
     // One crypto backend for the process; an error means that it is set already.
     let _ = rustls::crypto::ring::default_provider().install_default();
     let mut flags = cli.flags;
-    let builds = matches!(cli.command, None | Some(commands::Command::Server | commands::Command::Stack { .. }));
+    let builds = matches!(
+        cli.command,
+        None | Some(commands::Command::Server | commands::Command::Stack { .. } | commands::Command::Settings { .. })
+    );
     if !builds && flags.buildpacks.is_none() {
         // That there are none is no reason not to route, to make a token or to restore.
         flags.buildpacks = Some("/".into());

@@ -106,7 +106,7 @@ pub enum Roles {
 /// # Errors
 /// A sentence for the operator: why it could not start, or had to stop.
 pub async fn serve(settings: Settings, roles: Roles) -> Result<(), String> {
-    let installation = Installation::open(&settings.data_dir)?;
+    let installation = Installation::open(&settings.data_dir, settings.store)?;
     let stop = CancellationToken::new();
     let store = open_store(&settings).await?;
     if roles == Roles::All {

@@ -262,6 +262,10 @@ struct NetworkFile {
 #[derive(Debug, Clone)]
 pub struct Settings {
     pub data_dir: PathBuf,
+    /// The settings file that was read, and what is in it.
+    pub config: Option<PathBuf>,
+    pub file: toml::Table,
+    pub log_json: bool,
     pub api: SocketAddr,
     pub http: SocketAddr,
     /// `None`: no HTTPS.
@@ -277,6 +281,8 @@ pub struct Settings {
     pub domain: DomainName,
     pub api_url: String,
     pub store: Engine,
+    /// Said by a flag, the environment or a settings file outside the data directory, all of which a restore leaves alone.
+    pub store_given: bool,
     pub docker: PathBuf,
     pub buildpacks: PathBuf,
     pub stack: String,
@@ -337,10 +343,14 @@ impl Settings {
             Some(dir) => std::path::absolute(dir).map_err(|e| format!("--data-dir: {e}"))?,
             None => default_data_dir()?,
         };
-        let file = read_file(flags.config.as_deref(), &data_dir)?;
+        let (config, file, table) = match settings_file(flags.config.as_deref(), &data_dir) {
+            Some(path) => read_file(&path).map(|(file, table)| (Some(path), file, table))?,
+            None => <_>::default(),
+        };
         let domain = flags.domain.or(file.domain).unwrap_or_else(|| "localhost".into());
         let domain = domain.parse().map_err(|e| format!("domain: {e}"))?;
         let api = flags.api.or(file.api).unwrap_or_else(|| SocketAddr::from(([127, 0, 0, 1], 7070)));
+        let store_given = flags.store.is_some() || flags.config.is_some();
         let store = match (flags.store, file.store) {
             (Some(engine), _) => engine,
             (None, Some(name)) => name.parse().map_err(|e| format!("store: {e}"))?,
@@ -367,6 +377,9 @@ impl Settings {
         let (router_limits, router_head) = file.router.limits.checked()?;
         file.router.check_http3(https.0)?;
         Ok(Self {
+            config,
+            file: table,
+            log_json: flags.log_json,
             router_limits,
             router_head,
             https: https.0,
@@ -380,6 +393,7 @@ impl Settings {
             domain,
             api_url: flags.api_url.or(file.api_url).unwrap_or_else(|| format!("http://{api}")),
             store,
+            store_given,
             docker: flags.docker.or(file.docker).unwrap_or_else(|| "/var/run/docker.sock".into()),
             buildpacks: std::path::absolute(buildpacks).map_err(|e| format!("buildpacks: {e}"))?,
             stack: flags.stack.or(file.stack).unwrap_or_else(|| "flex-13".into()),
@@ -460,15 +474,15 @@ fn port_range(text: &str) -> Result<std::ops::RangeInclusive<u16>, String> {
     }
 }
 
-fn read_file(given: Option<&Path>, data_dir: &Path) -> Result<File, String> {
+fn settings_file(given: Option<&Path>, data_dir: &Path) -> Option<PathBuf> {
     let beside = data_dir.join("flexd.toml");
-    let path = match given {
-        Some(path) => path,
-        None if beside.exists() => &beside,
-        None => return Ok(File::default()),
-    };
+    given.map(Path::to_owned).or_else(|| beside.exists().then_some(beside))
+}
+
+fn read_file(path: &Path) -> Result<(File, toml::Table), String> {
     let text = std::fs::read_to_string(path).map_err(|e| format!("{}: {e}", path.display()))?;
-    toml::from_str(&text).map_err(|e| format!("{}: {e}", path.display()))
+    let wrong = |e: toml::de::Error| format!("{}: {e}", path.display());
+    Ok((toml::from_str(&text).map_err(wrong)?, toml::from_str(&text).map_err(wrong)?))
 }
 
 fn default_data_dir() -> Result<PathBuf, String> {

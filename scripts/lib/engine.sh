@@ -1,8 +1,9 @@
 # Sourced by scripts/up and scripts/test, after common.sh: a Docker engine that answers and keeps containers alive over
-# its own restarts ("live-restore"). Never restarts an engine that runs, and leaves all its other settings alone.
+# its own restarts ("live-restore"). Never restarts an engine that runs, and leaves all its other settings alone. One that
+# FLEXD_DOCKER names is somebody else's to install, set and start.
 # shellcheck shell=bash
 
-ENGINE_SOCKET=/var/run/docker.sock
+ENGINE_SOCKET=${FLEXD_DOCKER:-/var/run/docker.sock}
 ENGINE_CONFIG=/etc/docker/daemon.json
 ENGINE_PID=/var/run/docker.pid
 CONTAINERD_SOCKET=/run/containerd/containerd.sock
@@ -33,9 +34,18 @@ engine_pid() {
   esac
 }
 
+# The engine is not the one of the standard socket.
+engine_is_foreign() { [ -n "${FLEXD_DOCKER:-}" ] && [ "$(readlink -m "$FLEXD_DOCKER")" != "$(readlink -m /var/run/docker.sock)" ]; }
+
 # ensure_engine: installs, sets, starts what is missing; under a second when nothing is.
 ensure_engine() {
   have curl || apt_install curl ca-certificates
+  if engine_is_foreign; then
+    engine_answers || die "The container engine does not answer at $ENGINE_SOCKET, which FLEXD_DOCKER names." "Start it, or unset FLEXD_DOCKER to use the machine's own."
+    engine_keeps_containers || engine_in_swarm ||
+      note "The engine at $ENGINE_SOCKET ends all containers when it restarts: switch on its live-restore."
+    return 0
+  fi
   if engine_answers; then
     if engine_keeps_containers; then
       # Also after its next restart.
@@ -100,7 +110,7 @@ set_live_restore() {
   if ! have python3 && ! have jq; then apt_install jq; fi
   local new=$ENGINE_CONFIG.flex
   if have python3; then
-    python3 - "$ENGINE_CONFIG" >"$new" <<'PY' || die "$ENGINE_CONFIG is not valid JSON; correct it, then run this again."
+    python3 - "$ENGINE_CONFIG" >"$new" <<'PY' || refuse_config "$new"
 import json, sys
 try:
     with open(sys.argv[1], encoding="utf-8") as f:
@@ -114,11 +124,15 @@ json.dump(settings, sys.stdout, indent=2)
 print()
 PY
   else
-    jq '. + {"live-restore": true}' "$ENGINE_CONFIG" >"$new" ||
-      die "$ENGINE_CONFIG is not valid JSON; correct it, then run this again."
+    jq -e '. + {"live-restore": true}' "$ENGINE_CONFIG" >"$new" 2>/dev/null || refuse_config "$new"
   fi
   chmod --reference="$ENGINE_CONFIG" "$new"
   mv "$new" "$ENGINE_CONFIG"
+}
+
+refuse_config() { # DRAFT
+  rm -f -- "$1"
+  die "$ENGINE_CONFIG is not valid JSON; correct it, then run this again."
 }
 
 # reload_engine: has a running engine read its settings; containers do not notice.

@@ -18,24 +18,38 @@ else
 fi
 PID_FILE=$DATA_DIR/flexd.pid
 LOG_FILE=$DATA_DIR/flexd.log
-API_ADDR=${FLEXD_API:-127.0.0.1:7070}
 UNIT=/etc/systemd/system/flexd.service
 
 # Under systemd the standard installation is a unit, so that it comes back after a reboot.
 uses_systemd() { [ -d /run/systemd/system ] && [ "$(id -u)" = 0 ] && [ "$DATA_DIR" = /var/lib/flex ]; }
 
-# server_pid: prints the pid of the running flexd of this data directory, if there is one.
+# setting NAME: what flexd goes by, whatever says so: the environment, flexd.toml or the default. As the unit and start_server
+# have it, with this data directory.
+setting() { "$FLEXD" --data-dir "$DATA_DIR" settings "$1"; }
+
+# server_pid: prints the pid of the running flexd of this data directory, if there is one. It is known by the lock that it
+# holds there: its executable may have been reached by a link, or been replaced.
 server_pid() {
-  local pid
+  local pid fd
   if uses_systemd; then
     pid=$(systemctl show --property MainPID --value flexd 2>/dev/null) || return 1
   else
     pid=$(cat "$PID_FILE" 2>/dev/null) || return 1
   fi
-  [ -n "$pid" ] && [ "$(readlink "/proc/$pid/exe" 2>/dev/null | sed 's/ (deleted)$//')" = "$FLEXD" ] && printf '%s' "$pid"
+  [ "${pid:-0}" != 0 ] || return 1
+  for fd in "/proc/$pid/fd/"*; do
+    if [ "$fd" -ef "$DATA_DIR/lock" ]; then
+      printf '%s' "$pid"
+      return 0
+    fi
+  done
+  return 1
 }
 
-healthy() { curl -fsS -o /dev/null --max-time 2 "http://$API_ADDR/health" 2>/dev/null; }
+# healthy: flexd answers at the address that its settings name; api_addr has it then.
+healthy() {
+  api_addr=$(setting api 2>/dev/null) && curl -fsS -o /dev/null --max-time 2 "http://$api_addr/health" 2>/dev/null
+}
 
 # unit_text: the unit of this server. It has the settings and proxies that the environment holds now: the server must have
 # them at the next boot, too.
@@ -67,6 +81,7 @@ TEXT
 }
 
 start_server() {
+  local started=
   mkdir -p "$DATA_DIR"
   if uses_systemd; then
     unit_text >"$UNIT"
@@ -76,12 +91,14 @@ start_server() {
   else
     # A new session of its own, so that it outlives this terminal.
     FLEXD_DATA_DIR=$DATA_DIR setsid "$FLEXD" </dev/null >>"$LOG_FILE" 2>&1 &
-    printf '%s\n' "$!" >"$PID_FILE"
+    started=$!
+    printf '%s\n' "$started" >"$PID_FILE"
   fi
   local i
   for i in $(seq 1 300); do
     healthy && return 0
-    if ! uses_systemd && ! server_pid >/dev/null; then break; fi
+    # A process that has ended, and that nobody has waited for, has no executable any more.
+    if ! uses_systemd && ! readlink "/proc/$started/exe" >/dev/null; then break; fi
     sleep 0.1
   done
   if uses_systemd; then journalctl -u flexd -n 20 --no-pager >&2; else tail -n 20 "$LOG_FILE" >&2; fi

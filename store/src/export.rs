@@ -150,8 +150,7 @@ fn read(file: &Path) -> Result<(Vec<Entry>, Revision), StoreError> {
 /// [`StoreError::Damaged`] when the backup is not whole (nothing was changed then); [`StoreError::Unavailable`] when files
 /// cannot be written or moved, or another process has the store open.
 pub fn restore(file: &Path, data_dir: &Path, engine: Engine) -> Result<Revision, StoreError> {
-    let (entries, backed_up) = read(file)?;
-    let revision = backed_up.max(last_acknowledged(data_dir)) + REVISION_GAP;
+    let (entries, revision) = read_for(file, data_dir)?;
     let state = data_dir.join("state");
     if state.exists() {
         refuse_if_open(data_dir)?;
@@ -160,6 +159,23 @@ pub fn restore(file: &Path, data_dir: &Path, engine: Engine) -> Result<Revision,
     }
     fill(data_dir, engine, entries, revision)?;
     Ok(revision)
+}
+
+/// As [`restore`], but makes the new store (`state` and `state.head`) in the empty directory `staging`, for the caller to move to
+/// `data_dir`, where nothing changes.
+///
+/// # Errors
+/// As [`restore`].
+pub fn restore_beside(file: &Path, data_dir: &Path, staging: &Path, engine: Engine) -> Result<Revision, StoreError> {
+    let (entries, revision) = read_for(file, data_dir)?;
+    fill(staging, engine, entries, revision)?;
+    Ok(revision)
+}
+
+/// A backup's entries, and the revision that they get in a data directory.
+fn read_for(file: &Path, data_dir: &Path) -> Result<(Vec<Entry>, Revision), StoreError> {
+    let (entries, backed_up) = read(file)?;
+    Ok((entries, backed_up.max(last_acknowledged(data_dir)) + REVISION_GAP))
 }
 
 /// Moves a data directory's store into another engine's format, with the same revisions. What was there is set aside.

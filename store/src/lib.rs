@@ -15,9 +15,11 @@ pub mod export;
 mod open;
 mod redb_backend;
 mod sled_backend;
+mod snapshots;
 
 pub use embedded::EmbeddedStore;
-pub use open::{Engine, memory, open, remedy, snapshot_now, snapshots};
+pub use open::{Engine, memory, open, remedy};
+pub use snapshots::{snapshot_now, snapshots};
 
 use async_trait::async_trait;
 use std::sync::Arc;

@@ -9,6 +9,7 @@ use crate::digest::{HEAD_BYTES, Head};
 use crate::export;
 use crate::redb_backend::RedbBackend;
 use crate::sled_backend::SledBackend;
+use crate::snapshots::snapshots;
 use crate::{EmbeddedStore, Entry, StoreError};
 use std::collections::BTreeMap;
 use std::fs::File;
@@ -82,16 +83,22 @@ pub fn open(data_dir: &Path, engine: Engine) -> Result<EmbeddedStore, StoreError
         && !engine.dir(data_dir).exists()
     {
         return Err(StoreError::Damaged(format!(
-            "it is kept by {} here, not by {}; convert it with: flexd store convert --to {}",
+            "it is kept by {} here, not by {}. Start flexd with --store {}, or convert it with: flexd store convert --data-dir {} --to {}",
             other.name(),
             engine.name(),
+            other.name(),
+            quoted(data_dir),
             engine.name()
         )));
     }
-    let backend = Guarded { inner: engine.backend(data_dir).map_err(|e| with_remedy(e, data_dir))?, head_file };
-    let store = EmbeddedStore::start(Box::new(backend)).map_err(|e| with_remedy(e, data_dir))?;
+    let backend = Guarded { inner: engine.backend(data_dir).map_err(|e| with_remedy(e, data_dir, engine))?, head_file };
+    let store = EmbeddedStore::start(Box::new(backend)).map_err(|e| with_remedy(e, data_dir, engine))?;
     if store.is_new() && !snapshots(data_dir).is_empty() {
-        return Err(with_remedy(StoreError::Damaged("it is empty, but there are snapshots of what it held".into()), data_dir));
+        return Err(with_remedy(
+            StoreError::Damaged("it is empty, but there are snapshots of what it held".into()),
+            data_dir,
+            engine,
+        ));
     }
     Ok(store)
 }
@@ -109,51 +116,31 @@ pub(crate) fn last_acknowledged(data_dir: &Path) -> u64 {
     std::fs::read(data_dir.join("state.head")).ok().and_then(|b| Head::from_bytes(&b)).map_or(0, |h| h.revision)
 }
 
-fn with_remedy(e: StoreError, data_dir: &Path) -> StoreError {
+fn with_remedy(e: StoreError, data_dir: &Path, engine: Engine) -> StoreError {
     let StoreError::Damaged(what) = e else { return e };
-    let (dir, remedy) = (data_dir.display(), remedy(data_dir));
-    StoreError::Damaged(format!("{what}. Running apps are not touched. Keep a copy of {dir}/state, then {remedy}"))
+    let (state, remedy) = (data_dir.join("state"), remedy(data_dir, engine));
+    StoreError::Damaged(format!("{what}. Running apps are not touched. Keep a copy of {}, then {remedy}", state.display()))
 }
 
-/// How to get the state of a data directory back: words that end with the very command.
-pub fn remedy(data_dir: &Path) -> String {
-    let dir = data_dir.display();
+/// How to get the state of a data directory back: words that end with the very command, which needs no setting beside it.
+pub fn remedy(data_dir: &Path, engine: Engine) -> String {
+    let command = format!("flexd restore --data-dir {} --store {}", quoted(data_dir), engine.name());
     match snapshots(data_dir).pop() {
-        Some(file) => format!("restore the newest snapshot with: flexd restore --data-dir {dir} {}", file.display()),
-        None => format!("there is no snapshot in {dir}/snapshots; restore a backup with: flexd restore --data-dir {dir} FILE"),
+        Some(file) => format!("restore the newest snapshot with: {command} {}", quoted(&file)),
+        None => {
+            format!("there is no snapshot in {}; restore a backup with: {command} FILE", data_dir.join("snapshots").display())
+        }
     }
 }
 
-/// The snapshots of a data directory, oldest first.
-pub fn snapshots(data_dir: &Path) -> Vec<PathBuf> {
-    let Ok(files) = std::fs::read_dir(data_dir.join("snapshots")) else { return Vec::new() };
-    let mut files: Vec<PathBuf> =
-        files.flatten().map(|f| f.path()).filter(|p| p.to_string_lossy().ends_with(export::EXTENSION)).collect();
-    files.sort();
-    files
-}
-
-/// How many snapshots are kept.
-const KEPT_SNAPSHOTS: usize = 24;
-
-/// Writes a snapshot, unless the newest one is of the same revision, and drops the oldest beyond a day's worth.
-///
-/// # Errors
-/// [`StoreError::Unavailable`] when it cannot be written.
-pub fn snapshot_now(store: &EmbeddedStore, data_dir: &Path) -> Result<Option<PathBuf>, StoreError> {
-    let (_, revision) = store.dump();
-    // Zero-padded, so that the order of names is the order of revisions.
-    let file = data_dir.join("snapshots").join(format!("state-{revision:020}{}", export::EXTENSION));
-    if revision == 0 || file.exists() {
-        return Ok(None);
+/// A path as a word of a shell's command line.
+fn quoted(path: &Path) -> String {
+    let text = path.to_string_lossy();
+    let plain = |c: char| c.is_ascii_alphanumeric() || "/._-+:@%,=".contains(c);
+    match !text.is_empty() && text.chars().all(plain) {
+        true => text.into_owned(),
+        false => format!("'{}'", text.replace('\'', r"'\''")),
     }
-    export::export(store, &file)?;
-    let mut all = snapshots(data_dir);
-    let surplus = all.len().saturating_sub(KEPT_SNAPSHOTS);
-    for old in all.drain(..surplus) {
-        let _ = std::fs::remove_file(old);
-    }
-    Ok(Some(file))
 }
 
 /// `state.head`.

@@ -76,7 +76,8 @@ fn damage_is_refused_with_the_remedy() {
                 Ok(store) => assert_eq!(keys(&store), 300, "{} round {round}: opened with a loss", engine.name()),
                 Err(StoreError::Damaged(text)) => {
                     refused += 1;
-                    assert!(text.contains("flexd restore --data-dir"), "{text}");
+                    let command = format!("flexd restore --data-dir {} --store {}", copy.path().display(), engine.name());
+                    assert!(text.contains(&command), "{text}");
                     let file = flex_store::snapshots(copy.path()).pop().unwrap();
                     export::restore(&file, copy.path(), engine).unwrap();
                     assert_eq!(keys(&open(copy.path(), engine).unwrap()), 300);
@@ -131,7 +132,7 @@ fn a_backup_moves_to_another_machine_and_engine() {
         assert_eq!(&*runtime().block_on(restored.get("bytes")).unwrap().0.unwrap().value, [0xff, 0, 1]);
         assert_eq!(keys(&restored), 21);
 
-        assert!(matches!(open(a.path(), to), Err(StoreError::Damaged(t)) if t.contains("flexd store convert --to")));
+        assert!(matches!(open(a.path(), to), Err(StoreError::Damaged(t)) if t.contains("flexd store convert --data-dir")));
         assert_eq!(export::convert(a.path(), from, to).unwrap(), last + 1);
         assert_eq!(keys(&open(a.path(), to).unwrap()), 21);
     }

@@ -37,6 +37,8 @@ pub struct Setup {
     pub stack: Option<(PathBuf, String)>,
     /// Another file system for the data directory: an empty folder, which the test removes.
     pub data: Option<PathBuf>,
+    /// More of flexd's environment.
+    pub env: Vec<(&'static str, String)>,
 }
 
 /// A server; everything of it goes with the value.
@@ -121,6 +123,7 @@ impl Server {
         if let Some((_, name)) = &self.setup.stack {
             command.env("FLEXD_STACK", name);
         }
+        command.envs(self.setup.env.iter().map(|(name, value)| (name, value)));
         command
     }
 

@@ -160,6 +160,9 @@ fn a_backup_brings_everything_back_and_the_store_changes_its_engine() {
     let backup = user.home.path().join("backup.tar.zst");
     let (ok, said) = command(server.dir.path(), &["backup", backup.to_str().unwrap()]);
     assert!(ok, "{said}");
+    let certificate = || std::fs::read(server.dir.path().join("tls/self-signed.crt")).unwrap();
+    let shown = certificate();
+    std::fs::write(server.dir.path().join("tls/self-signed.crt"), "spoilt").unwrap();
     // What happens after the backup is gone after the restore.
     app.flex(&["config:set", "TAIL= and lost"]).ok();
     serves(&server, "kept", "kept and lost");
@@ -174,6 +177,7 @@ fn a_backup_brings_everything_back_and_the_store_changes_its_engine() {
     assert!(!ok, "a backup that was cut off: {said}");
     let (ok, said) = command(server.dir.path(), &["restore", backup.to_str().unwrap()]);
     assert!(ok, "{said}");
+    assert_eq!(std::fs::read(server.dir.path().join("tls/self-signed.crt")).unwrap(), shown);
     server.up();
     serves(&server, "kept", "kept and secret");
     assert_eq!(app.flex(&["config:get", "TAIL"]).ok().out.trim_end_matches('\n'), " and secret");
@@ -199,6 +203,78 @@ fn a_backup_brings_everything_back_and_the_store_changes_its_engine() {
         serves(&server, "kept", "again and secret");
     }
     assert_eq!(app.flex(&["releases", "--json"]).ok().out.matches("\"version\"").count(), 3);
+
+    // The backup of another installation does not orphan this one's containers.
+    let mut other = Server::start();
+    let theirs = user.home.path().join("theirs.tar.zst");
+    other.end(Signal::SIGTERM);
+    let (ok, said) = command(other.dir.path(), &["backup", theirs.to_str().unwrap()]);
+    assert!(ok, "with flexd stopped: {said}");
+    server.end(Signal::SIGTERM);
+    let (ok, said) = command(server.dir.path(), &["restore", theirs.to_str().unwrap()]);
+    assert!(!ok && said.contains(&server.cluster()) && said.contains("docker rm"), "{said}");
+    server.up();
+    serves(&server, "kept", "again and secret");
+}
+
+#[test]
+fn what_is_no_installation_is_not_backed_up() {
+    let dir = tempfile::tempdir().unwrap();
+    let file = dir.path().join("b.tar.zst");
+    for place in [dir.path().join("empty"), dir.path().join("none")] {
+        if place.ends_with("empty") {
+            std::fs::create_dir(&place).unwrap();
+        }
+        let (ok, said) = command(&place, &["backup", file.to_str().unwrap()]);
+        assert!(!ok && said.contains("is no installation") && said.contains("--data-dir"), "{said}");
+        assert!(std::fs::read_dir(&place).is_ok_and(|mut d| d.next().is_none()) == place.ends_with("empty"));
+    }
+    assert!(!file.exists());
+}
+
+#[test]
+fn a_backup_of_a_server_that_receives_is_sound() {
+    let server = Server::start();
+    let user = server.admin();
+    let app = user.repo("grows", &[("README", "grows")]);
+    let over = AtomicBool::new(false);
+    std::thread::scope(|s| {
+        s.spawn(|| {
+            for n in 0..4 {
+                // What cannot be compressed; the branch is one that does not deploy.
+                run("dd", &["if=/dev/urandom", &format!("of={}", app.dir.join("data").display()), "bs=1M", "count=40"]);
+                app.commit(&[]);
+                let pushed = app.git(&["push", "-q", "flex", &format!("HEAD:refs/heads/side-{n}")]);
+                if pushed.status != 0 {
+                    over.store(true, SeqCst);
+                    panic!("{}", pushed.all());
+                }
+            }
+            over.store(true, SeqCst);
+        });
+        let file = user.home.path().join("live.tar.zst");
+        let mut last = false;
+        while !last {
+            last = over.load(SeqCst);
+            let (ok, said) = command(server.dir.path(), &["backup", file.to_str().unwrap()]);
+            assert!(ok, "{said}");
+            let fresh = tempfile::tempdir().unwrap();
+            let (ok, said) = command(fresh.path(), &["restore", file.to_str().unwrap()]);
+            assert!(ok, "{said}");
+            for repository in std::fs::read_dir(fresh.path().join("repositories")).unwrap() {
+                let path = repository.unwrap().path();
+                let git = |args: &[&str]| run("git", &[&["-C", path.to_str().unwrap()], args].concat());
+                git(&["fsck", "--full", "--strict"]);
+                let branches = git(&["for-each-ref", "refs/heads"]).lines().count();
+                assert!(!last || branches == 4, "{branches} branches");
+                assert!(
+                    !std::fs::read_dir(path.join("objects"))
+                        .unwrap()
+                        .any(|o| { o.unwrap().file_name().to_string_lossy().starts_with("tmp_") })
+                );
+            }
+        }
+    });
 }
 
 #[test]

@@ -22,6 +22,11 @@ impl Operator {
         self.home.path().join("data")
     }
 
+    /// The programs, by a way that is not their real path.
+    fn link(&self) -> std::path::PathBuf {
+        self.home.path().join("bin")
+    }
+
     fn command(&self, program: &Path, args: &[&str]) -> (bool, String) {
         let home = self.home.path();
         // ssh looks for keys in the home of the user database, whatever HOME says.
@@ -37,10 +42,9 @@ impl Operator {
             .env("PATH", std::env::var_os("PATH").unwrap())
             .env("HOME", home)
             .env("CARGO_HOME", cargo)
-            .env("FLEX_BIN", binary("flexd").parent().unwrap())
+            .env("FLEX_BIN", self.link())
             .env("FLEX_ADMIN_EMAIL", "operator@example.com")
             .env("FLEXD_DATA_DIR", self.data())
-            .env("FLEXD_API", self.api.to_string())
             .env("FLEXD_HTTP", self.http.to_string())
             .env("FLEXD_HTTPS", "127.0.0.1:0")
             .env("FLEXD_SSH", self.ssh.to_string())
@@ -112,6 +116,9 @@ fn up_ends_with_a_served_app_and_purge_with_nothing() {
     let operator = Operator { home, api: free(), http: free(), ssh: free() };
     std::fs::create_dir(operator.data()).unwrap();
     std::os::unix::fs::symlink(stacks(), operator.data().join("stacks")).unwrap();
+    std::os::unix::fs::symlink(binary("flexd").parent().unwrap(), operator.link()).unwrap();
+    // The scripts go by what the server goes by, which is not the environment alone.
+    std::fs::write(operator.data().join("flexd.toml"), format!("api = \"{}\"\n", operator.api)).unwrap();
 
     let (ok, said) = operator.script("up", &[]);
     assert!(ok && said.contains("Flex is up"), "{said}");
@@ -154,4 +161,91 @@ fn up_ends_with_a_served_app_and_purge_with_nothing() {
     // The wrong use says so.
     let (ok, said) = operator.script("up", &["--frobnicate"]);
     assert!(!ok && said.contains("--frobnicate"), "{said}");
+}
+
+/// An installation's containers are found by the id in its data directory: that does not go while they cannot be looked for.
+#[test]
+fn down_changes_nothing_while_the_engine_does_not_answer() {
+    let dir = tempfile::tempdir().unwrap();
+    let (data, tools) = (dir.path().join("data"), dir.path().join("tools"));
+    let socket = dir.path().join("engine.sock");
+    std::fs::create_dir(&data).unwrap();
+    std::fs::write(data.join("cluster"), "feedfade\n").unwrap();
+    // Everything that the script uses but docker.
+    std::fs::create_dir(&tools).unwrap();
+    for tool in ["bash", "cat", "cut", "dirname", "env", "getent", "grep", "head", "id", "readlink", "rm", "sed", "tail", "tr"] {
+        let found = ["/usr/bin", "/bin"].iter().map(|d| Path::new(d).join(tool)).find(|p| p.exists());
+        std::os::unix::fs::symlink(found.unwrap(), tools.join(tool)).unwrap();
+    }
+    let usual = std::env::var("PATH").unwrap();
+    let down = |path: &str, env: &[(&str, &Path)]| {
+        let mut command = Command::new(root().join("scripts/down"));
+        command.arg("--purge").env_clear().env("PATH", path).env("HOME", dir.path()).env("FLEXD_DATA_DIR", &data);
+        let out = command.envs(env.iter().copied()).stdin(Stdio::null()).output().unwrap();
+        let said = format!("{}{}", String::from_utf8_lossy(&out.stdout), String::from_utf8_lossy(&out.stderr));
+        assert!(!out.status.success() && said.contains("Nothing was changed"), "{said}");
+        assert!(data.join("cluster").exists(), "{said}");
+        said
+    };
+    let bin = binary("flexd");
+    let bin = bin.parent().unwrap();
+    let said = down(&usual, &[("FLEXD_DOCKER", &socket), ("FLEX_BIN", bin)]);
+    assert!(said.contains("engine.sock"), "{said}");
+    // Also as the settings file names it, with and without a flexd to ask.
+    std::fs::write(data.join("flexd.toml"), format!("docker = \"{}\"\n", socket.display())).unwrap();
+    for bin in [bin, dir.path()] {
+        let said = down(&usual, &[("FLEX_BIN", bin)]);
+        assert!(said.contains("engine.sock"), "{said}");
+    }
+    let said = down(tools.to_str().unwrap(), &[("FLEX_BIN", bin)]);
+    assert!(said.contains("docker command is missing"), "{said}");
+
+    let out = Command::new(root().join("scripts/up")).env("FLEXD_DOCKER", &socket).env("FLEX_BIN", bin).output().unwrap();
+    let said = String::from_utf8_lossy(&out.stderr).into_owned();
+    assert!(!out.status.success() && said.contains("FLEXD_DOCKER names") && said.contains("engine.sock"), "{said}");
+}
+
+/// What scripts/up writes into the engine's settings; that a running engine takes it up is tested with one of the tests' own.
+#[test]
+fn live_restore_is_put_among_the_engines_settings() {
+    let has = |tool: &str| Command::new(tool).arg("--version").output().is_ok_and(|o| o.status.success());
+    let tools: Vec<&str> = ["python3", "jq"].into_iter().filter(|t| has(t)).collect();
+    assert!(!tools.is_empty());
+    for tool in tools {
+        let dir = tempfile::tempdir().unwrap();
+        let config = dir.path().join("etc/docker/daemon.json");
+        let set = || {
+            let script = format!(
+                "set -euo pipefail; . scripts/lib/common.sh; . scripts/lib/engine.sh; ENGINE_CONFIG=$1 ENGINE_PID=$1.pid
+                 have() {{ [ \"$1\" = {tool} ]; }}
+                 set_live_restore; live_restore_is_set"
+            );
+            let out = Command::new("bash").args(["-c", &script, "set"]).arg(&config).current_dir(root()).output().unwrap();
+            (out.status.success(), String::from_utf8_lossy(&out.stderr).into_owned())
+        };
+        let now = || serde_json::from_str::<serde_json::Value>(&std::fs::read_to_string(&config).unwrap()).unwrap();
+        let on = serde_json::json!({"live-restore": true});
+        assert_eq!(set(), (true, String::new()), "where there is no file");
+        assert_eq!(now(), on);
+        std::fs::write(&config, "").unwrap();
+        assert_eq!(set(), (true, String::new()), "where it is empty");
+        assert_eq!(now(), on);
+
+        std::fs::write(&config, r#"{"data-root": "/srv/docker", "live-restore": false, "dns": ["10.0.0.1"]}"#).unwrap();
+        let private = std::os::unix::fs::PermissionsExt::from_mode(0o600);
+        std::fs::set_permissions(&config, private).unwrap();
+        assert_eq!(set(), (true, String::new()));
+        assert_eq!(now(), serde_json::json!({"data-root": "/srv/docker", "live-restore": true, "dns": ["10.0.0.1"]}));
+        let mode = std::os::unix::fs::PermissionsExt::mode(&config.metadata().unwrap().permissions());
+        assert_eq!(mode & 0o777, 0o600);
+
+        for wrong in ["{\"data-root\": \"/srv\",}", "[1]", "# nothing\n"] {
+            std::fs::write(&config, wrong).unwrap();
+            let (ok, said) = set();
+            assert!(!ok && said.contains("not valid JSON") && said.contains("daemon.json"), "{wrong}: {said}");
+            assert_eq!(std::fs::read_to_string(&config).unwrap(), wrong);
+        }
+        let left: Vec<_> = std::fs::read_dir(config.parent().unwrap()).unwrap().map(|f| f.unwrap().file_name()).collect();
+        assert_eq!(left, ["daemon.json"]);
+    }
 }

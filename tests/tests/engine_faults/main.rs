@@ -13,6 +13,7 @@ mod builds;
 mod crash;
 mod disk;
 mod engine;
+mod live_restore;
 mod logs;
 mod private;
 mod proxy;

@@ -32,9 +32,14 @@ fn new_network() {
 impl Engine {
     /// A running one with live-restore, as `scripts/up` sets up the machine's.
     pub fn start() -> Self {
+        Self::start_with("{ \"live-restore\": true, \"userland-proxy\": false }")
+    }
+
+    /// One with these settings.
+    pub fn start_with(settings: &str) -> Self {
         new_network();
         let dir = tempfile::Builder::new().prefix("flex-engine-").tempdir().unwrap();
-        fs::write(dir.path().join("daemon.json"), "{ \"live-restore\": true, \"userland-proxy\": false }").unwrap();
+        fs::write(dir.path().join("daemon.json"), settings).unwrap();
         fs::write(dir.path().join("containerd.toml"), "version = 2\ndisabled_plugins = [\"io.containerd.grpc.v1.cri\"]\n")
             .unwrap();
         let mut engine = Self { dir, dockerd: None, containerd: None };
@@ -49,6 +54,15 @@ impl Engine {
 
     pub fn socket(&self) -> PathBuf {
         self.path("docker.sock")
+    }
+
+    /// Its settings, and where its process id is.
+    pub fn config(&self) -> PathBuf {
+        self.path("daemon.json")
+    }
+
+    pub fn pid_file(&self) -> PathBuf {
+        self.path("docker.pid")
     }
 
     fn spawn(&self, program: &str, args: &[String]) -> Child {

@@ -1,7 +1,7 @@
 //! A damaged store: `flexd` starts with all that it acknowledged or not at all, and what it says then is what recovers.
 
 use crate::world::{files, is_sound, push_page, world};
-use flex_tests::{Repo, Server, Setup, wait_for};
+use flex_tests::{Repo, Server, Setup, binary, wait_for};
 use nix::sys::signal::Signal;
 use std::fs::{self, File};
 use std::os::unix::fs::FileExt;
@@ -54,18 +54,13 @@ fn copy(from: &Path, to: &Path) {
     assert!(Command::new("cp").arg("-a").arg(from).arg(to).status().unwrap().success());
 }
 
-/// Runs the command that flexd printed, word for word.
-fn obey(server: &Server, said: &str) -> String {
-    let start = said.find("flexd restore ").unwrap_or_else(|| panic!("no command to recover with: {said}"));
-    let line = said[start..].lines().next().unwrap();
-    let words: Vec<&str> = line.split_whitespace().skip(1).collect();
-    assert!(!words.contains(&"FILE"), "the command names no file: {line}");
-    // `server.flexd()` brings the settings; the data directory is in the command itself.
-    let mut command = Command::new(server.flexd().get_program());
-    for (name, value) in server.flexd().get_envs() {
-        command.env(name, value.unwrap_or_default());
-    }
-    let out = command.args(&words).stdin(Stdio::null()).output().unwrap();
+/// Has a shell run the command that flexd printed, letter for letter and with no setting beside it.
+fn obey(said: &str) -> String {
+    let start = said.find("flexd restore ").or_else(|| said.find("flexd store convert "));
+    let line = said[start.unwrap_or_else(|| panic!("no command to recover with: {said}"))..].lines().next().unwrap();
+    assert!(!line.ends_with(" FILE"), "the command names no file: {line}");
+    let path = format!("{}:/usr/bin:/bin", binary("flexd").parent().unwrap().display());
+    let out = Command::new("sh").args(["-c", line]).env_clear().env("PATH", path).stdin(Stdio::null()).output().unwrap();
     let printed = format!("{}{}", String::from_utf8_lossy(&out.stdout), String::from_utf8_lossy(&out.stderr));
     assert!(out.status.success(), "{line}: {printed}");
     printed
@@ -117,7 +112,7 @@ fn a_damaged_store_is_refused_and_restored() {
                 refused += 1;
                 assert!(said.contains("unning apps are not touched"), "{damage:?}: {said}");
                 assert_eq!(server.containers(), before, "{damage:?}");
-                let printed = obey(&server, &said);
+                let printed = obey(&said);
                 println!("{damage:?}: {}{printed}", said.lines().last().unwrap_or_default());
                 server.up();
                 has_apps(&app, &["older", "store"]);
@@ -131,6 +126,36 @@ fn a_damaged_store_is_refused_and_restored() {
     server.up();
     push_page(&server, &app, "two");
     is_sound(&server, &app, &["two"]);
+}
+
+#[test]
+fn the_printed_command_recovers_with_nothing_else_said() {
+    let home = tempfile::tempdir().unwrap();
+    let data = home.path().join("it's a directory");
+    fs::create_dir(&data).unwrap();
+    let env = vec![("FLEXD_STORE", "redb".to_owned())];
+    let mut server = Server::prepare(Setup { data: Some(data.clone()), env, ..Setup::default() });
+    server.up();
+    server.token("operator@example.com", true);
+    for damage in ["cut off", "gone"] {
+        server.end(Signal::SIGTERM);
+        if damage == "gone" {
+            fs::remove_dir_all(data.join("state")).unwrap();
+        } else {
+            let file = File::options().write(true).open(data.join("state/redb/state.redb")).unwrap();
+            file.set_len(file.metadata().unwrap().len() / 2).unwrap();
+        }
+        let said = server.try_up().expect_err(damage);
+        obey(&said);
+        server.up();
+        assert!(data.join("state/redb").exists() && !data.join("state/sled").exists(), "{damage}");
+    }
+    // Without the setting, what is printed makes it unnecessary.
+    server.end(Signal::SIGTERM);
+    let any = ["--api", "127.0.0.1:0", "--http", "127.0.0.1:0", "--https", "off", "--ssh", "127.0.0.1:0"];
+    let out = flex_tests::flexd(&data).args(any).output().unwrap();
+    obey(&String::from_utf8_lossy(&out.stderr));
+    assert!(data.join("state/sled").exists() && !data.join("state/redb").exists());
 }
 
 /// These apps are there, and no others.
