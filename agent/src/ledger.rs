@@ -1,9 +1,11 @@
 //! What the agent keeps on disk: the last assignment, behind its fence, and what it remembers of its instances.
 //!
-//! Files are written whole beside the old ones, synced, and renamed over them, readable by their owner only: config vars are
-//! in them. A file that cannot be read is said loudly and set aside, never taken for an empty one in silence.
+//! Files are written whole beside the old ones, synced, and renamed over them, readable by their owner only. The assignment
+//! has config vars in it: it is encrypted. A file that cannot be read is said loudly and set aside, never taken for an empty
+//! one in silence.
 
 use crate::core::Memory;
+use crate::seal::AgentKey;
 use flex_model::{Assignment, HostId};
 use serde::{Serialize, de::DeserializeOwned};
 use std::{
@@ -70,15 +72,23 @@ pub fn fence(host: HostId, known: Option<&Assignment>, offered: &Assignment) -> 
 pub struct Ledger {
     host: HostId,
     dir: PathBuf,
+    key: AgentKey,
     current: Option<Arc<Assignment>>,
 }
 
 impl Ledger {
     /// Opens the directory, made if need be.
-    pub fn open(dir: &Path, host: HostId) -> Result<Self, LedgerError> {
+    pub fn open(dir: &Path, host: HostId, key: AgentKey) -> Result<Self, LedgerError> {
         fs::create_dir_all(dir).map_err(|source| LedgerError { doing: "make", path: dir.into(), source })?;
-        let mut ledger = Self { host, dir: dir.to_owned(), current: None };
-        let stored: Option<Assignment> = ledger.read(ASSIGNMENT)?;
+        let mut ledger = Self { host, dir: dir.to_owned(), key, current: None };
+        let mut stored: Option<Assignment> = ledger.read(ASSIGNMENT)?;
+        if stored.is_none()
+            && let Some(plain) = ledger.read::<Assignment>(PLAIN_ASSIGNMENT)?
+        {
+            ledger.write(ASSIGNMENT, &plain)?;
+            stored = Some(plain);
+        }
+        ledger.forget(PLAIN_ASSIGNMENT)?;
         ledger.current = stored
             .filter(|a| match fence(host, None, a) {
                 Ok(_) => true,
@@ -128,11 +138,15 @@ impl Ledger {
             Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(None),
             other => other.map_err(|source| LedgerError { doing: "read", path: path.clone(), source })?,
         };
-        match serde_json::from_slice(&bytes) {
+        let text = match name {
+            ASSIGNMENT => self.key.open(name, &bytes).ok_or_else(|| "it does not decrypt with this key".to_owned()),
+            _ => Ok(bytes),
+        };
+        match text.and_then(|text| serde_json::from_slice(&text).map_err(|e| e.to_string())) {
             Ok(value) => Ok(Some(value)),
-            Err(e) => {
+            Err(why) => {
                 let aside = path.with_extension("damaged");
-                tracing::error!(path = %path.display(), aside = %aside.display(), error = %e, "a state file is damaged: set aside");
+                tracing::error!(path = %path.display(), aside = %aside.display(), why, "a state file is damaged: set aside");
                 fs::rename(&path, &aside).map_err(|source| LedgerError { doing: "set aside", path, source })?;
                 Ok(None)
             }
@@ -141,17 +155,32 @@ impl Ledger {
 
     fn write<T: Serialize + ?Sized>(&self, name: &str, value: &T) -> Result<(), LedgerError> {
         let path = self.dir.join(name);
-        write_atomically(&self.dir, name, value).map_err(|source| LedgerError { doing: "write", path, source })
+        let text = serde_json::to_vec(value).map_err(io::Error::from);
+        let text = match name {
+            ASSIGNMENT => text.and_then(|t| self.key.seal(name, &t)),
+            _ => text,
+        };
+        text.and_then(|t| write_atomically(&self.dir, name, &t)).map_err(|source| LedgerError { doing: "write", path, source })
+    }
+
+    fn forget(&self, name: &str) -> Result<(), LedgerError> {
+        let path = self.dir.join(name);
+        match fs::remove_file(&path) {
+            Err(source) if source.kind() != io::ErrorKind::NotFound => Err(LedgerError { doing: "remove", path, source }),
+            _ => Ok(()),
+        }
     }
 }
 
-const ASSIGNMENT: &str = "assignment.json";
+const ASSIGNMENT: &str = "assignment.sealed";
+/// What earlier versions wrote, in plain text: read once, and removed.
+const PLAIN_ASSIGNMENT: &str = "assignment.json";
 const MEMORY: &str = "instances.json";
 
-fn write_atomically<T: Serialize + ?Sized>(dir: &Path, name: &str, value: &T) -> io::Result<()> {
+fn write_atomically(dir: &Path, name: &str, bytes: &[u8]) -> io::Result<()> {
     let new = dir.join(format!("{name}.new"));
     let mut file = OpenOptions::new().write(true).create(true).truncate(true).mode(0o600).open(&new)?;
-    file.write_all(&serde_json::to_vec(value)?)?;
+    file.write_all(bytes)?;
     file.sync_all()?;
     fs::rename(&new, dir.join(name))?;
     File::open(dir)?.sync_all()
@@ -178,15 +207,21 @@ mod tests {
         assert_eq!(fence(other, None, &known), Err(Refusal::OtherHost(host())));
     }
 
+    const KEY: AgentKey = AgentKey([7; 32]);
+
+    fn open(dir: &Path) -> Ledger {
+        Ledger::open(dir, host(), KEY).unwrap()
+    }
+
     #[test]
     fn an_assignment_outlives_the_process_and_only_its_owner_reads_it() {
         let dir = tempfile::tempdir().unwrap();
         let first = Arc::new(assignment(5, 1, vec![item(1)]));
-        let mut ledger = Ledger::open(dir.path(), host()).unwrap();
+        let mut ledger = open(dir.path());
         assert!(ledger.current().is_none());
         assert_eq!(ledger.offer(&first).unwrap(), Some(first.clone()));
         assert_eq!(ledger.offer(&first).unwrap(), None);
-        let mut ledger = Ledger::open(dir.path(), host()).unwrap();
+        let mut ledger = open(dir.path());
         assert_eq!(ledger.current(), Some(&first));
         assert_eq!(ledger.offer(&Arc::new(assignment(4, 9, vec![]))).unwrap(), None, "older");
         assert_eq!(ledger.current(), Some(&first));
@@ -198,8 +233,30 @@ mod tests {
     fn a_damaged_file_is_set_aside() {
         let dir = tempfile::tempdir().unwrap();
         fs::write(dir.path().join(ASSIGNMENT), "{\"host\":").unwrap();
-        let ledger = Ledger::open(dir.path(), host()).unwrap();
-        assert!(ledger.current().is_none());
+        assert!(open(dir.path()).current().is_none());
         assert!(dir.path().join("assignment.damaged").exists());
+        // So is one that was written with another key.
+        fs::remove_file(dir.path().join("assignment.damaged")).unwrap();
+        open(dir.path()).offer(&Arc::new(assignment(5, 1, vec![item(1)]))).unwrap();
+        assert!(Ledger::open(dir.path(), host(), AgentKey([8; 32])).unwrap().current().is_none());
+        assert!(dir.path().join("assignment.damaged").exists());
+    }
+
+    #[test]
+    fn what_an_earlier_version_wrote_in_plain_text_is_taken_over_and_removed() {
+        let dir = tempfile::tempdir().unwrap();
+        let plain = dir.path().join(PLAIN_ASSIGNMENT);
+        let first = assignment(5, 1, vec![item(1)]);
+        fs::write(&plain, serde_json::to_vec(&first).unwrap()).unwrap();
+        let ledger = open(dir.path());
+        assert_eq!(ledger.current().map(|a| &**a), Some(&first));
+        assert!(!plain.exists());
+        let on_disk = fs::read(dir.path().join(ASSIGNMENT)).unwrap();
+        let image = first.items[0].spec.image.reference.as_bytes();
+        assert!(!on_disk.windows(image.len()).any(|w| w == image));
+        // Beside an encrypted one it is what an interrupted change left, and older.
+        fs::write(&plain, serde_json::to_vec(&assignment(9, 1, vec![])).unwrap()).unwrap();
+        assert_eq!(open(dir.path()).current().map(|a| a.revision), Some(5));
+        assert!(!plain.exists());
     }
 }

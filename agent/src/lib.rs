@@ -12,9 +12,11 @@ mod ledger;
 mod ports;
 mod probe;
 mod run;
+mod seal;
 mod tail;
 
 pub use ledger::LedgerError;
+pub use seal::AgentKey;
 // For the benchmark.
 #[doc(hidden)]
 pub use tail::{Source, Tailer};
@@ -39,8 +41,11 @@ pub struct ControlLink {
 pub struct AgentSettings {
     /// Assignments of other hosts are refused.
     pub host: HostId,
-    /// A directory of the agent's own: the last assignment (config vars in it), and what it remembers of instances.
+    /// A directory of the agent's own: the last assignment (encrypted: config vars are in it), and what it remembers of
+    /// instances.
     pub state_dir: PathBuf,
+    /// What the assignment on disk is encrypted with.
+    pub key: AgentKey,
 }
 
 /// Why an agent could not start, or had to give up.

@@ -34,9 +34,9 @@ const REPORT_RETRY: Duration = Duration::from_millis(50);
 
 pub async fn run(agent: Agent, shutdown: CancellationToken) -> Result<(), AgentError> {
     let Agent { settings, runtime, link, logs, clock } = agent;
-    let (dir, host) = (settings.state_dir.clone(), settings.host);
+    let (dir, host, key) = (settings.state_dir.clone(), settings.host, settings.key.clone());
     let (ledger, memory) = blocking(move || {
-        let ledger = Ledger::open(&dir, host)?;
+        let ledger = Ledger::open(&dir, host, key)?;
         let memory = ledger.memory()?;
         Ok((ledger, memory))
     })

@@ -46,7 +46,8 @@ pub struct App {
     pub web_url: String,
     /// Flex: branches whose push deploys.
     pub deploy_branches: Vec<String>,
-    /// Flex: instances run with a read-only file system (`/tmp` stays writable).
+    /// Flex: instances run with a read-only file system (`/tmp` stays writable), also where the release's app.json does not
+    /// say so.
     pub read_only_root: bool,
     /// Flex: seconds between SIGTERM and SIGKILL.
     pub stop_grace_seconds: u32,

@@ -130,6 +130,8 @@ pub struct Inner {
     pub phases_running: Mutex<std::collections::HashSet<(AppId, u64)>>,
     pub drain_turn: tokio::sync::Mutex<()>,
     pub attach: Mutex<HashMap<String, crate::sessions::Waiting>>,
+    /// Ports of instances that a user has reached lately, and since when.
+    pub ports_reached: Mutex<HashMap<(UserId, InstanceId, u16), Timestamp>>,
     /// One-off commands that run.
     pub open_runs: Mutex<BTreeMap<InstanceId, Arc<crate::db::RunRecord>>>,
     pub log_sessions: Mutex<HashMap<String, crate::http::logs::LogSession>>,
@@ -206,6 +208,7 @@ impl Controller {
             phases_running: Mutex::default(),
             attach: Mutex::default(),
             drain_turn: tokio::sync::Mutex::default(),
+            ports_reached: Mutex::default(),
             open_runs: Mutex::default(),
             log_sessions: Mutex::default(),
             vars: Mutex::default(),

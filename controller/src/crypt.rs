@@ -78,6 +78,12 @@ impl Crypt {
         hex::encode(keyed(&keyed(what.as_bytes())))
     }
 
+    /// A key for one more use, which tells nothing of the master key and is no signature.
+    pub fn key_for(&self, what: &str) -> [u8; 32] {
+        let keyed = |part: &[u8]| Sha256::new().chain_update(self.key.expose()).chain_update(part).finalize();
+        keyed(&keyed(format!("key\0{what}").as_bytes())).into()
+    }
+
     /// Encrypts for one record.
     pub fn seal(&self, record: &str, vars: &Vars) -> Result<Sealed, ApiError> {
         let failed = |_| ApiError::new(ErrorId::Internal, "Config vars cannot be encrypted.");
@@ -126,7 +132,10 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let file = dir.path().join("key");
         let signed = Crypt::open(&file).unwrap().sign("x");
-        assert_eq!(Crypt::open(&file).unwrap().sign("x"), signed);
+        let crypt = Crypt::open(&file).unwrap();
+        assert_eq!(crypt.sign("x"), signed);
+        assert_eq!(crypt.key_for("x"), crypt.key_for("x"));
+        assert!(crypt.key_for("x") != crypt.key_for("y") && hex::encode(crypt.key_for("x")) != signed);
         std::fs::set_permissions(&file, std::fs::Permissions::from_mode(0o640)).unwrap();
         assert!(Crypt::open(&file).err().unwrap().contains("chmod 600"));
     }

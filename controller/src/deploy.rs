@@ -267,6 +267,7 @@ impl Controller {
             formation: p.app_json.formation,
             postdeploy: p.app_json.postdeploy,
             routes: p.app_json.routes,
+            read_only_root: p.app_json.read_only_root,
             buildpack_description: (!p.buildpacks.is_empty()).then(|| p.buildpacks.join(", ")),
             has_launcher: p.has_launcher,
             port: p.port,

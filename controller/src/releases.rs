@@ -214,6 +214,7 @@ impl Controller {
             config_rev: app.config_rev,
             processes: base.map(|b| b.processes.clone()).unwrap_or_default(),
             routes: base.map(|b| b.routes.clone()).unwrap_or_default(),
+            read_only_root: base.is_some_and(|b| b.read_only_root),
             release_command: None,
             keeps_from: None,
             released: true,
@@ -459,6 +460,7 @@ fn take_code(app: &mut App, release: &mut Release, build: &Build, slug: &Slug) {
     release.port = slug.port;
     release.commit.clone_from(&slug.commit);
     release.routes.clone_from(&slug.routes);
+    release.read_only_root = slug.read_only_root;
     release.release_command = slug.process_types.iter().find(|(p, _)| p.is_release_phase()).map(|(_, c)| c.clone());
     release.released = release.release_command.is_none();
     release.processes = processes(app, slug);

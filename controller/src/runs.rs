@@ -147,7 +147,7 @@ impl Controller {
             cpu_millis: scale.cpu_millis,
             pids: PIDS,
             stop_grace_seconds: app.stop_grace_seconds,
-            read_only_root: app.read_only_root,
+            read_only_root: app.read_only_root || release.read_only_root,
             check,
             proxy_protocol: None,
         })

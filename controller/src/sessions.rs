@@ -27,6 +27,8 @@ const LAST_WORDS: Duration = Duration::from_secs(5);
 const STARTED: Duration = Duration::from_secs(120);
 /// Runs of one app that are remembered.
 const KEPT_RUNS: usize = 200;
+/// A port that is reached again and again is told of so often.
+const PORT_TOLD: Duration = Duration::from_secs(3600);
 /// Lines of earlier output that somebody who attaches is shown, unless they say otherwise, and at most.
 const REPLAY: (u32, u32) = (100, 1000);
 
@@ -360,6 +362,24 @@ impl Controller {
             self.db.commit(Tx::new().put(keys::event(&event), &event)).await.map_err(crate::core_error)?;
         }
         Ok((found, attached))
+    }
+
+    /// Tells that a user reaches a port of an instance: a program that is forwarded may connect many times, which is one
+    /// event an hour.
+    pub(crate) async fn tell_of_port(&self, actor: &Actor, app: AppId, found: &Found, port: u16) -> Result<(), ApiError> {
+        let (now, key) = (self.now(), (actor.id(), found.instance, port));
+        {
+            let mut reached = lock(&self.ports_reached);
+            reached.retain(|_, at| now.since(*at) < PORT_TOLD);
+            if reached.contains_key(&key) {
+                return Ok(());
+            }
+        }
+        let event = self.event(actor, Some(app), "instance.port", format!("Reached port {port} of {}", found.name));
+        self.db.commit(Tx::new().put(keys::event(&event), &event)).await.map_err(crate::core_error)?;
+        // Two at once may both tell; none goes untold.
+        lock(&self.ports_reached).insert(key, now);
+        Ok(())
     }
 
     /// Keeps a session for its client; the secret that it shows.

@@ -141,7 +141,11 @@ impl Builders for BuilderPort {
             if let BuildError::Platform(_) = &e {
                 tracing::error!(build = %job.build, error = %e, "a build failed for a reason of the platform's");
             }
-            failed(coded(&e.to_string(), e.code()))
+            let message = match e.code() {
+                "disk_full" => format!("the server's disk is full: make room on the server, then push again\n({e})"),
+                _ => e.to_string(),
+            };
+            failed(coded(&message, e.code()))
         })?;
         Ok(BuildProduct {
             image: out.image,

@@ -6,7 +6,7 @@ use crate::installation::Installation;
 use crate::ports::{BuilderPort, GatePort, MachinePort};
 use crate::runs::RunPort;
 use crate::settings::Settings;
-use flex_agent::{Agent, AgentSettings, ControlLink};
+use flex_agent::{Agent, AgentKey, AgentSettings, ControlLink};
 use flex_builder::{BuildSettings, Builder};
 use flex_controller::ports::{Clock, SystemClock};
 use flex_controller::{Controller, Deps};
@@ -168,7 +168,11 @@ pub async fn serve(settings: Settings, roles: Roles) -> Result<(), String> {
         Roles::ServerAlone => "off".to_owned(),
     };
     let agent = Agent::new(
-        AgentSettings { host: installation.host, state_dir: settings.data_dir.join("agent") },
+        AgentSettings {
+            host: installation.host,
+            state_dir: settings.data_dir.join("agent"),
+            key: AgentKey(controller.crypt.key_for("agent")),
+        },
         runtime.clone(),
         ControlLink { assignment: controller.assignment(installation.host), reports: controller.reports() },
         logs.clone(),

@@ -55,6 +55,7 @@ async fn open(c: &Controller, caller: &Caller, app: &str, wanted: Wanted, termin
         Wanted::Ps => ("GET", "/apps/{app}/dynos"),
     };
     let (actor, app) = c.may(caller.user, app, method, path).await?;
+    let actor = actor.at(Some("ssh".into()));
     let mut env = environment(terminal.as_ref());
     match wanted {
         Wanted::Run { words, env: more, size, process } => {

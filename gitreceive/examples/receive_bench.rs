@@ -3,7 +3,12 @@
 //! `cargo run --release -p flex-gitreceive --example receive_bench -- [MEGABYTES [ROUNDS]]` (500 and 3 if not given; build
 //! the crate's programs first: `cargo build --release -p flex-gitreceive`). Prints one line of JSON per target: seconds of
 //! each round, sorted, and the median. OpenSSH's server is `$FLEX_SSHD`, else `/usr/sbin/sshd`, and left out when there is
-//! none. All three take the same pack: noise, neither compressible nor with deltas, pushed by the same client.
+//! none. All take the same pack: noise, neither compressible nor with deltas, pushed by the same client.
+//!
+//! Flex keeps a push as the pack that it came in (`receive.unpackLimit=1`); git as it comes takes the objects of one with
+//! fewer than a hundred apart and compresses each anew. So there are two rows of each of the others: `openssh` and `folder`
+//! are what a user has without Flex, `openssh-packs` and `folder-packs` have that setting in their repository, and do the
+//! same work as Flex does.
 
 use async_trait::async_trait;
 use flex_gitreceive::{Access, Caller, Gate, GitServer, GitSettings, Push, PushEvent, Refusal, init_repository};
@@ -156,30 +161,40 @@ fn main() -> Result<()> {
 
     let program = PathBuf::from(std::env::var_os("FLEX_SSHD").unwrap_or_else(|| "/usr/sbin/sshd".into()));
     let sshd = program.is_file().then(|| Sshd::start(&program, path, &key)).transpose()?;
-    let mut targets = vec![("folder", to.display().to_string()), ("flex", flex)];
+    let mut targets = vec![("folder", to.display().to_string()), ("folder-packs", to.display().to_string()), ("flex", flex)];
     match &sshd {
         Some(Sshd(_, port)) => {
             let user = nix::unistd::User::from_uid(nix::unistd::getuid())?.ok_or("who am I?")?.name;
-            targets.push(("openssh", format!("ssh://{user}@127.0.0.1:{port}{}", to.display())));
+            let url = format!("ssh://{user}@127.0.0.1:{port}{}", to.display());
+            targets.extend([("openssh", url.clone()), ("openssh-packs", url)]);
         }
         None => eprintln!("no {}: OpenSSH's server is left out (set FLEX_SSHD)", program.display()),
     }
     let mut seconds = vec![Vec::new(); targets.len()];
     for _ in 0..rounds {
-        for ((_, url), seconds) in targets.iter().zip(&mut seconds) {
+        for ((name, url), seconds) in targets.iter().zip(&mut seconds) {
             if to.exists() {
                 fs::remove_dir_all(&to)?;
             }
             init_repository(&to)?;
+            if name.ends_with("-packs") {
+                run(&mut git(&to, &["config", "receive.unpackLimit", "1"]))?;
+            }
             seconds.push(push(&from, url, &key, &known)?);
         }
     }
     shutdown.cancel();
     runtime.block_on(serving)?;
-    for ((name, _), mut seconds) in targets.into_iter().zip(seconds) {
-        seconds.sort_by(f64::total_cmp);
-        let median = seconds.get(seconds.len() / 2).copied().unwrap_or(f64::NAN);
-        println!("{}", serde_json::json!({"target": name, "megabytes": megabytes, "seconds": seconds, "median": median}));
+    let median = |seconds: &[f64]| seconds.get(seconds.len() / 2).copied().unwrap_or(f64::NAN);
+    seconds.iter_mut().for_each(|s| s.sort_by(f64::total_cmp));
+    let of_flex = targets.iter().zip(&seconds).find(|((name, _), _)| *name == "flex").map_or(f64::NAN, |(_, s)| median(s));
+    for ((name, _), seconds) in targets.iter().zip(&seconds) {
+        // Of how many times Flex's time it takes.
+        let ratio = (median(seconds) / of_flex * 1000.0).round() / 1000.0;
+        println!(
+            "{}",
+            serde_json::json!({"target": name, "megabytes": megabytes, "seconds": seconds, "median": median(seconds), "ratio_to_flex": ratio})
+        );
     }
     Ok(())
 }

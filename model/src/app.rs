@@ -101,7 +101,7 @@ pub struct App {
     pub locked: Option<AppLock>,
     /// Seconds between SIGTERM and SIGKILL.
     pub stop_grace_seconds: u32,
-    /// Run with the image's file system read-only (`/tmp` stays writable).
+    /// Run with the image's file system read-only (`/tmp` stays writable), whatever the release's app.json says.
     #[serde(default)]
     pub read_only_root: bool,
     /// Whether certificates for its domains are made automatically.

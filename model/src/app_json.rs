@@ -40,6 +40,8 @@ pub struct AppJson {
     pub stack: Option<String>,
     /// How HTTP requests are treated, by host and path.
     pub routes: Places,
+    /// `"flex": {"read_only_root": true}`: instances run with the image's file system read-only.
+    pub read_only_root: bool,
 }
 
 #[derive(Deserialize)]
@@ -58,6 +60,15 @@ struct Raw {
     stack: Option<String>,
     #[serde(default)]
     routes: BTreeMap<String, serde_json::Map<String, serde_json::Value>>,
+    flex: Option<serde_json::Value>,
+}
+
+/// What only Flex has a word for. A field that is misspelled would leave an app less hardened than it says.
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct RawFlex {
+    #[serde(default)]
+    read_only_root: bool,
 }
 
 #[derive(Deserialize)]
@@ -141,6 +152,10 @@ pub fn parse(text: &str) -> Result<AppJson, AppJsonError> {
     out.postdeploy = raw.scripts.into_iter().find(|(k, _)| k == "postdeploy").map(|(_, s)| match s {
         RawScript::Text(c) | RawScript::Object { command: c } => c,
     });
+    if let Some(flex) = raw.flex {
+        let flex: RawFlex = serde_json::from_value(flex).map_err(|e| invalid("flex", &e))?;
+        out.read_only_root = flex.read_only_root;
+    }
     if raw.routes.len() > MAX_ROUTES {
         return Err(AppJsonError(format!("routes: more than {MAX_ROUTES} of them")));
     }
@@ -287,6 +302,21 @@ mod tests {
             (r#"{"routes": {"*": {"timeout": 1}}}"#, "unknown field `timeout`"),
             (r#"{"routes": {"*": {"basic_auth": {"users": {"a": "b"}}}}}"#, "repository"),
             (r#"{"routes": {"*": 1}}"#, "line 1"),
+        ] {
+            let error = parse(text).unwrap_err().to_string();
+            assert!(error.contains(why), "{text}: {error}");
+        }
+    }
+
+    #[test]
+    fn what_flex_alone_knows_is_read_strictly() {
+        assert!(parse(r#"{"flex": {"read_only_root": true}}"#).unwrap().read_only_root);
+        assert!(!parse(r#"{"flex": {"read_only_root": false}}"#).unwrap().read_only_root);
+        assert!(!parse(r#"{"flex": {}}"#).unwrap().read_only_root);
+        for (text, why) in [
+            (r#"{"flex": {"readonly_root": true}}"#, "flex: unknown field `readonly_root`"),
+            (r#"{"flex": {"read_only_root": "yes"}}"#, "flex: invalid type"),
+            (r#"{"flex": true}"#, "flex: invalid type"),
         ] {
             let error = parse(text).unwrap_err().to_string();
             assert!(error.contains(why), "{text}: {error}");

@@ -126,6 +126,9 @@ pub struct Slug {
     /// app.json's `routes`.
     #[serde(default, skip_serializing_if = "Places::is_empty")]
     pub routes: Places,
+    /// app.json's `flex.read_only_root`.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub read_only_root: bool,
     pub buildpack_description: Option<String>,
     /// Whether the image has the stack's launcher (`/opt/flex/launch`), which sources `.profile.d`.
     pub has_launcher: bool,

@@ -97,6 +97,9 @@ pub struct Release {
     /// How HTTP requests are treated, by `app.json`; what was set by hand lies over it.
     #[serde(default, skip_serializing_if = "Places::is_empty")]
     pub routes: Places,
+    /// Whether `app.json` wants the image's file system read-only; the app's own setting wants it besides.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub read_only_root: bool,
     /// The Procfile's `release:` command, if it has one; runs before anything is placed.
     pub release_command: Option<String>,
     /// Config set without a restart: instances of releases from this number on count as this one's.

@@ -214,6 +214,7 @@ fn release(app: AppId) -> Release {
         processes: BTreeMap::from([(web, spec)]),
         routes: BTreeMap::new(),
         release_command: None,
+        read_only_root: false,
         keeps_from: None,
         released: true,
         user: UserId(Uuid::nil()),

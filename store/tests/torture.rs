@@ -16,10 +16,20 @@ fn rounds(default: u64) -> u64 {
     std::env::var("FLEX_TORTURE_ROUNDS").ok().and_then(|r| r.parse().ok()).unwrap_or(default)
 }
 
-/// A small generator with a printed seed: moments need to differ, not to be unpredictable.
+/// Stores that are tortured side by side: most of a round is waiting.
+const STORES: u64 = 4;
+
 fn torture(engine: Engine, rounds: u64) {
+    std::thread::scope(|s| {
+        for n in 0..STORES {
+            s.spawn(move || torture_one(engine, rounds.div_ceil(STORES), u64::from(std::process::id()) * STORES + n));
+        }
+    });
+}
+
+/// A small generator with a printed seed: moments need to differ, not to be unpredictable.
+fn torture_one(engine: Engine, rounds: u64, mut seed: u64) {
     let dir = tempfile::tempdir().unwrap();
-    let mut seed = std::process::id().into();
     println!("seed {seed}");
     let mut n = 0;
     for _ in 0..rounds {
@@ -51,5 +61,5 @@ fn sled_survives_kill() {
 
 #[test]
 fn redb_survives_kill() {
-    torture(Engine::Redb, rounds(200));
+    torture(Engine::Redb, rounds(1000));
 }

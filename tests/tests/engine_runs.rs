@@ -3,6 +3,10 @@
 //!
 //! All apps here are of the tiny stack (see there), whose busybox has `vi`, `tar`, `nc` and `sha256sum`.
 
+#[path = "engine_runs/at_rest.rs"]
+mod at_rest;
+#[path = "engine_runs/commands.rs"]
+mod commands;
 #[path = "engine_faults/tiny.rs"]
 mod tiny;
 

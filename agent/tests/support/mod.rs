@@ -1,7 +1,7 @@
 //! An agent on a runtime, with a control plane that is the test.
 #![allow(dead_code, reason = "each test file uses its part")]
 
-use flex_agent::{Agent, AgentSettings, ControlLink};
+use flex_agent::{Agent, AgentKey, AgentSettings, ControlLink};
 use flex_logs::{LogQuery, LogSettings, LogStore};
 use flex_model::{
     AppId, Assignment, Command, HealthCheck, HealthProbe, HostId, ImageRef, InstanceId, InstanceReport, InstanceSpec,
@@ -80,7 +80,7 @@ impl Host {
         let logs = Arc::new(LogStore::open(dir.join("logs"), LogSettings::default()).unwrap());
         let (assignments, assignment) = watch::channel(None);
         let (send, reports) = mpsc::channel(256);
-        let settings = AgentSettings { host: host(), state_dir: dir.join("agent") };
+        let settings = AgentSettings { host: host(), state_dir: dir.join("agent"), key: AgentKey([7; 32]) };
         let link = ControlLink { assignment, reports: send };
         let agent = Agent::new(settings, runtime, link, logs.clone(), Arc::new(clock));
         let shutdown = CancellationToken::new();

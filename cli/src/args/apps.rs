@@ -57,6 +57,14 @@ pub enum Apps {
     },
     /// Allow deploys again
     Unlock,
+    /// Whether instances may write to no more than /tmp: on, off
+    #[command(
+        after_help = "Examples:\n  flex apps:read-only\n  flex apps:read-only on && flex ps:restart\n\napp.json says the same of what it is deployed with: {\"flex\": {\"read_only_root\": true}}. It is on where either says so."
+    )]
+    ReadOnly {
+        #[command(subcommand)]
+        verb: Option<ReadOnly>,
+    },
     /// Make another app with the same settings and config vars
     #[command(after_help = "Examples:\n  flex apps:clone my-app-staging\n  flex apps:clone my-app-staging --no-config")]
     Clone {
@@ -100,6 +108,14 @@ pub enum Maintenance {
     /// Answer every request with a maintenance page
     On,
     /// Serve again
+    Off,
+}
+
+#[derive(Debug, Clone, Copy, Subcommand)]
+pub enum ReadOnly {
+    /// The image's file system is read-only, /tmp is not
+    On,
+    /// Instances may write everywhere that their user may
     Off,
 }
 

@@ -62,7 +62,7 @@ pub struct Common {
 pub enum Command {
     /// Make an app and a git remote for it
     Create(Create),
-    /// Apps: list, create, info, rename, transfer, lock, unlock, clone, export, import, destroy
+    /// Apps: list, create, info, rename, transfer, lock, unlock, read-only, clone, export, import, destroy
     Apps {
         #[command(subcommand)]
         verb: Option<Apps>,

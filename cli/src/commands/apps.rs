@@ -1,7 +1,7 @@
 //! Apps themselves.
 
 use super::portable;
-use crate::args::{Apps, Confirm, Create, Info, Maintenance};
+use crate::args::{Apps, Confirm, Create, Info, Maintenance, ReadOnly};
 use crate::context::{Context, typed};
 use crate::error::{CliError, Result};
 use crate::git;
@@ -20,6 +20,7 @@ pub async fn run(cx: &Context, verb: Option<Apps>) -> Result<()> {
         Some(Apps::Transfer { recipient }) => transfer(cx, &recipient).await,
         Some(Apps::Lock { reason }) => lock(cx, reason).await,
         Some(Apps::Unlock) => unlock(cx).await,
+        Some(Apps::ReadOnly { verb }) => read_only(cx, verb).await,
         Some(Apps::Clone { new_name, no_config }) => portable::clone(cx, &new_name, no_config).await,
         Some(Apps::Export { file, no_config }) => portable::export(cx, &file, no_config).await,
         Some(Apps::Import { file, new_name }) => portable::import(cx, &file, new_name.as_deref()).await,
@@ -111,6 +112,7 @@ pub async fn info(cx: &Context, args: Info) -> Result<()> {
         ("Slug Size", app.slug_size.map(output::size).unwrap_or_default()),
         ("Stack", app.stack.name),
         ("Maintenance", if app.maintenance { "on".into() } else { String::new() }),
+        ("File System", if app.read_only_root { "read-only".into() } else { String::new() }),
         (
             "Locked",
             app.locked_by.map(|by| app.lock_reason.map_or(format!("by {by}"), |r| format!("by {by}: {r}"))).unwrap_or_default(),
@@ -197,6 +199,28 @@ pub async fn maintenance(cx: &Context, verb: Option<Maintenance>) -> Result<()> 
     let progress = Progress::start(format!("{} maintenance mode for {}", if on { "Enabling" } else { "Disabling" }, cx.app()?));
     cx.client.patch::<App>(&path, &UpdateApp { maintenance: Some(on), ..UpdateApp::default() }).await?;
     progress.done();
+    Ok(())
+}
+
+async fn read_only(cx: &Context, verb: Option<ReadOnly>) -> Result<()> {
+    let path = cx.path("")?;
+    let Some(verb) = verb else {
+        let Some(app) = cx.fetch::<App>(&path).await? else { return Ok(()) };
+        output::line(if app.read_only_root { "on" } else { "off" });
+        return Ok(());
+    };
+    let on = matches!(verb, ReadOnly::On);
+    let doing = if on { "Making the file system read-only" } else { "Making the file system writable" };
+    let progress = Progress::start(format!("{doing} for {}", cx.app()?));
+    let app: Value = cx.client.patch(&path, &UpdateApp { read_only_root: Some(on), ..UpdateApp::default() }).await?;
+    progress.done();
+    if cx.common.json {
+        return output::json(&app);
+    }
+    output::say("It holds for what is started from now on. For what runs: flex ps:restart");
+    if !on {
+        output::say("It stays read-only where the deployed app.json says so.");
+    }
     Ok(())
 }
 

@@ -35,6 +35,10 @@ pub struct Caller {
     pub from: Option<std::net::IpAddr>,
 }
 
+/// The name of the router that asks, where the table demands one. A handler finds it in the request's extensions.
+#[derive(Debug, Clone)]
+pub struct RouterName(pub String);
+
 impl Caller {
     pub fn actor(&self) -> Actor {
         Actor::user(self.user.id, &self.user.email).at(self.from.map(|a| a.to_string()))
@@ -78,7 +82,10 @@ impl Controller {
             (Some(role), Needs::Admin) if role != Role::Admin => {
                 Err(ApiError::new(ErrorId::Forbidden, "Only an administrator may do this."))
             }
-            (Some(_), _) => Ok((Actor::user(user.id, &user.email), found)),
+            (Some(_), Needs::Router) => Err(ApiError::new(ErrorId::Forbidden, "Only a router may do this.")),
+            (Some(_), Needs::Nothing | Needs::User | Needs::App | Needs::AppOwner | Needs::Admin) => {
+                Ok((Actor::user(user.id, &user.email), found))
+            }
         }
     }
 
@@ -169,6 +176,11 @@ async fn admit(controller: &Controller, request: &mut Request) -> Result<Option<
         return Ok(None);
     }
     let authorization = request.headers().get(header::AUTHORIZATION).and_then(|v| v.to_str().ok()).map(str::to_owned);
+    if needs == Needs::Router {
+        let name = controller.router_of(authorization.as_deref()).await?;
+        request.extensions_mut().insert(RouterName(name));
+        return Ok(None);
+    }
     let found = controller.caller(authorization.as_deref()).await?;
     let (user, token) = found.ok_or_else(|| ApiError::new(ErrorId::Unauthorized, "Invalid credentials provided."))?;
     let left = controller.count(&user)?;
@@ -177,7 +189,7 @@ async fn admit(controller: &Controller, request: &mut Request) -> Result<Option<
         return Err(ApiError::new(ErrorId::Forbidden, format!("This token's scope ({has}) does not allow it.")));
     }
     match needs {
-        Needs::Nothing | Needs::User => {}
+        Needs::Nothing | Needs::User | Needs::Router => {}
         Needs::Admin if user.admin => {}
         Needs::Admin => return Err(ApiError::new(ErrorId::Forbidden, "Only an administrator may do this.")),
         Needs::App | Needs::AppOwner => {

@@ -1,15 +1,17 @@
 //! What routers elsewhere are told and say: the routing table and the certificates as they change, their status, and their
 //! access lines.
 //!
-//! They show a token of their own kind, which opens nothing else.
+//! They show a token of their own kind, which opens nothing else; it is asked for where every other permission is.
 
+use super::access::RouterName;
 use super::answer::{Answer, LogLines, Shown};
 use crate::core::{Controller, lock};
 use crate::db::{RouterToken, Tx, keys};
 use crate::users::token_hash;
+use axum::Extension;
 use axum::body::Body as HttpBody;
 use axum::extract::{Query, State};
-use axum::http::{HeaderMap, header};
+use axum::http::header;
 use axum::response::{IntoResponse, Response};
 use flex_api::{ApiError, ErrorId, Nothing};
 use flex_model::signals::RouterSignals;
@@ -46,9 +48,9 @@ impl Controller {
         Ok(Secret::new(secret))
     }
 
-    async fn router_of(&self, headers: &HeaderMap) -> Result<String, ApiError> {
-        let value = headers.get(header::AUTHORIZATION).and_then(|v| v.to_str().ok());
-        let token = value.and_then(|v| v.strip_prefix("Bearer ")).unwrap_or_default();
+    /// The router whose token this header carries.
+    pub(super) async fn router_of(&self, authorization: Option<&str>) -> Result<String, ApiError> {
+        let token = authorization.and_then(|v| v.strip_prefix("Bearer ")).unwrap_or_default();
         let found = self.db.get::<RouterToken>(&keys::router_token(&token_hash(token.trim()))).await?;
         let found = found.ok_or_else(|| {
             ApiError::new(ErrorId::Unauthorized, "That is no router's token. Make one: flexd router:token NAME")
@@ -98,8 +100,11 @@ impl Drop for Connected {
 }
 
 /// The table as lines of JSON, for as long as the router listens.
-pub async fn table(State(c): State<Controller>, headers: HeaderMap, Query(query): Query<From>) -> Answer<LogLines> {
-    let name = c.router_of(&headers).await?;
+pub async fn table(
+    State(c): State<Controller>,
+    Extension(RouterName(name)): Extension<RouterName>,
+    Query(query): Query<From>,
+) -> Answer<LogLines> {
     tracing::info!(router = %name, from = query.from, "a router is connected");
     let known = lock(&c.tables).iter().find(|t| t.revision == query.from).cloned();
     let state = (c.routes(), known, Connected::new(&c, &name), true);
@@ -133,8 +138,11 @@ pub async fn table(State(c): State<Controller>, headers: HeaderMap, Query(query)
 }
 
 /// The certificates with their keys as lines of JSON, for as long as the router listens.
-pub async fn certificates(State(c): State<Controller>, headers: HeaderMap, Query(query): Query<From>) -> Answer<LogLines> {
-    let name = c.router_of(&headers).await?;
+pub async fn certificates(
+    State(c): State<Controller>,
+    Extension(RouterName(name)): Extension<RouterName>,
+    Query(query): Query<From>,
+) -> Answer<LogLines> {
     tracing::info!(router = %name, from = query.from, "a router takes certificates");
     let state = (c.certificate_table(), query.from, true);
     let stream = futures_util::stream::unfold(state, |(mut tables, mut had, first)| async move {
@@ -166,15 +174,21 @@ async fn body<T: DeserializeOwned>(body: HttpBody) -> Result<T, ApiError> {
     serde_json::from_slice(&bytes).map_err(|e| bad(&e))
 }
 
-pub async fn status(State(c): State<Controller>, headers: HeaderMap, sent: HttpBody) -> Answer<Shown<Nothing>> {
-    let name = c.router_of(&headers).await?;
+pub async fn status(
+    State(c): State<Controller>,
+    Extension(RouterName(name)): Extension<RouterName>,
+    sent: HttpBody,
+) -> Answer<Shown<Nothing>> {
     let status: RouterStatus = body(sent).await?;
     c.take_status(RouterStatus { router: name, ..status });
     Ok(Shown(Nothing {}))
 }
 
-pub async fn signals(State(c): State<Controller>, headers: HeaderMap, sent: HttpBody) -> Answer<Shown<Nothing>> {
-    let name = c.router_of(&headers).await?;
+pub async fn signals(
+    State(c): State<Controller>,
+    Extension(RouterName(name)): Extension<RouterName>,
+    sent: HttpBody,
+) -> Answer<Shown<Nothing>> {
     let signals: RouterSignals = body(sent).await?;
     c.take_signals(RouterSignals { router: name, ..signals });
     Ok(Shown(Nothing {}))
@@ -185,8 +199,7 @@ struct Lines {
     lines: Vec<(AppId, String)>,
 }
 
-pub async fn lines(State(c): State<Controller>, headers: HeaderMap, sent: HttpBody) -> Answer<Shown<Nothing>> {
-    c.router_of(&headers).await?;
+pub async fn lines(State(c): State<Controller>, sent: HttpBody) -> Answer<Shown<Nothing>> {
     let sent: Lines = body(sent).await?;
     for (app, text) in sent.lines {
         let text: String = text.chars().filter(|ch| !ch.is_control()).collect();

@@ -113,7 +113,7 @@ pub async fn document() -> Answer<Json> {
 /// The errors that a route may answer with.
 fn errors(route: &Route, operation: &Operation) -> Vec<ErrorId> {
     let writes = route.method != axum::http::Method::GET;
-    let signed_in = route.needs != Needs::Nothing || route.path == "/oauth/authorizations" || route.path.starts_with("/router/");
+    let signed_in = route.needs != Needs::Nothing || route.path == "/oauth/authorizations";
     let mut out = vec![ErrorId::BadRequest, ErrorId::Internal, ErrorId::Unavailable];
     if signed_in {
         out.extend([ErrorId::Unauthorized, ErrorId::Forbidden, ErrorId::RateLimit]);
@@ -222,7 +222,11 @@ fn build() -> Value {
             "tags": [route.handler_name.split("::").next().unwrap_or_default().trim()],
             "parameters": parameters(route, &operation),
             "responses": answers(route, &operation, &mut schemas),
-            "security": if route.needs == Needs::Nothing { json!([]) } else { json!([{ "token": [] }, { "basic": [] }]) }
+            "security": match route.needs {
+                Needs::Nothing => json!([]),
+                Needs::Router => json!([{ "router": [] }]),
+                Needs::User | Needs::App | Needs::AppOwner | Needs::Admin => json!([{ "token": [] }, { "basic": [] }]),
+            }
         });
         if let Some(body) = &operation.body {
             said["requestBody"] = content(body, &mut schemas, false);
@@ -246,6 +250,7 @@ fn build() -> Value {
         "components": {
             "securitySchemes": {
                 "token": { "type": "http", "scheme": "bearer" },
+                "router": { "type": "http", "scheme": "bearer", "description": "A router's token: flexd router:token NAME" },
                 "basic": { "type": "http", "scheme": "basic", "description": "A token as the password" }
             },
             "schemas": schemas

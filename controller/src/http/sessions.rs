@@ -110,6 +110,7 @@ pub async fn port(
         Err(_) => return Err(refused(format!("no answer within {} s", CONNECT.as_secs())).into()),
     };
     tracing::debug!(app = %app.name, instance = %found.name, port, user = %caller.user.email, "a port is reached");
+    c.tell_of_port(&caller.actor(), app.id, &found, port).await?;
     let _ = stream.set_nodelay(true);
     Ok(Upgraded(upgrade.on_upgrade(move |socket| carry::connection(socket, stream))))
 }

@@ -28,6 +28,8 @@ pub enum Needs {
     /// The app's owner (or an administrator).
     AppOwner,
     Admin,
+    /// A router elsewhere, with a token of its own kind; no user is one.
+    Router,
 }
 
 /// One route.
@@ -188,11 +190,11 @@ routes! {
     POST post "/apps/{app}/acm" App certificates::enable_acm, "Have certificates for the app's domains made and renewed";
     PATCH patch "/apps/{app}/acm" App certificates::refresh_acm, "Try again for the domains that have no certificate";
     DELETE delete "/apps/{app}/acm" App certificates::disable_acm, "Make no more certificates, and remove those that were made";
-    GET get "/router/table" Nothing feed::table, "For routers elsewhere: the routing table, line by line as it changes";
-    GET get "/router/certificates" Nothing feed::certificates, "For routers elsewhere: the certificates, line by line as they change";
-    POST post "/router/status" Nothing feed::status, "For routers elsewhere: what they route by, and requests under way";
-    POST post "/router/signals" Nothing feed::signals, "For routers elsewhere: what they counted in the last second";
-    POST post "/router/lines" Nothing feed::lines, "For routers elsewhere: access lines";
+    GET get "/router/table" Router feed::table, "For routers elsewhere: the routing table, line by line as it changes";
+    GET get "/router/certificates" Router feed::certificates, "For routers elsewhere: the certificates, line by line as they change";
+    POST post "/router/status" Router feed::status, "For routers elsewhere: what they route by, and requests under way";
+    POST post "/router/signals" Router feed::signals, "For routers elsewhere: what they counted in the last second";
+    POST post "/router/lines" Router feed::lines, "For routers elsewhere: access lines";
     GET get "/apps/{app}/routes" App routes::list, "Routes: those of the app's domains and those that were made";
     POST post "/apps/{app}/routes" App routes::add, "Route a host and path, a port or a name to a process type";
     GET get "/apps/{app}/routes/{route}" App routes::info, "One route";

@@ -67,6 +67,18 @@ impl World {
         }
     }
 
+    /// Ends all that writes by itself. The API goes on answering: what changes from here on, a request has changed.
+    pub async fn quiet(&mut self) {
+        self.stop.cancel();
+        // The loops come to their end with what they have begun.
+        let loops = self.tasks.remove(1);
+        tokio::time::timeout(PATIENCE, loops).await.expect("the loops to end").unwrap();
+        for task in self.tasks.drain(1..) {
+            task.abort();
+            let _ = task.await;
+        }
+    }
+
     async fn start(
         dir: Arc<TempDir>,
         store: Arc<dyn StateStore>,

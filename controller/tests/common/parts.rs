@@ -166,6 +166,10 @@ impl flex_controller::ports::Runs for Runs {
         Ok(())
     }
 
+    async fn address(&self, _: flex_model::InstanceId) -> Result<std::net::IpAddr, RunFault> {
+        Ok(std::net::Ipv4Addr::LOCALHOST.into())
+    }
+
     async fn exec(&self, _: flex_model::InstanceId, job: ExecJob) -> Result<RunSession, RunFault> {
         let (input, _) = mpsc::channel(1);
         let text = job.argv.join(" ");

@@ -592,6 +592,7 @@ fn new_release(app: AppId, version: u64, released: bool, with_worker: bool, now:
         processes: [ProcessType::web()].into_iter().chain(with_worker.then(worker)).map(spec).collect(),
         routes: BTreeMap::new(),
         release_command: None,
+        read_only_root: false,
         keeps_from: None,
         released,
         user: UserId(id(1)),

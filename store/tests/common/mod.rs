@@ -8,7 +8,7 @@ use std::process::{Child, Command, Stdio};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
-const DIR: &str = "FLEX_TEST_WRITER_DIR";
+pub const DIR: &str = "FLEX_TEST_WRITER_DIR";
 const ENGINE: &str = "FLEX_TEST_WRITER_ENGINE";
 /// Keys that the writer goes round: enough that batches touch different pages.
 const KEYS: u64 = 50;

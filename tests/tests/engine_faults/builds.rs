@@ -10,6 +10,9 @@ use std::time::Duration;
 /// Small enough that a test can run into each of them, large enough that nothing runs into two.
 const LIMITS: &str = "[build]\ntimeout_seconds = 25\nmemory = \"256M\"\ndisk = \"64M\"\n";
 
+/// Processes of a build.
+const MOST_PROCESSES: u32 = 2048;
+
 struct Hostile {
     app: &'static str,
     compile: String,
@@ -62,16 +65,27 @@ fn hostile_builds_end_at_their_limits() {
         hostile("eats", "all=$(head -c 1000000000 /dev/zero | tr '\\0' x); echo ${#all}; exit 1", &["memory_limit"]),
     ];
     // The bomb's processes sleep: what is tried is the limit on their number, not the machine's patience. What it hits
-    // first besides that limit, its memory or bash's own patience, does not matter.
-    let second = [hostile("forks", "while :; do sleep 1000 & done", &["compile_failed", "memory_limit", "time_limit"])];
+    // first besides that limit, its memory or bash's own patience, does not matter: what its control group allows is said,
+    // and that a build gets no further is tried with a lower limit in the builder's own tests.
+    let bomb =
+        "cat /sys/fs/cgroup/pids/pids.max /sys/fs/cgroup/pids.max 2>/dev/null | while read -r n; do echo \"pids.max=$n\"; done
+                n=0; while :; do sleep 1000 & n=$((n+1)); echo \"forked=$n\"; done";
+    let second = [hostile("forks", bomb, &["compile_failed", "memory_limit", "time_limit"])];
+    let mut said = Vec::new();
     for wave in [&first[..], &second[..]] {
-        std::thread::scope(|s| {
-            for h in wave {
-                s.spawn(|| refused(&user, h));
-            }
+        said = std::thread::scope(|s| {
+            let pushes: Vec<_> = wave.iter().map(|h| s.spawn(|| refused(&user, h))).collect();
+            pushes.into_iter().map(|p| p.join().unwrap()).collect()
         });
         only_the_neighbour(&server, 0);
     }
+    let numbers = |name: &str| -> Vec<u32> {
+        let of = |line: &str| line.split_once(name)?.1.trim().parse().ok();
+        said[0].lines().filter_map(of).collect()
+    };
+    assert_eq!(numbers("pids.max="), [MOST_PROCESSES], "{}", said[0]);
+    let forked = numbers("forked=").into_iter().max().unwrap_or_default();
+    assert!((1..MOST_PROCESSES).contains(&forked), "{forked} forks");
     let grown = used(&server).saturating_sub(before);
     assert!(grown < 48 << 20, "refused builds left {grown} bytes");
     client.none_failed();

@@ -2,7 +2,7 @@
 //! app that prints bytes of every kind.
 
 use crate::private::Engine;
-use crate::world::world;
+use crate::world::{WEB, files, is_sound, push_page, world};
 use flex_tests::{Setup, wait_for};
 use nix::sys::signal::Signal;
 use std::collections::BTreeSet;
@@ -61,8 +61,8 @@ fn no_line_is_lost_or_doubled_by_kills() {
     let mut engine = Engine::start();
     let toml = "[logs]\ndrain_allow = [\"127.0.0.1\"]\n".to_owned();
     let (mut server, user) = world(Setup { docker: Some(engine.socket()), toml, ..Setup::default() });
-    let files = [("bin/detect", crate::world::DETECT), ("bin/compile", "#!/bin/sh\n"), ("Procfile", COUNTER)];
-    let app = user.repo("counts", &files);
+    let procfile = format!("{WEB}{COUNTER}");
+    let app = user.repo("counts", &[&files("one")[..], &[("Procfile", &procfile)]].concat());
     app.push().ok();
     let (port, messages) = receiver();
     let drained =
@@ -100,6 +100,7 @@ fn no_line_is_lost_or_doubled_by_kills() {
         engine.start_dockerd();
         reaches("the tail to go on after dockerd ended", now + 300);
     }
+    is_sound(&server, &app, &["one"]);
     app.flex(&["ps:scale", "counter=0"]).ok();
     let last = wait_for("the counter to be silent", Duration::from_secs(30), || {
         let before = tailed().last().copied();
@@ -115,6 +116,8 @@ fn no_line_is_lost_or_doubled_by_kills() {
     assert_eq!(counts(&stored.out).last(), Some(&last));
     wait_for("the drain to have all", Duration::from_secs(30), || (drained().last() == Some(&last)).then_some(()));
     assert_eq!(drained().len() as u64, last + 1, "the drain has holes");
+    push_page(&server, &app, "two");
+    is_sound(&server, &app, &["two"]);
 }
 
 /// Each byte between its number and a colon, and then all but the line end in one line.

@@ -1,7 +1,7 @@
 //! What was run by hand while the engine dies.
 
 use crate::private::Engine;
-use crate::world::{files, list, only_wanted_containers, world};
+use crate::world::{files, is_sound, list, push_page, world};
 use flex_tests::{Setup, wait_for};
 use nix::sys::signal::Signal;
 use std::process::Stdio;
@@ -48,5 +48,7 @@ fn runs_while_dockerd_dies() {
     let seen: Vec<u32> = all.lines().filter_map(|l| l.split("]: tick ").nth(1)?.trim().parse().ok()).collect();
     assert!((1..=150).all(|n| seen.contains(&n)), "{all}");
     app.flex(&["ps:stop", &name]).ok();
-    only_wanted_containers(&server, &app);
+    is_sound(&server, &app, &["one"]);
+    push_page(&server, &app, "two");
+    is_sound(&server, &app, &["two"]);
 }
