@@ -151,7 +151,7 @@ impl Builder {
     pub async fn build_in(
         &self,
         prepared: Option<BoxFuture<'static, Option<Prepared>>>,
-        input: BuildInput,
+        mut input: BuildInput,
         log: mpsc::Sender<String>,
         cancel: CancellationToken,
     ) -> Result<BuildOutput, BuildError> {
@@ -166,6 +166,13 @@ impl Builder {
             watch.say(note.clone()).await;
         }
         let app_json = app_json_of(tree.text("app.json")?)?;
+        // Buildpacks know one way of being told. What was set on the app counts before what the repository says.
+        if app_json.strict_versions
+            && !input.config.contains_key(STRICT_VERSIONS)
+            && let Ok(name) = STRICT_VERSIONS.parse()
+        {
+            input.config.insert(name, Secret::new("1"));
+        }
         // A Procfile that is wrong now will be wrong after the build: say so before anyone waits for it.
         procfile_of(tree.text("Procfile")?)?;
         let builtins = self.builtins()?;
@@ -199,6 +206,9 @@ impl Builder {
         Ok(text.lines().map(str::trim).filter(|l| !l.is_empty() && !l.starts_with('#')).map(str::to_owned).collect())
     }
 }
+
+/// The config var by which buildpacks learn that no other version of a language than the one asked for will do.
+const STRICT_VERSIONS: &str = "FLEX_STRICT_VERSIONS";
 
 fn with_commit(mut output: BuildOutput, input: &BuildInput) -> BuildOutput {
     if let Source::Commit { commit, .. } = &input.source {

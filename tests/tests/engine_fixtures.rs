@@ -1,7 +1,7 @@
 //! One app for each built-in buildpack, and the other ways to build, each pushed with stock git and fetched. What an app
 //! is expected to say stands in its `fixture.toml`.
 
-use flex_tests::{Server, root, wait_for};
+use flex_tests::{Answer, Server, get_with, root, wait_for};
 use std::{path::Path, time::Duration};
 
 fn copy(from: &Path, to: &Path) {
@@ -42,12 +42,34 @@ fn walk(name: &str, config: &[&str]) {
     let page = server.page("app", "/");
     assert_eq!(page.status, 200, "{page:?}");
     assert!(page.body.contains(text("expect").unwrap()), "{page:?}");
+    let table = |key: &str| fixture.get(key).and_then(|p| p.as_table()).into_iter().flatten();
     // Other pages: what stands in the answer, its head included.
-    for (path, expected) in fixture.get("pages").and_then(|p| p.as_table()).into_iter().flatten() {
+    for (path, expected) in table("pages") {
         let page = server.page("app", path);
         let answer = format!("{}\n{}", page.head, page.body).to_lowercase();
-        assert!(answer.contains(&expected.as_str().unwrap().to_lowercase()), "{path}: {page:?}");
+        for text in expected.as_array().map_or_else(|| vec![expected], |several| several.iter().collect()) {
+            assert!(answer.contains(&text.as_str().unwrap().to_lowercase()), "{path}: {text} is not in {page:?}");
+        }
     }
+    // The status for a client that has the front page's ETag.
+    for (path, status) in table("unchanged") {
+        let known = format!("If-None-Match: {}\r\n", header(&page, "etag").unwrap());
+        let page = get_with(server.http, "app.localhost", path, &known).unwrap();
+        assert_eq!(i64::from(page.status), status.as_integer().unwrap(), "{path}: {page:?}");
+    }
+    // What the second build of the same source says of its cache, and the first does not.
+    if let Some(cached) = text("again") {
+        assert!(!pushed.err.contains(cached), "{}", pushed.err);
+        repo.commit(&[]);
+        let again = repo.push().ok();
+        assert!(again.err.contains(cached), "{}", again.err);
+        assert!(server.page("app", "/").body.contains(text("expect").unwrap()));
+    }
+}
+
+/// The value of a header, by its name in small letters.
+fn header<'a>(answer: &'a Answer, name: &str) -> Option<&'a str> {
+    answer.head.lines().filter_map(|l| l.split_once(':')).find(|(n, _)| n.eq_ignore_ascii_case(name)).map(|(_, value)| value.trim())
 }
 
 macro_rules! fixtures {
@@ -84,6 +106,7 @@ fixtures! {
     several_buildpacks "multi";
     dockerfile "dockerfile";
     refused "refused";
+    strict_versions "strict";
     broken_procfile "broken-procfile";
 }
 
