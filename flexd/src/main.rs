@@ -14,6 +14,7 @@ mod runs;
 mod server;
 mod settings;
 mod ssh_sessions;
+mod stacks;
 mod tls;
 
 use clap::Parser;

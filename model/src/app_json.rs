@@ -37,6 +37,7 @@ pub struct AppJson {
     pub formation: BTreeMap<ProcessType, (u32, Option<Memory>)>,
     pub checks: BTreeMap<ProcessType, HealthCheck>,
     pub postdeploy: Option<String>,
+    /// What to build on, where nobody chose it for the app.
     pub stack: Option<String>,
     /// Rather no build than one with another version of a language than the app asks for.
     pub strict_versions: bool,
