@@ -16,8 +16,7 @@ use args::{Cli, Command};
 use clap::Parser;
 use commands::{
     access, apps, authorizations, buildpacks, builds, canary, certs, checks, config, cp, deploy, doctor, domains, drains, events,
-    exec, keys, logs, manual, port_forward, ps, releases, routes, run, seen, session,
-    stack,
+    exec, keys, logs, manual, port_forward, ps, releases, routes, run, seen, session, stack,
 };
 use context::Context;
 use error::{EXIT_USAGE, Result};

@@ -134,4 +134,3 @@ pub async fn run(command: Command, settings: Settings) -> Result<(), String> {
         Command::Hook { name } => Err(format!("{name} is called by git, not by hand")),
     }
 }
-

@@ -34,7 +34,11 @@ fn recipe_of(recipes: &Path, name: &str) -> Result<PathBuf, String> {
         let name: flex_model::StackName = name.parse().map_err(|e| format!("{e}"))?;
         recipes.join(name.as_str())
     };
-    if dir.join("stack.toml").is_file() { Ok(dir) } else { Err(format!("there is no recipe {}", dir.join("stack.toml").display())) }
+    if dir.join("stack.toml").is_file() {
+        Ok(dir)
+    } else {
+        Err(format!("there is no recipe {}", dir.join("stack.toml").display()))
+    }
 }
 
 async fn build(settings: &Settings, name: Option<String>, force: bool, locked: bool) -> Result<(), String> {
@@ -90,7 +94,8 @@ fn lock(settings: &Settings, name: Option<String>) -> Result<(), String> {
     let name = name.unwrap_or_else(|| settings.stack.clone());
     let builder = builder(settings)?;
     let found = builder.list().map_err(|e| crate::server::chain(&e))?.into_iter().find(|s| s.name == name);
-    let record = found.ok_or_else(|| format!("the stack {name} is not on this machine: make it with `flexd stack build {name}`"))?;
+    let record =
+        found.ok_or_else(|| format!("the stack {name} is not on this machine: make it with `flexd stack build {name}`"))?;
     let lock = builder.lock_of(&record).map_err(|e| crate::server::chain(&e))?;
     print!("{}", lock.text()?);
     Ok(())

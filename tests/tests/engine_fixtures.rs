@@ -69,7 +69,12 @@ fn walk(name: &str, config: &[&str]) {
 
 /// The value of a header, by its name in small letters.
 fn header<'a>(answer: &'a Answer, name: &str) -> Option<&'a str> {
-    answer.head.lines().filter_map(|l| l.split_once(':')).find(|(n, _)| n.eq_ignore_ascii_case(name)).map(|(_, value)| value.trim())
+    answer
+        .head
+        .lines()
+        .filter_map(|l| l.split_once(':'))
+        .find(|(n, _)| n.eq_ignore_ascii_case(name))
+        .map(|(_, value)| value.trim())
 }
 
 macro_rules! fixtures {

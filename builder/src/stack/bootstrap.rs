@@ -201,8 +201,7 @@ fn arguments(
     preferences: Option<&Path>,
 ) -> Vec<OsString> {
     let r = &recipe.recipe;
-    let mut args: Vec<OsString> =
-        ["--variant=minbase", "--format=null", "--keyring=/usr/share/keyrings"].map(Into::into).into();
+    let mut args: Vec<OsString> = ["--variant=minbase", "--format=null", "--keyring=/usr/share/keyrings"].map(Into::into).into();
     args.push(format!("--components={}", r.components.join(",")).into());
     args.push(format!("--include={}", r.run.packages.join(",")).into());
     args.extend(DPKG_OPTIONS.iter().map(|o| format!("--dpkgopt={o}").into()));
@@ -276,7 +275,8 @@ mod tests {
     #[test]
     fn the_tools_see_proxies_and_bundles_and_nothing_else() {
         let environment = |name: &str| {
-            let set = ["https_proxy", "NO_PROXY", "SSL_CERT_FILE", "PIP_INDEX_URL", "FLEX_TOKEN", "FLEXD_MASTER_KEY", "HOME", "PATH"];
+            let set =
+                ["https_proxy", "NO_PROXY", "SSL_CERT_FILE", "PIP_INDEX_URL", "FLEX_TOKEN", "FLEXD_MASTER_KEY", "HOME", "PATH"];
             set.contains(&name).then(|| OsString::from(format!("the {name}")))
         };
         let names: Vec<&str> = passed(environment).into_iter().map(|(name, _)| name).collect();

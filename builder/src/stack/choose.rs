@@ -14,12 +14,7 @@ pub(crate) struct Choice {
 ///
 /// # Errors
 /// app.json asks for one that is not here.
-pub(crate) fn choose(
-    set: &StackName,
-    by_hand: bool,
-    wanted: Option<&str>,
-    known: &[StackName],
-) -> Result<Choice, BuildError> {
+pub(crate) fn choose(set: &StackName, by_hand: bool, wanted: Option<&str>, known: &[StackName]) -> Result<Choice, BuildError> {
     let as_set = |note: Option<String>| Ok(Choice { stack: set.clone(), note });
     let Some(wanted) = wanted.filter(|w| *w != set.as_str()) else { return as_set(None) };
     // A repository that came from Heroku names Heroku's; they mean this server's, as they do where an app is made.
@@ -27,13 +22,16 @@ pub(crate) fn choose(
         return as_set(Some(format!("       app.json asks for Heroku's stack {wanted}: here that is {set}")));
     }
     if by_hand {
-        return as_set(Some(format!(" !     app.json asks for the stack {wanted}, but this app was set to {set} (flex stack:set)")));
+        return as_set(Some(format!(
+            " !     app.json asks for the stack {wanted}, but this app was set to {set} (flex stack:set)"
+        )));
     }
     match known.iter().find(|k| k.as_str() == wanted) {
         Some(found) => Ok(Choice { stack: found.clone(), note: None }),
         None => {
             let names: Vec<&str> = known.iter().map(StackName::as_str).collect();
-            let message = format!("app.json asks for the stack {wanted}, which is not on this server. Here are: {}", names.join(", "));
+            let message =
+                format!("app.json asks for the stack {wanted}, which is not on this server. Here are: {}", names.join(", "));
             Err(BuildError::user("unknown_stack", message))
         }
     }

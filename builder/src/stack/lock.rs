@@ -93,7 +93,9 @@ impl Lock {
         for (image, locked, made) in [("run", &self.run, &made.run), ("build", &self.build, &made.build)] {
             for (name, version) in locked {
                 match made.get(name) {
-                    Some(other) if other != version => out.push(format!("{name} ({image}): {version} is locked, {other} can be had")),
+                    Some(other) if other != version => {
+                        out.push(format!("{name} ({image}): {version} is locked, {other} can be had"))
+                    }
                     None => out.push(format!("{name} ({image}): {version} is locked, but it was not installed")),
                     Some(_) => {}
                 }

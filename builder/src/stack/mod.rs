@@ -17,8 +17,8 @@ use crate::{
     oci::{ImageConfig, LayerRecord, config_bytes},
 };
 pub use build::StackBuilder;
-pub(crate) use choose::choose;
 use bytes::Bytes;
+pub(crate) use choose::choose;
 use flex_model::Timestamp;
 use flex_runtime::{ImageFiles, Runtime};
 use serde::{Deserialize, Serialize};

@@ -148,8 +148,7 @@ async fn make(cx: &Context, document: Document, name: Option<&str>) -> Result<()
         None => document.name.clone(),
     };
     let progress = Progress::start(format!("Creating {name}"));
-    let created: Value =
-        cx.client.post("/apps", &CreateApp { name: Some(name.clone()), stack: document.stack.clone() }).await?;
+    let created: Value = cx.client.post("/apps", &CreateApp { name: Some(name.clone()), stack: document.stack.clone() }).await?;
     progress.done();
     if let Err(e) = fill(cx, &name, &document).await {
         // Half an app would have to be found and removed by hand.

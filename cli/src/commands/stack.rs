@@ -17,7 +17,10 @@ pub async fn run(cx: &Context, verb: Option<Stack>) -> Result<()> {
                 output::line(format!("{mark} {}", stack.name));
             }
             if app.stack.name != app.build_stack.name {
-                output::say(format!("{} runs on {}, which its app.json asks for or which it had before.", app.name, app.stack.name));
+                output::say(format!(
+                    "{} runs on {}, which its app.json asks for or which it had before.",
+                    app.name, app.stack.name
+                ));
             }
         }
         Some(Stack::Set { stack }) => {
