@@ -161,19 +161,12 @@ impl StackBuilder {
         dir: &Path,
         log: &mpsc::Sender<String>,
     ) -> Result<Made, StackError> {
-        let failed = |e: &dyn std::fmt::Display| StackError::Build {
-            name: recipe.recipe.name.to_string(),
-            problem: format!("packing: {e}"),
-        };
+        let failed =
+            |e: &dyn std::fmt::Display| StackError::Build { name: recipe.recipe.name.to_string(), problem: e.to_string() };
         let trees = bootstrap::trees(recipe, lock, &self.settings.env, dir, log).await?;
         if let Some(lock) = lock {
             let read = |image: &str| fs::read_to_string(trees.packages(image)).map_err(|e| failed(&e));
-            let made = Lock::of_lists(&read("run")?, &read("build")?).map_err(|e| failed(&e))?;
-            let other = lock.differences(&made);
-            if !other.is_empty() {
-                let problem = format!("the versions of {} cannot be had:\n  {}", lock::FILE, other.join("\n  "));
-                return Err(StackError::Build { name: recipe.recipe.name.to_string(), problem });
-            }
+            lock.held(&read("run")?, &read("build")?).map_err(|e| failed(&e))?;
         }
         let _ = log.send("       packing the images".to_owned()).await;
         let epoch = recipe.recipe.source_date_epoch;

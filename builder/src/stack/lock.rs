@@ -84,6 +84,15 @@ impl Lock {
         out
     }
 
+    /// Whether both images' lists are what this says.
+    ///
+    /// # Errors
+    /// All that is otherwise.
+    pub fn held(&self, run: &str, build: &str) -> Result<(), String> {
+        let other = self.differences(&Self::of_lists(run, build)?);
+        if other.is_empty() { Ok(()) } else { Err(format!("the versions of {FILE} cannot be had:\n  {}", other.join("\n  "))) }
+    }
+
     /// What was made otherwise than this says, a line for each.
     pub fn differences(&self, made: &Self) -> Vec<String> {
         let mut out = Vec::new();
@@ -134,7 +143,12 @@ mod tests {
     #[test]
     fn each_difference_is_named() {
         let lock = Lock::of_lists(RUN, BUILD).unwrap();
-        assert_eq!(lock.differences(&lock), [""; 0]);
+        assert_eq!((lock.held(RUN, BUILD), lock.differences(&lock)), (Ok(()), Vec::new()));
+        let refused = lock.held(RUN, &BUILD.replace("1:2.47.3-0+deb13u1", "1:2.47.4-1")).unwrap_err();
+        assert_eq!(
+            refused,
+            "the versions of stack.lock cannot be had:\n  git (build): 1:2.47.3-0+deb13u1 is locked, 1:2.47.4-1 can be had"
+        );
         let run = RUN.replace("14.2.0-19", "14.3.0-1").replace("tzdata 2025b-4 all\n", "");
         let made = Lock::of_lists(&run, &format!("{run}git 1:2.47.3-0+deb13u1 amd64\npatch 2.8-2 amd64\n")).unwrap();
         assert_eq!(
