@@ -17,6 +17,7 @@ pub struct App {
     /// Whether certificates are made automatically.
     pub acm: bool,
     pub archived_at: Option<Time>,
+    /// What the next push is built on.
     pub build_stack: NameRef,
     pub buildpack_provided_description: Option<String>,
     pub created_at: Time,
@@ -40,7 +41,11 @@ pub struct App {
     /// Bytes.
     pub slug_size: Option<u64>,
     pub space: Option<NameRef>,
+    /// What it runs on.
     pub stack: NameRef,
+    /// Flex: someone chose the stack, so app.json's has no say.
+    #[serde(default)]
+    pub stack_by_hand: bool,
     pub team: Option<NameRef>,
     pub updated_at: Time,
     pub web_url: String,
@@ -77,6 +82,9 @@ pub struct UpdateApp {
     pub name: Option<AppName>,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub maintenance: Option<bool>,
+    /// What the next push is built on; `default`: what the server and app.json say.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub build_stack: Option<String>,
     /// Flex: 1 to 20 branches whose push deploys.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub deploy_branches: Option<Vec<String>>,

@@ -9,6 +9,7 @@ use crate::{
     run::Run,
     sandbox::Watch,
     source::{self, Place, SourceTree},
+    stack,
 };
 use flex_model::{
     AppId, AppName, BuildId, BuildPhase, BuildpackRef, CommitId, ConfigKey, ImageRef, PhaseTime, ProcessType, Secret, Slug,
@@ -33,6 +34,8 @@ pub struct BuildInput {
     pub app: AppId,
     pub app_name: AppName,
     pub stack: StackName,
+    /// Someone chose that stack: app.json's has no say.
+    pub stack_by_hand: bool,
     pub source: Source,
     /// `SOURCE_VERSION` of the build: the commit, or what the user calls an archive.
     pub source_version: Option<String>,
@@ -45,6 +48,8 @@ pub struct BuildInput {
 /// What came out.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct BuildOutput {
+    /// The stack, where app.json chose another than the one given.
+    pub stack: Option<StackName>,
     pub image: ImageRef,
     /// Compressed bytes of the app's own layer; 0 for an image that was not made from a slug.
     pub size_bytes: u64,
@@ -151,7 +156,7 @@ impl Builder {
     pub async fn build_in(
         &self,
         prepared: Option<BoxFuture<'static, Option<Prepared>>>,
-        input: BuildInput,
+        mut input: BuildInput,
         log: mpsc::Sender<String>,
         cancel: CancellationToken,
     ) -> Result<BuildOutput, BuildError> {
@@ -166,6 +171,19 @@ impl Builder {
             watch.say(note.clone()).await;
         }
         let app_json = app_json_of(tree.text("app.json")?)?;
+        // Buildpacks know one way of being told. What was set on the app counts before what the repository says.
+        if app_json.strict_versions
+            && !input.config.contains_key(STRICT_VERSIONS)
+            && let Ok(name) = STRICT_VERSIONS.parse()
+        {
+            input.config.insert(name, Secret::new("1"));
+        }
+        let asked = input.stack.clone();
+        let choice = stack::choose(&asked, input.stack_by_hand, app_json.stack.as_deref(), &self.stacks())?;
+        if let Some(note) = choice.note {
+            watch.say(note).await;
+        }
+        input.stack = choice.stack;
         // A Procfile that is wrong now will be wrong after the build: say so before anyone waits for it.
         procfile_of(tree.text("Procfile")?)?;
         let builtins = self.builtins()?;
@@ -179,8 +197,16 @@ impl Builder {
         let run = Run { builder: self, input: &input, tree: &tree, listed, packs: &packs, started, watch: &watch };
         match run.go(prepared).await {
             Err(BuildError::User { code: "no_buildpack", .. }) => Err(buildpack::nothing_detected(&builtins, &tree)),
-            other => Ok(with_commit(other?, &input)),
+            other => {
+                let output = with_commit(other?, &input);
+                Ok(BuildOutput { stack: (input.stack != asked).then_some(input.stack), ..output })
+            }
         }
+    }
+
+    /// The stacks of this machine, by name.
+    pub fn stacks(&self) -> Vec<StackName> {
+        stack::names(&self.settings).iter().filter_map(|n| n.parse().ok()).collect()
     }
 
     async fn read_source(&self, source: &Source) -> Result<SourceTree, BuildError> {
@@ -200,6 +226,9 @@ impl Builder {
     }
 }
 
+/// The config var by which buildpacks learn that no other version of a language than the one asked for will do.
+const STRICT_VERSIONS: &str = "FLEX_STRICT_VERSIONS";
+
 fn with_commit(mut output: BuildOutput, input: &BuildInput) -> BuildOutput {
     if let Source::Commit { commit, .. } = &input.source {
         output.commit = Some(commit.clone());
@@ -209,6 +238,7 @@ fn with_commit(mut output: BuildOutput, input: &BuildInput) -> BuildOutput {
 
 pub(crate) fn plain_output(image: ImageRef, app_json: AppJson, phases: Vec<PhaseTime>, description: &str) -> BuildOutput {
     BuildOutput {
+        stack: None,
         image,
         size_bytes: 0,
         process_types: BTreeMap::new(),

@@ -28,7 +28,7 @@ pub use container::Prepared;
 pub use error::{BuildError, Limit};
 pub use settings::{BuildSettings, Compression};
 pub use source::Source;
-pub use stack::{StackBuilder, StackError, StackRecord};
+pub use stack::{StackBuilder, StackError, StackRecord, lock::Lock};
 
 /// Who builds and runs apps inside containers: `app`, made by every stack.
 pub const APP_UID: u64 = 10001;

@@ -85,3 +85,34 @@ async fn a_stack_over_an_image_builds_and_runs() {
         w.runtime.remove_image(id).await.unwrap();
     }
 }
+
+/// The same packages give the same images, on another day and in another place, and a lock holds them to it.
+#[tokio::test]
+async fn the_same_packages_make_the_same_stack() {
+    let w = world(|_| {}).await;
+    let name = format!("twice-{:x}", std::process::id());
+    let text = format!("name = \"{name}\"\n[run]\npackages = [\"bash\"]\n[build]\npackages = [\"make\"]\n");
+    let dir = recipe(w.dir.path(), &text);
+    let (log, mut lines) = mpsc::channel(64);
+    tokio::spawn(async move { while lines.recv().await.is_some() {} });
+    let make_in = |folder: &str| {
+        let own = BuildSettings { data_dir: w.dir.path().join(folder), ..w.builder.settings().clone() };
+        StackBuilder::new(own, w.runtime.clone())
+    };
+    let first = make_in("first");
+    let e = first.build_locked(&dir, false, log.clone()).await.unwrap_err();
+    assert!(e.to_string().contains("stack.lock") && e.to_string().contains("flexd stack lock"), "{e}");
+    let (one, made) = first.build(&dir, false, log.clone()).await.unwrap();
+    let lock = first.lock_of(&one).unwrap();
+    assert!(made && lock.run.contains_key("bash") && lock.build.contains_key("make") && !lock.run.contains_key("make"));
+    fs::write(dir.join("stack.lock"), lock.text().unwrap()).unwrap();
+    assert!(!first.build_locked(&dir, false, log.clone()).await.unwrap().1, "it has the versions of the lock");
+
+    let (two, made) = make_in("second").build_locked(&dir, false, log).await.unwrap();
+    assert!(made);
+    assert_eq!((&one.run, &one.build), (&two.run, &two.build));
+    assert_eq!(first.list().unwrap(), [one.clone()]);
+    for id in [&one.build.id, &one.run.id] {
+        w.runtime.remove_image(id).await.unwrap();
+    }
+}

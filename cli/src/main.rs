@@ -16,7 +16,7 @@ use args::{Cli, Command};
 use clap::Parser;
 use commands::{
     access, apps, authorizations, buildpacks, builds, canary, certs, checks, config, cp, deploy, doctor, domains, drains, events,
-    exec, keys, logs, manual, port_forward, ps, releases, routes, run, seen, session,
+    exec, keys, logs, manual, port_forward, ps, releases, routes, run, seen, session, stack,
 };
 use context::Context;
 use error::{EXIT_USAGE, Result};
@@ -89,6 +89,7 @@ async fn dispatch(cli: Cli) -> Result<ExitCode> {
         Command::Router { verb } => seen::router(cx, verb).await,
         Command::Keys { verb } => keys::run(cx, verb).await,
         Command::Buildpacks { verb } => buildpacks::run(cx, verb).await,
+        Command::Stack { verb } => stack::run(cx, verb).await,
         Command::Builds { verb } => builds::run(cx, verb).await,
         Command::Deploy(args) => deploy::run(cx, args).await,
         Command::Access { verb } => access::run(cx, verb).await,

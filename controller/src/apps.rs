@@ -31,6 +31,9 @@ impl Controller {
     pub async fn create_app(&self, actor: &Actor, name: Option<AppName>, stack: Option<StackName>) -> Result<Arc<App>, ApiError> {
         let now = self.now();
         let given = name.is_some();
+        if let Some(stack) = &stack {
+            self.refuse_unknown_stack(stack)?;
+        }
         let mut app = App {
             id: self.id(),
             name: match name {
@@ -38,6 +41,7 @@ impl Controller {
                 None => self.made_up_name()?,
             },
             owner: actor.id(),
+            stack_by_hand: stack.is_some(),
             stack: stack.unwrap_or_else(|| self.deps.settings.stack.clone()),
             created_at: now,
             updated_at: now,
@@ -76,6 +80,22 @@ impl Controller {
         self.log_api(app.id, format!("Initial release by user {}", actor.name));
         self.nudge();
         Ok(Arc::new(app))
+    }
+
+    /// The stacks to build on, by name. That of new apps is among them although nobody may have made it yet.
+    pub fn stacks(&self) -> BTreeSet<StackName> {
+        self.deps.builders.stacks().into_iter().chain([self.deps.settings.stack.clone()]).collect()
+    }
+
+    /// # Errors
+    /// It is not there; says which are.
+    pub fn refuse_unknown_stack(&self, stack: &StackName) -> Result<(), ApiError> {
+        let known = self.stacks();
+        if known.contains(stack) {
+            return Ok(());
+        }
+        let names: Vec<&str> = known.iter().map(StackName::as_str).collect();
+        Err(invalid(format!("There is no stack {stack} here. There are: {}", names.join(", "))))
     }
 
     fn made_up_name(&self) -> Result<AppName, ApiError> {

@@ -218,6 +218,7 @@ impl Controller {
             app: app.id,
             app_name: app.name.to_string(),
             stack: app.stack.clone(),
+            stack_by_hand: app.stack_by_hand,
             source: request.source,
             buildpacks: app.buildpacks.clone(),
             config: (*config).clone(),
@@ -240,6 +241,9 @@ impl Controller {
             Ok(product) => {
                 build.phases.extend(product.phases.iter().copied());
                 build.buildpacks.clone_from(&product.buildpacks);
+                if let Some(stack) = &product.stack {
+                    build.stack.clone_from(stack);
+                }
                 Ok(product)
             }
             Err(failure) => {

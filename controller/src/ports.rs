@@ -31,6 +31,8 @@ pub struct BuildJob {
     pub app: AppId,
     pub app_name: String,
     pub stack: StackName,
+    /// Someone chose that stack: app.json's has no say.
+    pub stack_by_hand: bool,
     pub source: Source,
     pub buildpacks: Vec<BuildpackRef>,
     pub config: BTreeMap<String, Secret>,
@@ -40,6 +42,8 @@ pub struct BuildJob {
 /// What came of it.
 #[derive(Debug, Clone)]
 pub struct BuildProduct {
+    /// The stack, where app.json chose another than the one of the job.
+    pub stack: Option<StackName>,
     pub image: ImageRef,
     pub size_bytes: u64,
     pub process_types: BTreeMap<ProcessType, String>,
@@ -64,6 +68,10 @@ pub struct BuildFailure {
 /// Builds.
 #[async_trait]
 pub trait Builders: Send + Sync + 'static {
+    /// The stacks that there are to build on.
+    fn stacks(&self) -> Vec<StackName> {
+        Vec::new()
+    }
     /// A build of this app is about to come: makes ready for it, meanwhile. Dropping what comes back gives up what no build
     /// has taken.
     fn prepare(&self, app: AppId, stack: StackName) -> Box<dyn Send> {

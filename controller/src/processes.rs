@@ -395,6 +395,7 @@ mod tests {
             name: "demo".parse().unwrap(),
             owner: UserId(Uuid::nil()),
             stack: "flex-1".parse().unwrap(),
+            stack_by_hand: false,
             created_at: Timestamp::default(),
             updated_at: Timestamp::default(),
             maintenance: false,

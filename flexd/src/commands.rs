@@ -1,16 +1,14 @@
 //! What is done on the server itself, beside serving.
 
 use crate::control::{Order, ask};
-use crate::installation::{self, cluster_id, make_data_dir};
-use crate::server::{build_settings, runtime};
+use crate::installation::{self, make_data_dir};
 use crate::settings::Settings;
+use crate::stacks;
 use crate::{backup, restore, setting_list};
 use clap::Subcommand;
-use flex_builder::StackBuilder;
 use flex_model::Email;
 use flex_store::Engine;
 use std::path::PathBuf;
-use tokio::sync::mpsc;
 
 /// Beside serving.
 #[derive(Debug, Subcommand)]
@@ -69,14 +67,26 @@ pub enum Command {
 pub enum Stack {
     /// Make a stack's images, unless they are there
     Build {
-        /// The stack [default: that of new apps]
+        /// The stack, or the folder of a recipe (./my-stack) [default: the stack of new apps]
         name: Option<String>,
         /// Make them anew
         #[arg(long)]
         force: bool,
+        /// With the package versions of the recipe's stack.lock, and no others
+        #[arg(long)]
+        locked: bool,
     },
     /// List the stacks on this machine
-    List,
+    List {
+        /// Everything about them, the versions of their packages too
+        #[arg(long)]
+        json: bool,
+    },
+    /// Print the versions of a stack's packages, to be kept as stack.lock beside its recipe
+    Lock {
+        /// The stack [default: that of new apps]
+        name: Option<String>,
+    },
 }
 
 #[derive(Debug, Subcommand)]
@@ -94,8 +104,7 @@ pub enum Store {
 /// A sentence for the operator.
 pub async fn run(command: Command, settings: Settings) -> Result<(), String> {
     match command {
-        Command::Stack { verb: Stack::Build { name, force } } => stack_build(&settings, name, force).await,
-        Command::Stack { verb: Stack::List } => stack_list(&settings),
+        Command::Stack { verb } => stacks::run(&settings, verb).await,
         Command::UserToken { email, admin } => {
             let answer = ask(&settings.data_dir, &Order::Token { email, admin }).await?;
             println!(
@@ -143,48 +152,6 @@ pub async fn run(command: Command, settings: Settings) -> Result<(), String> {
         }
         Command::Hook { name } => Err(format!("{name} is called by git, not by hand")),
     }
-}
-
-async fn stack_build(settings: &Settings, name: Option<String>, force: bool) -> Result<(), String> {
-    let name = name.unwrap_or_else(|| settings.stack.clone());
-    let name: flex_model::StackName = name.parse().map_err(|e| format!("{e}"))?;
-    let dir = settings.buildpacks.join("stacks").join(name.as_str());
-    if !dir.is_dir() {
-        return Err(format!("there is no recipe {}", dir.display()));
-    }
-    make_data_dir(&settings.data_dir)?;
-    let cluster = cluster_id(&settings.data_dir)?;
-    let engine = runtime(settings, &cluster)?;
-    let builder = StackBuilder::new(build_settings(settings, &cluster), engine);
-    let (log, mut lines) = mpsc::channel::<String>(64);
-    let printer = tokio::spawn(async move {
-        while let Some(line) = lines.recv().await {
-            println!("{line}");
-        }
-    });
-    let result = builder.build(&dir, force, log).await;
-    let _ = printer.await;
-    let (record, made) = result.map_err(|e| crate::server::chain(&e))?;
-    let what = if made { "made" } else { "is there already" };
-    println!("       {name} {what}: run {} MiB, build {} MiB", record.run.plain_bytes >> 20, record.build.plain_bytes >> 20);
-    Ok(())
-}
-
-fn stack_list(settings: &Settings) -> Result<(), String> {
-    make_data_dir(&settings.data_dir)?;
-    let cluster = cluster_id(&settings.data_dir)?;
-    let engine = runtime(settings, &cluster)?;
-    let stacks = StackBuilder::new(build_settings(settings, &cluster), engine).list().map_err(|e| crate::server::chain(&e))?;
-    if stacks.is_empty() {
-        println!("There are no stacks here. Make one: flexd stack build");
-    }
-    for s in stacks {
-        println!("{}  built {}", s.name, s.built_at.rfc3339_seconds());
-        for image in [&s.run, &s.build] {
-            println!("  {:<24} {:>6} MiB  {}", image.tag, image.plain_bytes >> 20, image.id);
-        }
-    }
-    Ok(())
 }
 
 #[cfg(test)]

@@ -17,6 +17,7 @@ mod server;
 mod setting_list;
 mod settings;
 mod ssh_sessions;
+mod stacks;
 mod tls;
 
 use clap::Parser;

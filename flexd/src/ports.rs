@@ -96,6 +96,10 @@ impl BuilderPort {
 
 #[async_trait]
 impl Builders for BuilderPort {
+    fn stacks(&self) -> Vec<StackName> {
+        self.builder.stacks()
+    }
+
     fn prepare(&self, app: AppId, stack: StackName) -> Box<dyn Send> {
         let builder = self.builder.clone();
         let making = tokio::spawn(async move {
@@ -131,6 +135,7 @@ impl Builders for BuilderPort {
             app: job.app,
             app_name: job.app_name.parse().map_err(|e: flex_model::Invalid| failed(e.to_string()))?,
             stack: job.stack,
+            stack_by_hand: job.stack_by_hand,
             source,
             source_version: job.source_version,
             buildpacks: job.buildpacks,
@@ -148,6 +153,7 @@ impl Builders for BuilderPort {
             failed(coded(&message, e.code()))
         })?;
         Ok(BuildProduct {
+            stack: out.stack,
             image: out.image,
             size_bytes: out.size_bytes,
             process_types: out.process_types,

@@ -46,6 +46,8 @@ pub fn build_settings(settings: &Settings, cluster: &str) -> BuildSettings {
     build.memory = settings.build.memory;
     build.disk_bytes = settings.build.disk.bytes();
     build.slug_bytes = settings.build.slug_limit.bytes();
+    let named = std::env::var_os("SSL_CERT_FILE").map(PathBuf::from);
+    build.ca_bundle = crate::settings::ca_bundle(settings.build.ca_bundle.as_deref(), named, build.ca_bundle);
     build
 }
 

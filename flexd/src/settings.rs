@@ -144,6 +144,8 @@ struct BuildFile {
     memory: Option<String>,
     disk: Option<String>,
     slug_limit: Option<String>,
+    /// What builds trust.
+    ca_bundle: Option<PathBuf>,
 }
 
 #[derive(Debug, Clone, Default, Deserialize)]
@@ -331,6 +333,8 @@ pub struct Build {
     pub disk: Memory,
     /// Largest accepted slug.
     pub slug_limit: Memory,
+    /// What builds trust, where it is not the machine's own bundle.
+    pub ca_bundle: Option<PathBuf>,
 }
 
 impl Settings {
@@ -403,6 +407,12 @@ impl Settings {
                 memory: size("memory", file.build.memory, Memory::from_mib(2048))?,
                 disk: size("disk", file.build.disk, Memory::from_mib(4096))?,
                 slug_limit: size("slug_limit", file.build.slug_limit, Memory::from_mib(500))?,
+                ca_bundle: match file.build.ca_bundle {
+                    Some(path) if !path.is_absolute() || !path.is_file() => {
+                        return Err(format!("build.ca_bundle: {} is not the whole path of a file", path.display()));
+                    }
+                    other => other,
+                },
             },
             router_workers: file.router.workers,
             trusted_proxies: file.router.trusted_proxies,
@@ -494,6 +504,14 @@ fn default_data_dir() -> Result<PathBuf, String> {
     home.map(|h| h.join("flex")).ok_or_else(|| "neither HOME nor XDG_DATA_HOME is set: give --data-dir".into())
 }
 
+/// What builds trust: what the settings name, else what this machine's programs are told to (`SSL_CERT_FILE`), else the
+/// distribution's bundle.
+pub fn ca_bundle(set: Option<&Path>, named: Option<PathBuf>, usual: Option<PathBuf>) -> Option<PathBuf> {
+    // The engine takes whole paths only; a variable that leads nowhere is what OpenSSL passes over, too.
+    let named = named.and_then(|path| std::fs::canonicalize(path).ok()).filter(|path| path.is_file());
+    set.map(Path::to_owned).or(named).or(usual)
+}
+
 /// `buildpacks/` above the executable (a checkout), or where a package puts it.
 fn find_buildpacks() -> Result<PathBuf, String> {
     let exe = std::env::current_exe().map_err(|e| format!("cannot tell where this executable is: {e}"))?;
@@ -538,6 +556,8 @@ mod tests {
             ("https = \"off\"\n[router]\nhttp3 = true", "router.http3"),
             ("[router]\nhttp3_port = 443", "router.http3_port"),
             ("[router]\nhttp3 = true\n[router.proxy_protocol]\nhttp = [\"10.0.0.1/32\"]", "PROXY header"),
+            ("[build]\nca_bundle = \"/no/such/file\"", "build.ca_bundle"),
+            ("[build]\nca_bundle = \"Cargo.toml\"", "build.ca_bundle"),
             ("[router.limits]\nconnections = 0", "router.limits.connections"),
             ("[router.limits]\nconections = 5", "conections"),
             ("[router.access_lines]\nsample = 2.0", "router.access_lines.sample"),
@@ -554,5 +574,17 @@ mod tests {
             let e = load(toml, Flags::default()).unwrap_err();
             assert!(e.contains(word), "{toml}: {e}");
         }
+    }
+
+    #[test]
+    fn builds_trust_what_is_set_then_what_the_machine_is_told() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = |name: &str| std::fs::canonicalize(dir.path()).unwrap().join(name);
+        std::fs::write(path("named.pem"), "").unwrap();
+        let usual = || Some(PathBuf::from("/usual"));
+        assert_eq!(ca_bundle(Some(Path::new("/set")), Some(path("named.pem")), usual()), Some("/set".into()));
+        assert_eq!(ca_bundle(None, Some(path("named.pem")), usual()), Some(path("named.pem")));
+        assert_eq!(ca_bundle(None, Some(path("absent.pem")), usual()), usual());
+        assert_eq!(ca_bundle(None, Some(path(".")), None), None);
     }
 }

@@ -72,6 +72,9 @@ pub struct App {
     pub name: AppName,
     pub owner: UserId,
     pub stack: StackName,
+    /// Someone chose the stack: app.json's has no say.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub stack_by_hand: bool,
     pub created_at: Timestamp,
     pub updated_at: Timestamp,
     pub maintenance: bool,

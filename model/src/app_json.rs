@@ -37,7 +37,10 @@ pub struct AppJson {
     pub formation: BTreeMap<ProcessType, (u32, Option<Memory>)>,
     pub checks: BTreeMap<ProcessType, HealthCheck>,
     pub postdeploy: Option<String>,
+    /// What to build on, where nobody chose it for the app.
     pub stack: Option<String>,
+    /// Rather no build than one with another version of a language than the app asks for.
+    pub strict_versions: bool,
     /// How HTTP requests are treated, by host and path.
     pub routes: Places,
     /// `"flex": {"read_only_root": true}`: instances run with the image's file system read-only.
@@ -58,6 +61,8 @@ struct Raw {
     #[serde(default)]
     scripts: BTreeMap<String, RawScript>,
     stack: Option<String>,
+    #[serde(default)]
+    strict_versions: bool,
     #[serde(default)]
     routes: BTreeMap<String, serde_json::Map<String, serde_json::Value>>,
     flex: Option<serde_json::Value>,
@@ -122,7 +127,7 @@ pub fn parse(text: &str) -> Result<AppJson, AppJsonError> {
     }
     let raw: Raw = serde_json::from_str(&without_comments(text)).map_err(|e| AppJsonError(e.to_string()))?;
     let invalid = |field: &str, e: &dyn std::fmt::Display| AppJsonError(format!("{field}: {e}"));
-    let mut out = AppJson { name: raw.name, stack: raw.stack, ..AppJson::default() };
+    let mut out = AppJson { name: raw.name, stack: raw.stack, strict_versions: raw.strict_versions, ..AppJson::default() };
     for b in raw.buildpacks {
         let (RawBuildpack::Object { url } | RawBuildpack::Text(url)) = b;
         out.buildpacks.push(url.parse().map_err(|e| invalid("buildpacks", &e))?);
@@ -270,6 +275,7 @@ mod tests {
           "formation": {"web": {"quantity": 2, "size": "256M"}, "worker": {"size": "Standard-1X"}},
           "healthchecks": {"web": [{"type": "startup", "path": "/up", "attempts": 3, "wait": 2}]},
           "scripts": {"postdeploy": "rake seed",},
+          "strict_versions": true,
         }"#;
         let a = parse(text).unwrap();
         assert_eq!(a.name.as_deref(), Some("x // not a comment"));
@@ -289,6 +295,7 @@ mod tests {
         assert_eq!(a.checks[&ProcessType::web()].probe, HealthProbe::Http { path: "/up".into() });
         assert_eq!(a.checks[&ProcessType::web()].start_seconds, 6);
         assert_eq!(a.postdeploy.as_deref(), Some("rake seed"));
+        assert!(a.strict_versions && !parse("{}").unwrap().strict_versions);
     }
 
     #[test]
@@ -326,6 +333,7 @@ mod tests {
     #[test]
     fn refuses_with_the_place() {
         assert!(parse("{\n\"name\": 3}").unwrap_err().to_string().contains("line 2"));
+        assert!(parse("{\n\"strict_versions\": \"yes\"}").unwrap_err().to_string().contains("line 2"));
         assert!(parse(r#"{"env":{"A B":"1"}}"#).unwrap_err().to_string().contains("env"));
         assert!(parse("[]").is_err());
         assert!(parse("").is_err());

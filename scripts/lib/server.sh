@@ -51,7 +51,7 @@ healthy() {
   api_addr=$(setting api 2>/dev/null) && curl -fsS -o /dev/null --max-time 2 "http://$api_addr/health" 2>/dev/null
 }
 
-# unit_text: the unit of this server. It has the settings and proxies that the environment holds now: the server must have
+# unit_text: the unit of this server. It has the settings, proxies and CA bundle that the environment holds now: the server must have
 # them at the next boot, too.
 unit_text() {
   local name value
@@ -71,7 +71,7 @@ RestartSec=1
 KillMode=process
 LimitNOFILE=1048576
 TEXT
-  for name in $(compgen -e | grep -E '^(FLEXD_.*|(https?|no)_proxy|(HTTPS?|NO)_PROXY)$'); do
+  for name in $(compgen -e | grep -E '^(FLEXD_.*|(https?|no)_proxy|(HTTPS?|NO)_PROXY|SSL_CERT_FILE)$'); do
     [ "$name" != FLEXD_ROUTER_TOKEN ] || continue # a secret, and another role's
     value=${!name//\\/\\\\}
     value=${value//\"/\\\"}

@@ -8,7 +8,7 @@ mod http;
 mod server;
 mod user;
 
-pub use http::{Answer, get};
+pub use http::{Answer, get, get_with};
 pub use server::{Server, Setup, binary, flexd, root, stacks};
 pub use user::{Ran, Repo, User};
 

@@ -1,7 +1,7 @@
 //! One app for each built-in buildpack, and the other ways to build, each pushed with stock git and fetched. What an app
 //! is expected to say stands in its `fixture.toml`.
 
-use flex_tests::{Server, root, wait_for};
+use flex_tests::{Answer, Server, Setup, get_with, root, wait_for};
 use std::{path::Path, time::Duration};
 
 fn copy(from: &Path, to: &Path) {
@@ -42,12 +42,39 @@ fn walk(name: &str, config: &[&str]) {
     let page = server.page("app", "/");
     assert_eq!(page.status, 200, "{page:?}");
     assert!(page.body.contains(text("expect").unwrap()), "{page:?}");
+    let table = |key: &str| fixture.get(key).and_then(|p| p.as_table()).into_iter().flatten();
     // Other pages: what stands in the answer, its head included.
-    for (path, expected) in fixture.get("pages").and_then(|p| p.as_table()).into_iter().flatten() {
+    for (path, expected) in table("pages") {
         let page = server.page("app", path);
         let answer = format!("{}\n{}", page.head, page.body).to_lowercase();
-        assert!(answer.contains(&expected.as_str().unwrap().to_lowercase()), "{path}: {page:?}");
+        for text in expected.as_array().map_or_else(|| vec![expected], |several| several.iter().collect()) {
+            assert!(answer.contains(&text.as_str().unwrap().to_lowercase()), "{path}: {text} is not in {page:?}");
+        }
     }
+    // The status for a client that has the front page's ETag.
+    for (path, status) in table("unchanged") {
+        let known = format!("If-None-Match: {}\r\n", header(&page, "etag").unwrap());
+        let page = get_with(server.http, "app.localhost", path, &known).unwrap();
+        assert_eq!(i64::from(page.status), status.as_integer().unwrap(), "{path}: {page:?}");
+    }
+    // What the second build of the same source says of its cache, and the first does not.
+    if let Some(cached) = text("again") {
+        assert!(!pushed.err.contains(cached), "{}", pushed.err);
+        repo.commit(&[]);
+        let again = repo.push().ok();
+        assert!(again.err.contains(cached), "{}", again.err);
+        assert!(server.page("app", "/").body.contains(text("expect").unwrap()));
+    }
+}
+
+/// The value of a header, by its name in small letters.
+fn header<'a>(answer: &'a Answer, name: &str) -> Option<&'a str> {
+    answer
+        .head
+        .lines()
+        .filter_map(|l| l.split_once(':'))
+        .find(|(n, _)| n.eq_ignore_ascii_case(name))
+        .map(|(_, value)| value.trim())
 }
 
 macro_rules! fixtures {
@@ -84,6 +111,7 @@ fixtures! {
     several_buildpacks "multi";
     dockerfile "dockerfile";
     refused "refused";
+    strict_versions "strict";
     broken_procfile "broken-procfile";
 }
 
@@ -131,4 +159,81 @@ fn a_manifest_is_followed() {
     repo.flex(&["buildpacks:add", "heroku/procfile", "--index", "1"]).ok();
     repo.flex(&["buildpacks:remove", "cobol"]).ok();
     assert!(repo.push().ok().err.contains("-----> Using buildpack: heroku/procfile"));
+}
+
+/// The usual stack, and a twin of it under another name.
+fn two_stacks() -> tempfile::TempDir {
+    let dir = tempfile::Builder::new().prefix("flex-stacks-").tempdir().unwrap();
+    let usual = flex_tests::stacks().join("flex-13");
+    std::os::unix::fs::symlink(&usual, dir.path().join("flex-13")).unwrap();
+    let twin = dir.path().join("flex-twin");
+    std::fs::create_dir(&twin).unwrap();
+    std::os::unix::fs::symlink(usual.join("blobs"), twin.join("blobs")).unwrap();
+    let record = std::fs::read_to_string(usual.join("stack.json")).unwrap();
+    std::fs::write(twin.join("stack.json"), record.replace("\"name\": \"flex-13\"", "\"name\": \"flex-twin\"")).unwrap();
+    dir
+}
+
+/// app.json chooses the stack until someone does by hand.
+#[test]
+fn the_stack_is_chosen() {
+    let stacks = two_stacks();
+    let server = Server::start_with(Setup { stack: Some((stacks.path().to_owned(), "flex-13".into())), ..Setup::default() });
+    let user = server.admin();
+    let server_py = std::fs::read_to_string(root().join("tests/fixtures/apps/procfile-only/server.py")).unwrap();
+    let manifest = |stack: &str| format!("{{ \"stack\": \"{stack}\" }}");
+    let files = [("server.py", server_py.as_str()), ("Procfile", "web: python3 server.py"), ("app.json", &manifest("flex-14"))];
+    let repo = user.repo("shop", &files);
+    repo.push().fails_with("app.json asks for the stack flex-14, which is not on this server. Here are: flex-13, flex-twin");
+
+    repo.commit(&[("app.json", &manifest("flex-twin"))]);
+    let pushed = repo.push().ok();
+    assert!(pushed.err.contains("-----> Building on the flex-twin stack"), "{}", pushed.err);
+    assert_eq!(server.page("shop", "/").status, 200);
+    let info = repo.flex(&["info"]).ok().out;
+    assert!(info.lines().any(|l| l.starts_with("Stack:") && l.ends_with("flex-twin")), "{info}");
+    assert!(repo.flex(&["builds:info", "--json"]).ok().out.contains("\"stack\": \"flex-twin\""));
+
+    repo.flex(&["stack:set", "flex-14"]).fails_with("There is no stack flex-14 here. There are: flex-13, flex-twin");
+    repo.flex(&["stack:set", "flex-13"]).ok();
+    assert_eq!(repo.flex(&["stack"]).ok().out, "* flex-13\n  flex-twin\n");
+    repo.commit(&[]);
+    let pushed = repo.push().ok();
+    assert!(pushed.err.contains("-----> Building on the flex-13 stack"), "{}", pushed.err);
+    assert!(pushed.err.contains("app.json asks for the stack flex-twin, but this app was set to flex-13"), "{}", pushed.err);
+
+    // Chosen where the app is made, and not chosen any more.
+    user.flex(&["create", "other", "--stack", "flex-nine", "--no-remote"]).fails_with("There is no stack flex-nine here");
+    user.flex(&["create", "other", "--stack", "flex-twin", "--no-remote"]).ok();
+    assert_eq!(user.flex(&["stack", "-a", "other"]).ok().out, "  flex-13\n* flex-twin\n");
+    user.flex(&["stack:set", "default", "-a", "other"]).ok();
+    assert_eq!(user.flex(&["stack", "-a", "other"]).ok().out, "* flex-13\n  flex-twin\n");
+}
+
+/// What the operator says of certificates and mirrors reaches builds: the bundle that this machine is told to trust, where
+/// every tool looks for it, and `[build.env]`.
+#[test]
+fn builds_have_the_machines_certificates_and_mirrors() {
+    let dir = tempfile::tempdir().unwrap();
+    let bundle = dir.path().join("own.pem");
+    std::fs::write(&bundle, "# the operator's own bundle\n").unwrap();
+    std::fs::set_permissions(dir.path(), std::os::unix::fs::PermissionsExt::from_mode(0o755)).unwrap();
+    let server = Server::start_with(Setup {
+        toml: "[build.env]\nFLEX_TEST_MIRROR = \"http://mirror.example/simple\"\n".into(),
+        env: vec![("SSL_CERT_FILE", bundle.display().to_string())],
+        ..Setup::default()
+    });
+    let user = server.admin();
+    let names = "SSL_CERT_FILE CURL_CA_BUNDLE REQUESTS_CA_BUNDLE PIP_CERT NODE_EXTRA_CA_CERTS GIT_SSL_CAINFO CARGO_HTTP_CAINFO \
+                 NPM_CONFIG_CAFILE BUNDLE_SSL_CA_CERT COMPOSER_CAFILE NIX_SSL_CERT_FILE";
+    let compile = format!(
+        "#!/bin/bash\nfor name in {names}; do echo \"$name: $(head -n 1 \"${{!name}}\")\"; done\n\
+         echo \"mirror: $FLEX_TEST_MIRROR\"\n{{ echo more >>\"$SSL_CERT_FILE\"; }} 2>/dev/null || echo 'it stays as it is'\nexit 1\n"
+    );
+    let repo = user.repo("shop", &[("bin/detect", "#!/bin/bash\necho Looking\n"), ("bin/compile", &compile)]);
+    let pushed = repo.push().fails_with("bin/compile failed with status 1").err;
+    for name in names.split_whitespace() {
+        assert!(pushed.contains(&format!("{name}: # the operator's own bundle")), "{name}: {pushed}");
+    }
+    assert!(pushed.contains("mirror: http://mirror.example/simple") && pushed.contains("it stays as it is"), "{pushed}");
 }

@@ -92,6 +92,7 @@ fn the_unit_has_the_settings_and_is_sound() {
         .env("FLEXD_CONFIG", r#"/etc/100%/a "b"\c.toml"#)
         .env("FLEXD_ROUTER_TOKEN", "hidden")
         .env("https_proxy", "http://proxy:3128")
+        .env("SSL_CERT_FILE", "/etc/own.pem")
         .output()
         .unwrap();
     let text = String::from_utf8(out.stdout).unwrap();
@@ -101,6 +102,7 @@ fn the_unit_has_the_settings_and_is_sound() {
     has(r#"Environment="FLEXD_DOMAIN=apps.example.com""#);
     has(r#"Environment="FLEXD_CONFIG=/etc/100%%/a \"b\"\\c.toml""#);
     has(r#"Environment="https_proxy=http://proxy:3128""#);
+    has(r#"Environment="SSL_CERT_FILE=/etc/own.pem""#);
     assert!(!text.contains("hidden"));
     let unit = dir.path().join("flexd.service");
     std::fs::write(&unit, &text).unwrap();

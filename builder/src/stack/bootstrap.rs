@@ -1,8 +1,14 @@
 //! Root file systems from Debian packages: mmdebstrap as an argument vector, finished by a constant script.
 
-use super::{StackError, recipe::RecipeDir, sources};
+use super::{
+    StackError,
+    lock::Lock,
+    recipe::RecipeDir,
+    sources::{self, Mirrors},
+};
 use std::{
     collections::BTreeMap,
+    ffi::OsString,
     fs,
     path::{Path, PathBuf},
     process::Stdio,
@@ -12,6 +18,9 @@ use tokio::{
     process::Command,
     sync::mpsc,
 };
+
+/// apt's preferences for a locked making.
+const PREFERENCES: &str = "preferences";
 
 /// Run by mmdebstrap at the end.
 pub(super) const CUSTOMIZE: &str = include_str!("customize.sh");
@@ -68,16 +77,40 @@ impl Trees {
 
 /// Certificates that this machine trusts besides its distribution's.
 pub(super) fn local_certificates() -> Vec<PathBuf> {
-    let Ok(dir) = fs::read_dir(LOCAL_CERTIFICATES) else { return Vec::new() };
-    let mut out: Vec<PathBuf> =
-        dir.filter_map(|e| Some(e.ok()?.path())).filter(|p| p.extension().is_some_and(|e| e == "crt") && p.is_file()).collect();
+    certificates_in(Path::new(LOCAL_CERTIFICATES))
+}
+
+/// `*.crt` in a folder and those below it, in order: as update-ca-certificates finds them.
+fn certificates_in(top: &Path) -> Vec<PathBuf> {
+    let (mut out, mut todo) = (Vec::new(), vec![(top.to_owned(), 0)]);
+    while let Some((dir, depth)) = todo.pop() {
+        for path in fs::read_dir(dir).into_iter().flatten().flatten().map(|e| e.path()) {
+            // Links to folders are followed, round and round if they lead there.
+            if path.is_dir() && depth < 8 {
+                todo.push((path, depth + 1));
+            } else if path.is_file() && path.extension().is_some_and(|e| e == "crt") {
+                out.push(path);
+            }
+        }
+    }
     out.sort();
     out
+}
+
+/// The name of a certificate in one flat folder.
+fn flat_name(top: &Path, certificate: &Path) -> String {
+    certificate.strip_prefix(top).unwrap_or(certificate).to_string_lossy().replace('/', "--")
+}
+
+/// What of an environment the tools see.
+fn passed(environment: impl Fn(&str) -> Option<OsString>) -> Vec<(&'static str, OsString)> {
+    PASSED.iter().filter_map(|name| Some((*name, environment(name)?))).collect()
 }
 
 /// Makes both trees in the empty directory `work`. `env` is `[build.env]`: hooks download through the same mirrors as builds.
 pub(super) async fn trees(
     recipe: &RecipeDir,
+    lock: Option<&Lock>,
     env: &BTreeMap<String, String>,
     work: &Path,
     log: &mpsc::Sender<String>,
@@ -90,7 +123,10 @@ pub(super) async fn trees(
         let certs = work.join("certs");
         fs::create_dir(&certs)?;
         for cert in local_certificates() {
-            fs::copy(&cert, certs.join(cert.file_name().unwrap_or_default()))?;
+            fs::copy(&cert, certs.join(flat_name(Path::new(LOCAL_CERTIFICATES), &cert)))?;
+        }
+        if let Some(lock) = lock {
+            fs::write(work.join(PREFERENCES), lock.preferences())?;
         }
         let script = work.join("customize");
         fs::write(&script, CUSTOMIZE)?;
@@ -101,7 +137,7 @@ pub(super) async fn trees(
     let absolute = |p: Option<PathBuf>| p.and_then(|p| fs::canonicalize(p).ok()).unwrap_or_default();
     let mut command = Command::new("mmdebstrap");
     command
-        .args(arguments(recipe, &script))
+        .args(arguments(recipe, &script, mirrors_of(recipe), &machine_proxies(), lock.map(|_| work.join(PREFERENCES)).as_deref()))
         .env_clear()
         .env("PATH", "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin")
         .env("LANG", "C.UTF-8")
@@ -114,7 +150,7 @@ pub(super) async fn trees(
         .env("FLEX_OUT", work.join("out"))
         .env("FLEX_BUILD_PACKAGES", recipe.recipe.build.packages.join(" "))
         .envs(env)
-        .envs(PASSED.iter().filter_map(|k| Some((k, std::env::var_os(k)?))))
+        .envs(passed(|name| std::env::var_os(name)))
         .stdin(Stdio::null())
         .stdout(Stdio::null())
         .stderr(Stdio::piped())
@@ -148,21 +184,39 @@ pub(super) async fn trees(
     Ok(Trees { out: work.join("out") })
 }
 
-fn arguments(recipe: &RecipeDir, script: &Path) -> Vec<std::ffi::OsString> {
-    let r = &recipe.recipe;
-    let mut mirrors = sources::of_machine(Path::new("/etc/apt"));
-    if let Some(mirror) = &r.mirror {
-        mirrors = Some(sources::Mirrors { main: mirror.clone(), security: None });
+/// The recipe's mirror, else the machine's own.
+fn mirrors_of(recipe: &RecipeDir) -> Option<Mirrors> {
+    match &recipe.recipe.mirror {
+        Some(mirror) => Some(Mirrors { main: mirror.clone(), security: None }),
+        None => sources::of_machine(Path::new("/etc/apt")),
     }
-    let mut args: Vec<std::ffi::OsString> =
-        ["--variant=minbase", "--format=null", "--keyring=/usr/share/keyrings"].map(Into::into).into();
+}
+
+/// mmdebstrap's. `preferences`: apt's, in a file.
+fn arguments(
+    recipe: &RecipeDir,
+    script: &Path,
+    mirrors: Option<Mirrors>,
+    proxies: &[String],
+    preferences: Option<&Path>,
+) -> Vec<OsString> {
+    let r = &recipe.recipe;
+    let mut args: Vec<OsString> = ["--variant=minbase", "--format=null", "--keyring=/usr/share/keyrings"].map(Into::into).into();
     args.push(format!("--components={}", r.components.join(",")).into());
     args.push(format!("--include={}", r.run.packages.join(",")).into());
     args.extend(DPKG_OPTIONS.iter().map(|o| format!("--dpkgopt={o}").into()));
     // Languages are left out, so their indices need no download; nor is a proxy of apt's own settings passed over.
     args.push("--aptopt=Acquire::Languages \"none\"".into());
     args.push("--aptopt=Acquire::Retries \"3\"".into());
-    args.extend(apt_proxies().into_iter().map(|line| format!("--aptopt={line}").into()));
+    args.extend(proxies.iter().map(|line| format!("--aptopt={line}").into()));
+    if let Some(file) = preferences {
+        // Outside the tree, so that it is in no image.
+        args.push(format!("--aptopt=Dir::Etc::Preferences \"{}\"", file.display()).into());
+        if r.mirror.is_some() {
+            // A mirror of an earlier day is what brings old versions back, and its lists have run out.
+            args.push("--aptopt=Acquire::Check-Valid-Until \"false\"".into());
+        }
+    }
     // Without manual pages their directories are missing too, and packages that register alternatives there (every Java)
     // fail to install.
     args.push(
@@ -172,7 +226,7 @@ fn arguments(recipe: &RecipeDir, script: &Path) -> Vec<std::ffi::OsString> {
         )
         .into(),
     );
-    let mut hook = std::ffi::OsString::from("--customize-hook=");
+    let mut hook = OsString::from("--customize-hook=");
     hook.push(script);
     args.push(hook);
     args.push(r.suite.as_str().into());
@@ -184,16 +238,97 @@ fn arguments(recipe: &RecipeDir, script: &Path) -> Vec<std::ffi::OsString> {
 }
 
 /// `Acquire::…::Proxy` lines of the machine's apt.
-fn apt_proxies() -> Vec<String> {
-    let Ok(out) = std::process::Command::new("apt-config").args(["dump", "--format", "%F %v%n"]).output() else {
-        return Vec::new();
-    };
+fn machine_proxies() -> Vec<String> {
+    match std::process::Command::new("apt-config").args(["dump", "--format", "%F %v%n"]).output() {
+        Ok(out) => proxies_in(&String::from_utf8_lossy(&out.stdout)),
+        Err(_) => Vec::new(),
+    }
+}
+
+/// From what `apt-config dump` prints: a name and a value a line.
+fn proxies_in(dump: &str) -> Vec<String> {
     let keys = ["Acquire::http::Proxy ", "Acquire::https::Proxy ", "Acquire::https::CAInfo "];
-    String::from_utf8_lossy(&out.stdout)
-        .lines()
+    dump.lines()
         .filter(|l| keys.iter().any(|k| l.starts_with(k)))
         .filter_map(|l| l.split_once(' '))
         .filter(|(_, v)| !v.is_empty() && !v.contains('"'))
         .map(|(k, v)| format!("{k} \"{v}\""))
         .collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn recipe(more: &str) -> (tempfile::TempDir, RecipeDir) {
+        let dir = tempfile::tempdir().unwrap();
+        let text = format!("name = \"st\"\n{more}\n[run]\npackages = [\"bash\", \"curl\"]\n");
+        fs::write(dir.path().join("stack.toml"), text).unwrap();
+        let recipe = RecipeDir::load(dir.path(), &[], "1").unwrap();
+        (dir, recipe)
+    }
+
+    fn texts(args: Vec<OsString>) -> Vec<String> {
+        args.into_iter().map(|a| a.into_string().unwrap()).collect()
+    }
+
+    #[test]
+    fn the_tools_see_proxies_and_bundles_and_nothing_else() {
+        let environment = |name: &str| {
+            let set =
+                ["https_proxy", "NO_PROXY", "SSL_CERT_FILE", "PIP_INDEX_URL", "FLEX_TOKEN", "FLEXD_MASTER_KEY", "HOME", "PATH"];
+            set.contains(&name).then(|| OsString::from(format!("the {name}")))
+        };
+        let names: Vec<&str> = passed(environment).into_iter().map(|(name, _)| name).collect();
+        assert_eq!(names, ["https_proxy", "NO_PROXY", "SSL_CERT_FILE", "PIP_INDEX_URL"]);
+    }
+
+    #[test]
+    fn apts_own_proxies_are_kept() {
+        let dump = "Acquire \nAcquire::http::Proxy http://proxy.lan:3142\nAcquire::https::Proxy \nAcquire::https::CAInfo /etc/ca.pem\n\
+                    Acquire::http::Proxy::mirror.lan DIRECT\nAcquire::https::Proxy x\"; Dir \"/\n";
+        let lines = proxies_in(dump);
+        assert_eq!(lines, ["Acquire::http::Proxy \"http://proxy.lan:3142\"", "Acquire::https::CAInfo \"/etc/ca.pem\""]);
+        let (_dir, recipe) = recipe("");
+        let mirrors = Mirrors { main: "http://mirror.lan/debian".into(), security: None };
+        let args = texts(arguments(&recipe, Path::new("/work/customize"), Some(mirrors), &lines, None));
+        for wanted in [
+            "--aptopt=Acquire::http::Proxy \"http://proxy.lan:3142\"",
+            "--aptopt=Acquire::https::CAInfo \"/etc/ca.pem\"",
+            "--include=bash,curl",
+            "--customize-hook=/work/customize",
+            "deb http://mirror.lan/debian trixie main",
+        ] {
+            assert!(args.iter().any(|a| a == wanted), "{wanted}: {args:?}");
+        }
+        assert!(!args.iter().any(|a| a.contains("Preferences") || a.contains("Valid-Until")), "{args:?}");
+    }
+
+    #[test]
+    fn a_lock_is_told_to_apt() {
+        for (more, old) in [("", false), ("mirror = \"http://snapshot.lan/1\"", true)] {
+            let (_dir, recipe) = recipe(more);
+            let args = texts(arguments(&recipe, Path::new("/c"), mirrors_of(&recipe), &[], Some(Path::new("/work/preferences"))));
+            assert!(args.iter().any(|a| a == "--aptopt=Dir::Etc::Preferences \"/work/preferences\""), "{args:?}");
+            assert_eq!(args.iter().any(|a| a.contains("Check-Valid-Until")), old, "{args:?}");
+        }
+    }
+
+    #[test]
+    fn certificates_are_found_in_folders_too() {
+        let dir = tempfile::tempdir().unwrap();
+        let top = dir.path();
+        fs::create_dir_all(top.join("company/2026")).unwrap();
+        for name in ["proxy.crt", "company/root.crt", "company/2026/root.crt", "company/README", "key.pem"] {
+            fs::write(top.join(name), name).unwrap();
+        }
+        // A link that leads back up ends somewhere.
+        let deep = dir.path().join("round");
+        fs::create_dir(&deep).unwrap();
+        std::os::unix::fs::symlink(&deep, deep.join("round")).unwrap();
+        let found = certificates_in(top);
+        let names: Vec<String> = found.iter().map(|c| flat_name(top, c)).collect();
+        assert_eq!(names, ["company--2026--root.crt", "company--root.crt", "proxy.crt"]);
+        assert_eq!(certificates_in(&top.join("absent")), [""; 0].map(PathBuf::from));
+    }
 }

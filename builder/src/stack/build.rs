@@ -1,6 +1,11 @@
 //! `flexd stack build` and `list`: from a recipe to two images in the engine and a record beside their layers.
 
-use super::{StackError, StackImage, StackRecord, base, bootstrap, layer, recipe::RecipeDir, stack_blob, stack_config};
+use super::{
+    BUILD_LIST, RUN_LIST, StackError, StackImage, StackRecord, base, bootstrap, layer,
+    lock::{self, Lock},
+    recipe::RecipeDir,
+    stack_blob, stack_config,
+};
 use crate::{
     BuildSettings,
     oci::{LayerRecord, digest_of, write_whole},
@@ -60,14 +65,15 @@ impl StackBuilder {
     /// # Errors
     /// A record cannot be read.
     pub fn list(&self) -> Result<Vec<StackRecord>, StackError> {
-        let Ok(dir) = fs::read_dir(self.settings.stacks_dir()) else { return Ok(Vec::new()) };
-        let mut names: Vec<String> = dir
-            .filter_map(|e| Some(e.ok()?.path()))
-            .filter(|p| p.join("stack.json").is_file())
-            .filter_map(|p| Some(p.file_name()?.to_str()?.to_owned()))
-            .collect();
-        names.sort();
-        names.iter().map(|n| StackRecord::load(&self.settings, n)).collect()
+        super::names(&self.settings).iter().map(|n| StackRecord::load(&self.settings, n)).collect()
+    }
+
+    /// The versions of a stack's packages.
+    ///
+    /// # Errors
+    /// See [`StackRecord::lock`].
+    pub fn lock_of(&self, record: &StackRecord) -> Result<Lock, StackError> {
+        record.lock(&self.settings)
     }
 
     /// Makes the stack of a recipe directory, or only brings it into the engine when nothing of the recipe changed since
@@ -76,6 +82,33 @@ impl StackBuilder {
     /// # Errors
     /// See [`StackError`]; the stack that was there before stays.
     pub async fn build(&self, dir: &Path, force: bool, log: mpsc::Sender<String>) -> Result<(StackRecord, bool), StackError> {
+        self.make(dir, force, None, log).await
+    }
+
+    /// As [`StackBuilder::build`], with the versions that `stack.lock` of the recipe names and no others.
+    ///
+    /// # Errors
+    /// As there; there is no lock; or some of its versions cannot be had, each of which is named.
+    pub async fn build_locked(
+        &self,
+        dir: &Path,
+        force: bool,
+        log: mpsc::Sender<String>,
+    ) -> Result<(StackRecord, bool), StackError> {
+        let path = dir.join(lock::FILE);
+        let wrong = |problem: String| StackError::Recipe { path: path.clone(), problem };
+        let text = fs::read_to_string(&path).map_err(|e| wrong(format!("{e} (flexd stack lock writes it)")))?;
+        let lock = Lock::parse(&text).map_err(wrong)?;
+        self.make(dir, force, Some(lock), log).await
+    }
+
+    async fn make(
+        &self,
+        dir: &Path,
+        force: bool,
+        lock: Option<Lock>,
+        log: mpsc::Sender<String>,
+    ) -> Result<(StackRecord, bool), StackError> {
         let salt = format!("{FORMAT} {:?} {}", self.settings.compression, bootstrap::CUSTOMIZE);
         let recipe = RecipeDir::load(dir, &bootstrap::local_certificates(), &salt)?;
         let name = recipe.recipe.name.as_str();
@@ -86,6 +119,7 @@ impl StackBuilder {
         if !force
             && let Ok(record) = StackRecord::load(&self.settings, name)
             && record.recipe == recipe.hash
+            && lock.as_ref().is_none_or(|lock| record.lock(&self.settings).is_ok_and(|has| has == *lock))
         {
             record.import(&self.settings, self.runtime.as_ref()).await.map_err(|e| failed("bringing it into the engine", &e))?;
             return Ok((record, false));
@@ -95,8 +129,12 @@ impl StackBuilder {
         // Held until the end: the layers' files are in it.
         let dir = tempfile::Builder::new().prefix("stack-").tempdir_in(&tmp).map_err(|e| failed("making a directory", &e))?;
         let made = match &recipe.recipe.base_image {
+            Some(_) if lock.is_some() => {
+                let problem = "a stack over an image has no packages to lock: name the image by its digest";
+                return Err(StackError::Build { name: name.into(), problem: problem.into() });
+            }
             Some(image) => self.over_base(&recipe, image, dir.path()).await?,
-            None => self.with_packages(&recipe, dir.path(), &log).await?,
+            None => self.with_packages(&recipe, lock.as_ref(), dir.path(), &log).await?,
         };
         let before = StackRecord::load(&self.settings, name).ok();
         let record = self.finish(&recipe, made).await?;
@@ -116,12 +154,20 @@ impl StackBuilder {
         tokio::task::spawn_blocking(work).await.map_err(std::io::Error::other)?
     }
 
-    async fn with_packages(&self, recipe: &RecipeDir, dir: &Path, log: &mpsc::Sender<String>) -> Result<Made, StackError> {
-        let failed = |e: &dyn std::fmt::Display| StackError::Build {
-            name: recipe.recipe.name.to_string(),
-            problem: format!("packing: {e}"),
-        };
-        let trees = bootstrap::trees(recipe, &self.settings.env, dir, log).await?;
+    async fn with_packages(
+        &self,
+        recipe: &RecipeDir,
+        lock: Option<&Lock>,
+        dir: &Path,
+        log: &mpsc::Sender<String>,
+    ) -> Result<Made, StackError> {
+        let failed =
+            |e: &dyn std::fmt::Display| StackError::Build { name: recipe.recipe.name.to_string(), problem: e.to_string() };
+        let trees = bootstrap::trees(recipe, lock, &self.settings.env, dir, log).await?;
+        if let Some(lock) = lock {
+            let read = |image: &str| fs::read_to_string(trees.packages(image)).map_err(|e| failed(&e));
+            lock.held(&read("run")?, &read("build")?).map_err(|e| failed(&e))?;
+        }
         let _ = log.send("       packing the images".to_owned()).await;
         let epoch = recipe.recipe.source_date_epoch;
         let (settings, run_tar, build_tar) = (self.settings.clone(), trees.tar("run"), trees.tar("build"));
@@ -133,7 +179,7 @@ impl StackBuilder {
             Ok((vec![new_layer(&settings, run_tar)?, new_layer(&settings, extra_tar)?], has_launcher))
         };
         let (layers, has_launcher) = tokio::task::spawn_blocking(work).await.map_err(|e| failed(&e))?.map_err(|e| failed(&e))?;
-        let lists = vec![("run.packages", trees.packages("run")), ("build.packages", trees.packages("build"))];
+        let lists = vec![(RUN_LIST, trees.packages("run")), (BUILD_LIST, trees.packages("build"))];
         Ok(Made { layers, run: 0..1, build: 0..2, has_launcher, env: [Vec::new(), Vec::new()], lists })
     }
 

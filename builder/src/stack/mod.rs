@@ -6,7 +6,9 @@
 mod base;
 mod bootstrap;
 mod build;
+mod choose;
 mod layer;
+pub mod lock;
 pub mod recipe;
 pub mod sources;
 
@@ -16,10 +18,15 @@ use crate::{
 };
 pub use build::StackBuilder;
 use bytes::Bytes;
+pub(crate) use choose::choose;
 use flex_model::Timestamp;
 use flex_runtime::{ImageFiles, Runtime};
 use serde::{Deserialize, Serialize};
 use std::path::PathBuf;
+
+/// The package lists beside a stack's record.
+const RUN_LIST: &str = "run.packages";
+const BUILD_LIST: &str = "build.packages";
 
 /// Why a stack could not be made or used.
 #[derive(Debug, thiserror::Error)]
@@ -80,6 +87,22 @@ impl StackRecord {
         })
     }
 
+    /// The very versions of its packages, as its making left them.
+    ///
+    /// # Errors
+    /// It is made over an image, so nobody knows its packages; or its lists cannot be read.
+    pub fn lock(&self, settings: &BuildSettings) -> Result<lock::Lock, StackError> {
+        let failed = |problem: String| StackError::Build { name: self.name.clone(), problem };
+        let dir = settings.stacks_dir().join(&self.name);
+        let read = |list: &str| {
+            std::fs::read_to_string(dir.join(list)).map_err(|e| match e.kind() {
+                std::io::ErrorKind::NotFound => failed("it has no list of packages: it is made over an image".into()),
+                _ => failed(format!("reading {list}: {e}")),
+            })
+        };
+        lock::Lock::of_lists(&read(RUN_LIST)?, &read(BUILD_LIST)?).map_err(failed)
+    }
+
     /// Where a layer of it is stored.
     pub(crate) fn blob(&self, settings: &BuildSettings, digest: &str) -> PathBuf {
         stack_blob(settings, &self.name, digest)
@@ -105,6 +128,18 @@ impl StackRecord {
         }
         Ok(())
     }
+}
+
+/// Names of the stacks that are on this machine.
+pub(crate) fn names(settings: &BuildSettings) -> Vec<String> {
+    let Ok(dir) = std::fs::read_dir(settings.stacks_dir()) else { return Vec::new() };
+    let mut names: Vec<String> = dir
+        .filter_map(|e| Some(e.ok()?.path()))
+        .filter(|p| p.join("stack.json").is_file())
+        .filter_map(|p| Some(p.file_name()?.to_str()?.to_owned()))
+        .collect();
+    names.sort();
+    names
 }
 
 fn stack_blob(settings: &BuildSettings, name: &str, digest: &str) -> PathBuf {

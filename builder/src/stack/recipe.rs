@@ -188,6 +188,14 @@ mod tests {
     }
 
     #[test]
+    fn the_documents_example_is_a_recipe() {
+        let page = include_str!("../../../docs/buildpacks.md");
+        let example = page.split("```toml\n").nth(1).and_then(|rest| rest.split("```").next()).unwrap();
+        let recipe = parse(example).unwrap();
+        assert!(recipe.base_image.is_some_and(|i| i.starts_with("docker-daemon:")) && recipe.build_image.is_some());
+    }
+
+    #[test]
     fn the_hash_sees_every_file() {
         let dir = tempfile::tempdir().unwrap();
         fs::create_dir_all(dir.path().join("rootfs/opt")).unwrap();

@@ -124,6 +124,7 @@ impl World {
             app: self.app,
             app_name: "shop".parse().unwrap(),
             stack: "flex-mini".parse().unwrap(),
+            stack_by_hand: false,
             source,
             source_version: Some("v-1".into()),
             buildpacks: Vec::new(),

@@ -80,18 +80,35 @@ export_config_vars() {
   done
 }
 
-# The app asks to be refused rather than given another version than the one it names.
-strict_versions() { [[ $(config_var FLEX_STRICT_VERSIONS) == 1 ]]; }
+# The app asks to be refused rather than given another version than the one it names. What app.json says comes as the
+# same config var.
+strict_versions() {
+  local value
+  value=$(config_var FLEX_STRICT_VERSIONS)
+  case ${value,,} in
+    1 | true | yes | on) return 0 ;;
+    *) return 1 ;;
+  esac
+}
 
-# wanted_unavailable LANGUAGE WANTED WHY TAKEN: refuses when the app is strict, warns loudly otherwise.
+# wanted_unavailable LANGUAGE WANTED WHY TAKEN: refuses when the app is strict, warns loudly otherwise. TAKEN is of the
+# major version that the app asks for.
 wanted_unavailable() {
   if strict_versions; then
     fail "This app asks for $1 $2, which cannot be had: $3" \
-      "FLEX_STRICT_VERSIONS=1 is set, so the build stops here." \
-      "Ask for another version, or unset FLEX_STRICT_VERSIONS to build with $1 $4."
+      "It takes no other (FLEX_STRICT_VERSIONS, or strict_versions in app.json), so the build stops here." \
+      "Ask for another version, or set FLEX_STRICT_VERSIONS=0 to build with $1 $4."
   fi
   warn "" "WARNING: this app asks for $1 $2, which cannot be had: $3" \
     "Building with $1 $4 instead. Set FLEX_STRICT_VERSIONS=1 to have such a build refused." ""
+}
+
+# other_major LANGUAGE WANTED WHY HAD: refuses; HAD is what can be had. An app seldom runs unchanged on another major
+# version, so none is taken in the place of the one that it asks for.
+other_major() {
+  fail "This app asks for $1 $2, which cannot be had: $3" \
+    "Another major version is not taken in its place." \
+    "What can be had: $1 $4. Ask for it, or use a buildpack that brings the version that you need."
 }
 
 # Milliseconds of the clock, for what a buildpack says about its own steps.

@@ -13,6 +13,9 @@ pub struct Create {
     /// A buildpack instead of detection
     #[arg(short, long, value_name = "BUILDPACK")]
     pub buildpack: Option<String>,
+    /// What to build and run on, instead of the server's or app.json's
+    #[arg(short, long, value_name = "STACK")]
+    pub stack: Option<String>,
     /// Make no git remote
     #[arg(short, long)]
     pub no_remote: bool,

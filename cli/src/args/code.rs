@@ -103,6 +103,12 @@ pub enum Buildpacks {
 }
 
 #[derive(Debug, Subcommand)]
+pub enum Stack {
+    /// Build on this one from the next push on; `default`: as the server and app.json say
+    Set { stack: String },
+}
+
+#[derive(Debug, Subcommand)]
 pub enum Builds {
     /// Show a build, with the time of each phase
     Info { build: Option<String> },

@@ -189,6 +189,12 @@ pub enum Command {
         #[command(subcommand)]
         verb: Option<Buildpacks>,
     },
+    /// What the app is built and run on: list, set
+    #[command(after_help = "Examples:\n  flex stack\n  flex stack:set flex-13\n  flex stack:set default")]
+    Stack {
+        #[command(subcommand)]
+        verb: Option<Stack>,
+    },
     /// Builds: list, info, output, cancel, cache:purge
     #[command(
         after_help = "Examples:\n  flex builds\n  flex builds:info       the newest, with the time of each phase\n  flex builds:output\n  flex builds:cancel"

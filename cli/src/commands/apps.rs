@@ -49,7 +49,7 @@ pub async fn create(cx: &Context, args: Create) -> Result<()> {
         args.buildpack.map(|b| b.parse()).transpose().map_err(|e: flex_model::Invalid| CliError::usage(e.to_string()))?;
     let progress = Progress::start(name.as_ref().map_or_else(|| "Creating app".to_owned(), |n| format!("Creating {n}")));
     let is_named = name.is_some();
-    let created: Value = cx.client.post("/apps", &CreateApp { name, stack: None }).await?;
+    let created: Value = cx.client.post("/apps", &CreateApp { name, stack: args.stack }).await?;
     let App { name: made, git_url, .. } = typed(created.clone())?;
     if is_named {
         progress.done();

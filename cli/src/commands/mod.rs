@@ -30,4 +30,5 @@ pub mod routes;
 pub mod run;
 pub mod seen;
 pub mod session;
+pub mod stack;
 mod wait;

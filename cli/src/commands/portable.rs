@@ -26,7 +26,9 @@ const FORMAT: u32 = 1;
 struct Document {
     format: u32,
     name: AppName,
-    stack: String,
+    /// None: as the server and app.json say.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    stack: Option<String>,
     #[serde(default)]
     buildpacks: Vec<BuildpackRef>,
     deploy_branches: Vec<String>,
@@ -90,7 +92,7 @@ async fn read(cx: &Context, config: bool) -> Result<Document> {
     Ok(Document {
         format: FORMAT,
         name: app.name,
-        stack: app.stack.name,
+        stack: app.stack_by_hand.then_some(app.build_stack.name),
         buildpacks: buildpacks.into_iter().map(reference).collect::<Result<_>>()?,
         deploy_branches: app.deploy_branches,
         stop_grace_seconds: app.stop_grace_seconds,
@@ -146,8 +148,7 @@ async fn make(cx: &Context, document: Document, name: Option<&str>) -> Result<()
         None => document.name.clone(),
     };
     let progress = Progress::start(format!("Creating {name}"));
-    let created: Value =
-        cx.client.post("/apps", &CreateApp { name: Some(name.clone()), stack: Some(document.stack.clone()) }).await?;
+    let created: Value = cx.client.post("/apps", &CreateApp { name: Some(name.clone()), stack: document.stack.clone() }).await?;
     progress.done();
     if let Err(e) = fill(cx, &name, &document).await {
         // Half an app would have to be found and removed by hand.

@@ -12,7 +12,7 @@ use flex_api::{
     AddCollaborator, AddDomain, ApiError, BuildpackInstallation, Collaborator, CollaboratorRole, CreateApp, Domain, DomainKind,
     Formation, Scale, SetBuildpacks, UpdateApp, UpdateFormation, UpdateFormations,
 };
-use flex_model::{App, Event, ProcessType, Timestamp, UserId};
+use flex_model::{App, Event, ProcessType, StackName, Timestamp, UserId};
 use std::sync::Arc;
 
 type TheApp = Extension<Arc<App>>;
@@ -55,6 +55,16 @@ pub async fn create(
     Ok(Made(c.render_app(&app).await?))
 }
 
+/// A stack, and whether that is a choice. Heroku's own, and `default`, leave it to the server and to app.json.
+fn stack_of(c: &Controller, name: &str) -> Answer<(StackName, bool)> {
+    if name == "default" || name.starts_with("heroku") {
+        return Ok((c.deps.settings.stack.clone(), false));
+    }
+    let stack = parse(name)?;
+    c.refuse_unknown_stack(&stack)?;
+    Ok((stack, true))
+}
+
 pub async fn info(State(c): State<Controller>, Extension(app): TheApp) -> Answer<Shown<flex_api::App>> {
     Ok(Shown(c.render_app(&app).await?))
 }
@@ -81,6 +91,7 @@ pub async fn update(
         Some(form @ ("text" | "json")) => Some(Some(form == "json")),
         Some(other) => return Err(invalid(format!("access_lines {other}: use text, json or default.")).into()),
     };
+    let stack = body.build_stack.as_deref().map(|s| stack_of(&c, s)).transpose()?;
     let mut now = c
         .update_app(&actor, app.id, "app.update", |a| {
             let before = a.clone();
@@ -90,6 +101,9 @@ pub async fn update(
             let mut lines = a.access_lines.unwrap_or_default();
             lines.json = json.unwrap_or(lines.json);
             lines.per_mille = body.access_lines_per_mille.map_or(lines.per_mille, |n| (n <= 1000).then_some(n));
+            if let Some((stack, by_hand)) = &stack {
+                (a.stack, a.stack_by_hand) = (stack.clone(), *by_hand);
+            }
             a.access_lines = (lines != flex_model::LineForm::default()).then_some(lines);
             if let Some(b) = &body.deploy_branches {
                 a.deploy_branches.clone_from(b);

@@ -79,8 +79,11 @@ pub async fn hosts(State(c): State<Controller>, range: Range) -> Answer<Listed<f
 }
 
 pub async fn stacks(State(c): State<Controller>, range: Range) -> Answer<Listed<Stack>> {
-    let NameRef { id, name } = NameRef::of(c.deps.settings.stack.as_str());
-    range.page(vec![Stack { id, name, state: "public".into(), default: true }], |s| s.id.clone(), &[])?.show(|s| s)
+    let all = c.stacks().into_iter().map(|stack| {
+        let NameRef { id, name } = NameRef::of(stack.as_str());
+        Stack { id, name, state: "public".into(), default: stack == c.deps.settings.stack }
+    });
+    range.page(all.collect(), |s| s.id.clone(), &[])?.show(|s| s)
 }
 
 pub async fn regions(range: Range) -> Answer<Listed<Region>> {

@@ -173,6 +173,7 @@ async fn every_route_answers_as_the_document_says() {
     ask(put.clone(), &text(&source["source_blob"]["put_url"]), json!("an archive")).await;
     ask(post.clone(), "/apps", json!({ "name": "other", "stack": "heroku-24", "region": "eu" })).await;
     ask(patch.clone(), "/apps/other", json!({ "maintenance": true })).await;
+    ask(patch.clone(), "/apps/other", json!({ "build_stack": "flex-0" })).await;
     ask(delete.clone(), "/apps/other", none()).await;
     ask(patch.clone(), "/apps/demo/config-vars", json!({ "A": "1", "B": null })).await;
     ask(patch.clone(), "/apps/demo/formation", json!({ "updates": [{ "type": "web", "quantity": "+1" }] })).await;

@@ -40,6 +40,7 @@ impl Builders {
 /// A product whose instances do what the image's name says: `up…`, `crash…`, `hang…`.
 pub fn product(image: &str, processes: &[(&str, &str)]) -> BuildProduct {
     BuildProduct {
+        stack: None,
         image: ImageRef { reference: image.into(), manifest: None },
         size_bytes: 1000,
         process_types: processes.iter().map(|(k, v)| (k.parse().unwrap(), (*v).to_owned())).collect(),
@@ -55,6 +56,10 @@ pub fn product(image: &str, processes: &[(&str, &str)]) -> BuildProduct {
 
 #[async_trait::async_trait]
 impl flex_controller::ports::Builders for Builders {
+    fn stacks(&self) -> Vec<flex_model::StackName> {
+        vec!["flex-0".parse().unwrap(), "flex-1".parse().unwrap()]
+    }
+
     async fn build(
         &self,
         job: BuildJob,

@@ -76,9 +76,13 @@ build_app() {
 prune() {
   [[ $NODE_ENV == production ]] || { info "Keeping development dependencies (NODE_ENV is $NODE_ENV)" && return; }
   [[ -d node_modules && $(jq '.devDependencies? // {} | length' package.json) -gt 0 ]] || return 0
-  case $(config_var NPM_CONFIG_PRODUCTION)$(config_var YARN_PRODUCTION)$(config_var PNPM_SKIP_PRUNING) in
-    *false* | *true*) info "Keeping development dependencies, as config vars ask" && return ;;
-  esac
+  local pair
+  for pair in NPM_CONFIG_PRODUCTION=false YARN_PRODUCTION=false PNPM_SKIP_PRUNING=true; do
+    if [[ $(config_var "${pair%=*}") == "${pair#*=}" ]]; then
+      info "Keeping development dependencies (the config var ${pair%=*} is ${pair#*=})"
+      return
+    fi
+  done
   header "Pruning development dependencies"
   local command started
   started=$(now_ms)

@@ -81,11 +81,17 @@ choose_node() {
   if [[ -z $resolved ]]; then
     major=$(grep -oE '[0-9]+' <<<"$range" | head -n 1 || true)
     [[ -z $major ]] || resolve "$node_package" "$major.x"
-    [[ -n $resolved ]] || resolve "$node_package" "$DEFAULT_NODE"
-    [[ -n $resolved ]] || fail "No version of Node.js could be found in the npm registry."
+    [[ -n $resolved ]] || other_major Node.js "$range ($where)" "the npm registry has no build in that range." "$(node_majors)"
     wanted_unavailable Node.js "$range ($where)" "the npm registry has no build in that range." "$resolved"
   fi
   node_version=$resolved
+}
+
+# The major versions of Node.js that the registry has builds of, for people.
+node_majors() {
+  npm view --json -- "$node_package" versions 2>/dev/null |
+    jq -r '[.[] | select(test("^[0-9]+[.][0-9.]+$")) | split(".")[0] | tonumber] | unique | map("\(.).x") | join(", ")' 2>/dev/null ||
+    printf '%s' "$DEFAULT_NODE"
 }
 
 # The major version of npm that comes with this major version of Node.js.

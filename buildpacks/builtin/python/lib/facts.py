@@ -2,6 +2,7 @@
 
 facts.py requires-python FILE    prints what pyproject.toml asks for (PEP 621, then Poetry), or nothing
 facts.py satisfies SPEC VERSION  status 0: VERSION meets SPEC; 1: it does not; 3: SPEC cannot be understood
+facts.py same-major SPEC VERSION status 0: some version of VERSION's major meets SPEC; 1: none does
 facts.py packaged FILE           status 0: the project itself is to be installed (it has a build system)
 facts.py uv-indexes FILE         prints the indexes that pyproject.toml names for uv, as lines of a requirements file
 facts.py included FILE           prints every file that a requirements file reads, one a line, itself first;
@@ -31,7 +32,17 @@ def requires_python(path):
     data = load(path)
     poetry = table(table(data.get("tool")).get("poetry"))
     spec = table(data.get("project")).get("requires-python") or table(poetry.get("dependencies")).get("python") or ""
-    print(spec if isinstance(spec, str) else "")
+    print(" || ".join(",".join(map(pep440, a)) for a in alternatives(spec)) if isinstance(spec, str) else "")
+
+
+def pep440(clause):
+    """Poetry's two own operators in words that uv understands too."""
+    m = re.fullmatch(r"([~^])([0-9]+)(?:\.([0-9]+))?((?:\.[0-9]+)?)", clause)
+    if not m:
+        return clause
+    op, major, minor, patch = m.groups()
+    end = int(major) + 1 if op == "^" or minor is None else f"{major}.{int(minor) + 1}"
+    return f">={major}{'' if minor is None else '.' + minor}{patch},<{end}"
 
 
 def numbers(text):
@@ -67,11 +78,28 @@ def meets(spec, have):
     return have >= padded(want) and have[0] == want[0]
 
 
-def satisfies(spec, version):
-    have = padded(numbers(re.match(r"[0-9.]+", version).group().strip(".")))
+def alternatives(spec):
+    """The clauses of each alternative. Poetry lets people write a blank where others want a comma."""
+    joined = re.sub(r"([<>=!~^])\s+", r"\1", spec)
+    return [re.findall(r"[^,\s]+", alt) for alt in re.split(r"\|\|?", joined)]
+
+
+def satisfies(spec, have):
     if spec.strip() in ("*", ""):
         return True
-    return any(all(meets(c, have) for c in alt.split(",") if c.strip()) for alt in re.split(r"\|\|?", spec))
+    return any(all(c == "*" or meets(c, have) for c in alt) for alt in alternatives(spec))
+
+
+def release(version):
+    return padded(numbers(re.match(r"[0-9.]+", version).group().strip(".")))
+
+
+def same_major(spec, version):
+    """A specifier has no bounds to be asked for, so versions are tried: those that there may be, and those that it names."""
+    major = release(version)[0]
+    tried = [(major, minor, patch) for minor in range(40) for patch in range(40)]
+    tried += [padded(numbers(v)) for v in re.findall(r"[0-9]+(?:\.[0-9]+){0,2}", spec)]
+    return any(have[0] == major and satisfies(spec, have) for have in tried)
 
 
 def uv_indexes(path):
@@ -110,9 +138,11 @@ def main():
         requires_python(*args)
     elif what == "satisfies":
         try:
-            return 0 if satisfies(*args) else 1
+            return 0 if satisfies(args[0], release(args[1])) else 1
         except ValueError:
             return 3
+    elif what == "same-major":
+        return 0 if same_major(*args) else 1
     elif what == "packaged":
         data = load(*args)
         return 0 if "build-system" in data and table(table(data.get("tool")).get("uv")).get("package") is not False else 1
@@ -123,4 +153,5 @@ def main():
     return 0
 
 
-sys.exit(main())
+if __name__ == "__main__":
+    sys.exit(main())

@@ -57,7 +57,7 @@ write_requirements() {
       "$python" "$here/lib/facts.py" uv-indexes pyproject.toml >>"$1"
       return
       ;;
-    pipenv) lock_to_requirements "$1" Pipfile.lock || fail "Pipfile.lock could not be read (see above)." "Run \`pipenv lock\` and commit the result." ;;
+    pipenv) lock_to_requirements "$1" Pipfile.lock "$(default_index_of)" || fail "Pipfile.lock could not be read (see above)." "Run \`pipenv lock\` and commit the result." ;;
     poetry) lock_to_requirements "$1" poetry.lock pyproject.toml || status=$? ;;
     pdm) lock_to_requirements "$1" pdm.lock pyproject.toml || status=$? ;;
   esac
@@ -81,7 +81,7 @@ write_requirements() {
   esac
 }
 
-# lock_to_requirements OUT LOCK [PYPROJECT]
+# lock_to_requirements OUT LOCK [MORE], as lib/locks.py takes it
 lock_to_requirements() { "$python" "$here/lib/locks.py" "$manager" "${@:2}" >"$1"; }
 
 # The settings that say where packages come from, config vars before the machine's.
@@ -91,6 +91,16 @@ indexes() {
     if has_config_var "$name"; then config_var "$name"; else printf '%s' "${!name:-}"; fi
     printf '\n'
   done
+}
+
+# Whose setting names the default index: `app`, `machine`, or nothing.
+default_index_of() {
+  local name
+  [[ -n ${UV_DEFAULT_INDEX:-} ]] || return 0
+  for name in UV_DEFAULT_INDEX UV_INDEX_URL PIP_INDEX_URL; do
+    if [[ $(config_var "$name") == "$UV_DEFAULT_INDEX" ]]; then echo app && return; fi
+  done
+  echo machine
 }
 
 install_dependencies() {

@@ -1,6 +1,6 @@
 """Turns a lock file into the exact list of requirements that it pins; standard library only.
 
-locks.py pipenv Pipfile.lock
+locks.py pipenv Pipfile.lock [app|machine]    whose setting names a default index, if any does
 locks.py poetry poetry.lock pyproject.toml
 locks.py pdm pdm.lock pyproject.toml
 
@@ -11,6 +11,7 @@ as far as can be told here). What the formats hold is what their tools write; th
 
 import hashlib
 import json
+import os
 import re
 import sys
 import tomllib
@@ -38,10 +39,23 @@ def requirement(name, pin, extras=(), marker="", hashes=()):
     return f"{name}{bracket}{pin}{marker}" + "".join(f" --hash={h}" for h in hashes)
 
 
-def pipenv(path):
+def indexes(sources, setting):
+    """The first source of a Pipfile is its default one. An app's own setting replaces it; a machine's replaces the one that
+    pipenv calls pypi, and no other: nobody sets up a mirror of an index that only this app knows."""
+    for n, source in enumerate(sources):
+        if setting and (source.get("name") == "pypi" or (setting == "app" and n == 0)):
+            continue
+        # As pipenv reads it: a password is named, not written.
+        url = os.path.expandvars(source["url"])
+        if re.search(r"\s", url):
+            raise ValueError("a source with a blank in its url")
+        yield f"--{'extra-' if n or setting else ''}index-url {url}"
+
+
+def pipenv(path, setting=""):
     lock = load(path)
-    for source in lock.get("_meta", {}).get("sources", [])[1:]:
-        print(f"--extra-index-url {source['url']}")
+    for line in indexes(lock.get("_meta", {}).get("sources", []), setting):
+        print(line)
     for name, pin in sorted(lock.get("default", {}).items()):
         extras, marker = pin.get("extras", ()), pin.get("markers", "")
         if "git" in pin:
@@ -156,9 +170,10 @@ def main():
     kind, *args = sys.argv[1:]
     try:
         return {"pipenv": pipenv, "poetry": poetry, "pdm": pdm}[kind](*args) or 0
-    except (KeyError, TypeError, AttributeError) as e:
+    except (KeyError, TypeError, AttributeError, ValueError) as e:
         print(f"       {args[0]} does not hold what {kind} writes there: {e!r}", file=sys.stderr)
         return 2
 
 
-sys.exit(main())
+if __name__ == "__main__":
+    sys.exit(main())

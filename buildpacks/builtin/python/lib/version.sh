@@ -32,7 +32,7 @@ choose_python() {
   python=$(command -v python3) python_version=$stack_version python_home=
   asked_version
   [[ -n $asked ]] || return 0
-  [[ ${#asked} -le 200 && $asked =~ ^[A-Za-z0-9.,=\>\<~!*|\ -]+$ ]] ||
+  [[ ${#asked} -le 200 && $asked =~ ^[A-Za-z0-9.,=\>\<~!*|^\ -]+$ ]] ||
     fail "$asked_in asks for a Python version that cannot be understood." \
       "Write a version such as 3.13 or 3.13.1 there."
   python3 "$here/lib/facts.py" satisfies "$asked" "$stack_version" || status=$?
@@ -40,10 +40,10 @@ choose_python() {
     0) return 0 ;;
     3) fail "$asked_in asks for Python \"$asked\", which cannot be understood." "Write a version such as 3.13 or 3.13.1 there." ;;
   esac
+  if ! python3 "$here/lib/facts.py" same-major "$asked" "$stack_version"; then
+    other_major Python "$asked ($asked_in)" "this stack has $stack_version." "${stack_version%%.*}"
+  fi
   if other_python "$asked"; then return 0; fi
-  case $asked in
-    2 | 2.*) fail "$asked_in asks for Python $asked. Python 2 cannot be had here." "This stack has Python $stack_version." ;;
-  esac
   wanted_unavailable Python "$asked ($asked_in)" "this stack has $stack_version, and no other build could be fetched." "$stack_version"
 }
 

@@ -108,7 +108,8 @@ def main():
 
     if settings.get("https_only") is True:
         body.append('    if ($http_x_forwarded_proto = "http") { return 301 https://$host$request_uri; }')
-    body.append(f"    if ($http_if_none_match ~ \"{etag}\") {{ return 304; }}")
+    clean = settings.get("clean_urls") is True
+    body += same_as_before(etag, clean)
 
     for source, to in obj(settings, "redirects").items():
         to = to if isinstance(to, dict) else {"url": to}
@@ -128,16 +129,44 @@ def main():
     if page is not None:
         page = "/" + inside(site, page, "error_page")
         body.append(f"    error_page 404 {quoted(page)};")
-    tries = "$uri $uri.html $uri/" if settings.get("clean_urls") is True else "$uri $uri/"
+        # An answer of its own, never 304: it stands for a page that is not there.
+        body.append(f"    location = {quoted(page).replace('${flex_dollar}', '$')} {{ }}")
+    tries = "$uri $uri.html $uri/" if clean else "$uri $uri/"
     routes = obj(settings, "routes")
     for pattern, target in routes.items():
         target = "/" + inside(site, target, f"the route {pattern}")
         if not os.path.isfile(site + target):
             stop(f"the route {pattern} leads to {target}, which is not in the site")
-        body.append(f"    location ~ \"^{glob(pattern)}$\" {{ try_files {tries} {quoted(target).replace('${flex_dollar}', '')} =404; }}")
-    body.append(f"    location / {{ try_files {tries} =404; }}")
+        body.append(f"    location ~ \"^{glob(pattern)}$\" {{ {SAME_OR_ROUTE} try_files {tries} {quoted(target).replace('${flex_dollar}', '')} =404; }}")
+    body.append(f"    location / {{ {SAME} try_files {tries} =404; }}")
 
     print(TEMPLATE % {"maps": "\n".join(maps), "body": "\n".join(body), "root": quoted(served), "etag": etag, "hashed": HASHED})
+
+
+# nginx decides on If-None-Match by a file's time, which says nothing here, so it is done by hand: 304 only where a page
+# would be sent. What is there is looked up for the whole server (in `if`, nginx can neither nest nor join conditions).
+SAME = 'if ($flex_state = "same,file") { return 304; }'
+# What is no file and no directory is answered with the route's page, which is there.
+SAME_OR_ROUTE = 'if ($flex_state ~ "^same,(?:file|none)$") { return 304; }'
+
+
+def same_as_before(etag, clean):
+    """Sets $flex_state: whether the client has this very site, and what its path leads to: `same,file` and the like."""
+    lines = [
+        'set $flex_same "";',
+        f'if ($http_if_none_match ~ "{etag}") {{ set $flex_same "same"; }}',
+        'if ($request_method !~ "^(?:GET|HEAD)$") { set $flex_same ""; }',
+        'set $flex_there "none";',
+        'if (-d $request_filename) { set $flex_there "directory"; }',
+        'if (-f $request_filename) { set $flex_there "file"; }',
+        'set $flex_index "/dev/null/";',
+        'if ($uri ~ "/$") { set $flex_index "$request_filename"; }',
+        'if (-f "${flex_index}index.html") { set $flex_there "file"; }',
+        'if (-f "${flex_index}index.htm") { set $flex_there "file"; }',
+    ]
+    if clean:
+        lines.append('if (-f "$request_filename.html") { set $flex_there "file"; }')
+    return [f"    {line}" for line in [*lines, 'set $flex_state "$flex_same,$flex_there";']]
 
 
 def headers(given):
@@ -187,6 +216,10 @@ http {
     default "public, max-age=0, must-revalidate";
     "~%(hashed)s(?:\?|$)" "public, max-age=31536000, immutable";
   }
+  map $status $flex_etag {
+    default "";
+    "~^(?:200|206|304)$" 'W/"%(etag)s"';
+  }
 %(maps)s
   server {
     listen @PORT@ default_server;
@@ -196,7 +229,7 @@ http {
     # Files have no times of their own in a slug, so what nginx would make of them says nothing: the whole site's hash does.
     etag off;
     if_modified_since off;
-    add_header ETag 'W/"%(etag)s"';
+    add_header ETag $flex_etag;
     add_header X-Content-Type-Options nosniff;
 %(body)s
   }
