@@ -47,6 +47,8 @@ pub struct Settings {
     /// Sizes that have a name, in lower case.
     pub sizes: BTreeMap<String, NamedSize>,
     pub runs: RunLimits,
+    /// How long a push waits for one of the same branch before it that is released and not up.
+    pub overtake_after: std::time::Duration,
 }
 
 /// Limits of one-off commands.
@@ -56,11 +58,14 @@ pub struct RunLimits {
     pub max_life: std::time::Duration,
     /// Of one app, at a time.
     pub per_app: usize,
+    /// A release phase that takes longer fails its release.
+    pub release_phase: std::time::Duration,
 }
 
 impl Default for RunLimits {
     fn default() -> Self {
-        Self { max_life: std::time::Duration::from_secs(24 * 3600), per_app: 50 }
+        let hours = |n: u64| std::time::Duration::from_secs(n * 3600);
+        Self { max_life: hours(24), per_app: 50, release_phase: hours(1) }
     }
 }
 
@@ -127,7 +132,10 @@ pub struct Inner {
     pub passes: watch::Sender<u64>,
     pub build_locks: Mutex<HashMap<AppId, Arc<tokio::sync::Mutex<()>>>>,
     pub running_builds: Mutex<HashMap<BuildId, CancellationToken>>,
-    pub phases_running: Mutex<std::collections::HashSet<(AppId, u64)>>,
+    /// Pushes under way.
+    pub places: Mutex<crate::pushes::Places>,
+    /// Release phases that run, with what stops them.
+    pub phases_running: Mutex<HashMap<(AppId, u64), CancellationToken>>,
     pub drain_turn: tokio::sync::Mutex<()>,
     pub attach: Mutex<HashMap<String, crate::sessions::Waiting>>,
     /// Ports of instances that a user has reached lately, and since when.
@@ -205,6 +213,7 @@ impl Controller {
             passes: watch::channel(0).0,
             build_locks: Mutex::default(),
             running_builds: Mutex::default(),
+            places: Mutex::default(),
             phases_running: Mutex::default(),
             attach: Mutex::default(),
             drain_turn: tokio::sync::Mutex::default(),

@@ -6,6 +6,7 @@
 use crate::core::{Actor, Controller, lock};
 use crate::db::{Tx, keys};
 use crate::ports::{BuildJob, BuildProduct, Source};
+use crate::pushes::{InTurn, Moving};
 use flex_api::{ApiError, ErrorId};
 use flex_model::build::BuildSource;
 use flex_model::{
@@ -44,10 +45,12 @@ pub struct DeployRequest {
     pub source_version: Option<String>,
     /// What was spent before: receiving.
     pub phases: Vec<PhaseTime>,
+    /// The branch that moves with it.
+    pub moving: Option<Moving>,
 }
 
 /// The kept output of a build, and whoever listens.
-struct Output {
+pub(crate) struct Output {
     file: tokio::fs::File,
     client: mpsc::Sender<DeployEvent>,
     /// It did not take a line in time: nobody waits for it any more.
@@ -55,7 +58,7 @@ struct Output {
 }
 
 impl Output {
-    async fn line(&mut self, text: impl AsRef<str>) {
+    pub async fn line(&mut self, text: impl AsRef<str>) {
         let text = text.as_ref();
         let mut bytes = text.as_bytes().to_vec();
         bytes.push(b'\n');
@@ -144,7 +147,7 @@ impl Controller {
         &self,
         actor: &Actor,
         mut build: Build,
-        request: DeployRequest,
+        mut request: DeployRequest,
         output: &mut Output,
         cancel: CancellationToken,
     ) -> bool {
@@ -162,16 +165,21 @@ impl Controller {
                 }
             }
         };
-        let result = self.build_and_release(actor, &mut build, request, output, &cancel).await;
+        let push = request.moving.take().map(|m| self.in_turn(build.app, build.id, m));
+        let result = self.build_and_release(actor, &mut build, request, push.as_ref(), output, &cancel).await;
         // A push that mends what never gets healthy must not wait for it.
         drop(turn);
-        match result {
-            Ok(release) => self.wait_serving(&build, &release, output).await,
+        let good = match result {
+            Ok(release) => self.wait_serving(&build, release, output, &cancel).await,
             Err(message) => {
                 self.end_failed(actor, &mut build, &message, output).await;
                 false
             }
+        };
+        if let Some(push) = push.filter(|_| !good) {
+            push.refused();
         }
+        good
     }
 
     /// Builds, and commits the release. The error is what the pusher reads.
@@ -180,9 +188,13 @@ impl Controller {
         actor: &Actor,
         build: &mut Build,
         request: DeployRequest,
+        push: Option<&InTurn>,
         output: &mut Output,
         cancel: &CancellationToken,
     ) -> Result<Arc<Release>, String> {
+        if let Some(push) = push {
+            self.wait_in_turn(push, output, cancel).await?;
+        }
         let app = self.find_app(&build.app.to_string()).await.map_err(|e| e.message)?;
         build.status = BuildStatus::Running;
         self.save_build(build).await.map_err(|e| e.message)?;
@@ -190,7 +202,8 @@ impl Controller {
         let product = self.run_build(&app, build, request, output, cancel).await?;
         let slug = self.slug_of(build, product.clone());
         let released = Instant::now();
-        let release = self.release_build(actor, build, &slug, &product.app_json).await.map_err(|e| e.message)?;
+        let made = (&*build, &slug, &product.app_json);
+        let release = self.release_in_turn(actor, made, push, output, cancel).await?;
         build.slug = Some(slug.id);
         build.release = Some(release.version);
         build.status = BuildStatus::Succeeded;
@@ -198,7 +211,7 @@ impl Controller {
         output.line("-----> Launching...").await;
         if let Some(command) = &release.release_command {
             output.line(format!("-----> Release phase: {command}")).await;
-            self.wait_released(&release, output).await?;
+            self.wait_released(&release, output, cancel).await?;
         }
         build.phases.push(phase(BuildPhase::Release, released.elapsed()));
         Ok(release)
@@ -310,12 +323,13 @@ impl Controller {
     }
 
     /// Waits for the release phase, whose runner is the plan loop.
-    async fn wait_released(&self, release: &Release, output: &mut Output) -> Result<(), String> {
+    async fn wait_released(&self, release: &Release, output: &mut Output, cancel: &CancellationToken) -> Result<(), String> {
+        let mut cancelled = false;
         let mut passes = self.passes.subscribe();
         let query = flex_logs::LogQuery { process: Some(phase_name(release.version)), ..flex_logs::LogQuery::newest(0) };
         let mut lines = self.deps.logs.follow(release.app, query);
         loop {
-            let now = self.find_release(release.app, &release.version.to_string()).await.map_err(|e| e.message)?;
+            let now = self.release_for(release).await.map_err(|e| e.message)?;
             if now.released || now.status == ReleaseStatus::Failed {
                 // What it printed last may still be on its way.
                 while let Ok(Some(line)) =
@@ -333,37 +347,48 @@ impl Controller {
                     output.line(format!("       {}", line.text)).await;
                 },
                 _ = passes.changed() => {}
+                () = cancel.cancelled(), if !cancelled => {
+                    cancelled = true;
+                    self.cancel_release(&now).await.map_err(|e| e.message)?;
+                }
             }
         }
     }
 
+    /// Ends a release that is not up yet.
+    async fn cancel_release(&self, release: &Release) -> Result<(), ApiError> {
+        self.fail_release(release.app, release.version, "it was cancelled", &[]).await
+    }
+
     /// Waits until routers send requests to the release, or it failed; says which.
-    async fn wait_serving(&self, build: &Build, release: &Release, output: &mut Output) -> bool {
+    async fn wait_serving(
+        &self,
+        build: &Build,
+        mut release: Arc<Release>,
+        output: &mut Output,
+        cancel: &CancellationToken,
+    ) -> bool {
         let started = Instant::now();
+        let mut cancelled = false;
         let mut phases = build.phases.clone();
         let mut passes = self.passes.subscribe();
         let mut seen = Seen::default();
         let mut said = None;
-        output.line(format!("       Released v{}{}", release.version, self.as_canary(release).await)).await;
+        output.line(format!("       Released v{}{}", release.version, self.as_canary(&release).await)).await;
         loop {
-            let now = match self.find_release(release.app, &release.version.to_string()).await {
-                Ok(r) => r,
-                Err(_) => {
-                    output.line(" !     The app was destroyed.").await;
-                    return false;
-                }
+            let Ok(now) = self.release_for(&release).await else {
+                output.line(" !     The app was destroyed.").await;
+                return false;
             };
-            seen.look(self, release, &now, started).await;
+            if now.version != release.version {
+                output.line(format!("       v{} takes its place, with the same code", now.version)).await;
+                release = now.clone();
+            }
+            seen.look(self, &release, &now, started).await;
             let unplaced = self.pending_of(release.app).into_iter().next();
             if let Some(p) = unplaced.filter(|p| now.status == ReleaseStatus::Pending && said.as_ref() != Some(p)) {
                 output.line(format!("       Waiting: {}.{} cannot be placed: {}", p.process, p.index, p.why)).await;
                 said = Some(p);
-            }
-            // One that was up for a moment only may never have been seen in the routing table.
-            if seen.routed.is_none() && self.is_superseded(release).await {
-                let before = if now.status == ReleaseStatus::Succeeded { "" } else { " before this one was up" };
-                output.line(format!("       A newer release took over{before}.")).await;
-                return true;
             }
             match now.status {
                 ReleaseStatus::Failed => {
@@ -374,13 +399,26 @@ impl Controller {
                     return false;
                 }
                 ReleaseStatus::Succeeded if seen.routed.is_some() => break,
+                // One that was up for a moment only may never have been seen in the routing table.
+                ReleaseStatus::Succeeded if self.is_superseded(&release).await => {
+                    output.line("       A newer release took over.").await;
+                    return true;
+                }
                 _ => {}
             }
             if started.elapsed() > SERVING_PATIENCE {
                 output.line(" !     The release is still not up. It goes on in the background: flex ps, flex logs").await;
                 return false;
             }
-            let _ = tokio::time::timeout(Duration::from_secs(1), passes.changed()).await;
+            tokio::select! {
+                _ = tokio::time::timeout(Duration::from_secs(1), passes.changed()) => {}
+                () = cancel.cancelled(), if !cancelled => {
+                    cancelled = true;
+                    if let Err(e) = self.cancel_release(&release).await {
+                        output.line(format!(" !     The release could not be cancelled: {}", e.message)).await;
+                    }
+                }
+            }
         }
         phases.extend(seen.phases());
         let mut done = build.clone();
@@ -399,6 +437,10 @@ impl Controller {
     }
 
     async fn say_failed(&self, release: &Release, output: &mut Output) {
+        if let Some(by) = release.superseded_by {
+            output.line(format!(" !     A newer release, v{by}, took over before this one was up.")).await;
+            return;
+        }
         let failure = release.failure.clone().unwrap_or_else(|| "it never became healthy".into());
         let mut lines = failure.lines();
         output.line("").await;
@@ -436,18 +478,31 @@ impl Controller {
         format!("http://{}{port}/", self.default_domain(&app.name))
     }
 
-    /// Asks a build to stop. `false`: it was over already.
-    pub fn cancel_build(&self, build: BuildId) -> bool {
-        let token = lock(&self.running_builds).get(&build).cloned();
-        token.map(|t| t.cancel()).is_some()
+    /// Asks a build to stop, or its release, if that is not up yet. `false`: it was over already.
+    pub async fn cancel_build(&self, build: &Build) -> Result<bool, ApiError> {
+        let running = lock(&self.running_builds).get(&build.id).cloned();
+        let pending = match build.release {
+            Some(version) => self.heir(build.app, version).await?.filter(|r| r.value.status == ReleaseStatus::Pending),
+            None => None,
+        };
+        // After a restart of the server nobody waits for a release that is still under way.
+        if let Some(release) = &pending {
+            self.cancel_release(&release.value).await?;
+        }
+        match running.filter(|_| pending.is_some() || !build.status.is_over()) {
+            Some(running) => running.cancel(),
+            None => return Ok(pending.is_some()),
+        }
+        Ok(true)
     }
 
     pub async fn cancel_builds_of(&self, app: AppId) {
         for build in self.db.list::<Build>(&keys::builds(app)).await.unwrap_or_default() {
             if !build.value.status.is_over() {
-                self.cancel_build(build.value.id);
+                let _ = self.cancel_build(&build.value).await;
             }
         }
+        lock(&self.phases_running).iter().filter(|((of, _), _)| *of == app).for_each(|(_, stop)| stop.cancel());
     }
 
     /// Builds that a crash ended: their pusher is gone and nothing came of them.

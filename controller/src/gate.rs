@@ -4,6 +4,7 @@ use crate::core::{Actor, Controller};
 use crate::deploy::{DeployEvent, DeployRequest};
 use crate::http::access::Role;
 use crate::ports::Source;
+use crate::pushes::{Moving, Refs};
 use flex_model::{App, AppId, AppName, BuildPhase, CommitId, Email, PhaseTime, User, UserId};
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -21,8 +22,20 @@ pub struct GitCaller {
 pub struct GitUpdate {
     /// `refs/heads/main`.
     pub name: String,
+    /// Zeros: made.
+    pub old: String,
     /// Zeros: deleted.
     pub new: String,
+}
+
+/// A push whose objects are in quarantine.
+pub struct GitPush {
+    pub app: AppId,
+    pub repository: PathBuf,
+    pub quarantine: Option<PathBuf>,
+    pub updates: Vec<GitUpdate>,
+    pub receive_millis: u64,
+    pub refs: Arc<dyn Refs>,
 }
 
 impl Controller {
@@ -63,36 +76,19 @@ impl Controller {
         soon.then(|| self.deps.builders.prepare(app.id, app.stack.clone()))
     }
 
-    /// Takes a push whose objects are in quarantine. Events end with a verdict.
-    pub async fn push(
-        &self,
-        caller: GitCaller,
-        app: AppId,
-        repository: PathBuf,
-        quarantine: Option<PathBuf>,
-        updates: Vec<GitUpdate>,
-        receive_millis: u64,
-    ) -> mpsc::Receiver<DeployEvent> {
+    /// Takes a push. Events end with a verdict.
+    pub async fn push(&self, caller: GitCaller, push: GitPush) -> mpsc::Receiver<DeployEvent> {
         let (out, events) = mpsc::channel(64);
         let this = self.clone();
         tokio::spawn(async move {
-            let good = this.push_now(caller, app, repository, quarantine, &updates, receive_millis, &out).await;
+            let good = this.push_now(caller, push, &out).await;
             let _ = out.send(DeployEvent::Verdict(good)).await;
         });
         events
     }
 
-    #[allow(clippy::too_many_arguments, reason = "the parts of one push")]
-    async fn push_now(
-        &self,
-        caller: GitCaller,
-        app: AppId,
-        repository: PathBuf,
-        quarantine: Option<PathBuf>,
-        updates: &[GitUpdate],
-        receive_millis: u64,
-        out: &mpsc::Sender<DeployEvent>,
-    ) -> bool {
+    async fn push_now(&self, caller: GitCaller, push: GitPush, out: &mpsc::Sender<DeployEvent>) -> bool {
+        let GitPush { app, repository, quarantine, updates, receive_millis, refs } = push;
         let say = async |text: String| drop(out.send(DeployEvent::Line(text)).await);
         let Ok(app) = self.find_app(&app.to_string()).await else {
             say(" !     The app was destroyed.".into()).await;
@@ -128,6 +124,7 @@ impl Controller {
             source: Source::Git { repository, quarantine, commit: update.new.clone() },
             source_version: Some(update.new.clone()),
             phases: vec![PhaseTime { phase: BuildPhase::Receive, millis: receive_millis }],
+            moving: Some(Moving { name: update.name.clone(), old: update.old.clone(), new: update.new.clone(), refs }),
         };
         match self.deploy(Actor::user(caller.user, &caller.email).at(Some("ssh".into())), request).await {
             Err(e) => {

@@ -21,6 +21,7 @@ mod loops;
 mod owners;
 pub mod ports;
 mod processes;
+mod pushes;
 mod releases;
 mod retention;
 mod routes;
@@ -34,8 +35,9 @@ pub use crate::acme::{AcmeSettings, ChallengeKind, base64url};
 pub use crate::certificates::{covers, read as read_certificate};
 pub use crate::core::{Actor, Controller, Deps, RunLimits, Settings};
 pub use deploy::{DeployEvent, DeployRequest};
-pub use gate::{GitCaller, GitUpdate};
+pub use gate::{GitCaller, GitPush, GitUpdate};
 pub use http::Exposes;
+pub use pushes::{Moving, Refs};
 pub use runs::{RunRequest, Started};
 pub use sessions::ExecRequest;
 

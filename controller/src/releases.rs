@@ -53,8 +53,8 @@ pub(crate) enum Code<'a> {
     Same,
     /// An earlier release's.
     Of(&'a Release),
-    /// A build that succeeded with it.
-    Built(&'a Build, &'a Slug),
+    /// A build that succeeded with it, after pushes with these releases, which must be over.
+    Built(&'a Build, &'a Slug, &'a [u64]),
 }
 
 impl Controller {
@@ -157,7 +157,8 @@ impl Controller {
                     app.target = stored.value.target;
                     app.canary = app.canary.map(|c| Canary { version: Some(release.version), built: true, ..c });
                 }
-                if let Code::Built(build, slug) = code {
+                if let Code::Built(build, slug, earlier) = code {
+                    tx = self.end_earlier(tx, &stored.value, as_canary, earlier).await?;
                     take_code(&mut app, &mut release, build, slug);
                     let done = Build {
                         status: BuildStatus::Succeeded,
@@ -292,13 +293,15 @@ impl Controller {
         made(self.make_release(actor, id, draft).await?)
     }
 
-    /// A build's success: build, slug, release and target in one commit. `None`: the app is gone.
+    /// A build's success: build, slug, release and target in one commit. `earlier`: the releases of pushes of the same branch
+    /// that must have failed by then, or fail by it; else it is a conflict.
     pub async fn release_build(
         &self,
         actor: &Actor,
         build: &Build,
         slug: &Slug,
         app_json: &flex_model::app_json::AppJson,
+        earlier: &[u64],
     ) -> Result<Arc<Release>, ApiError> {
         let draft = |app: &App, before: &Vars| {
             let vars = if app.good.is_none() { first_vars(before, slug, app_json)? } else { before.clone() };
@@ -306,7 +309,7 @@ impl Controller {
                 vars,
                 description: describe(build),
                 kind: "release.create",
-                code: Code::Built(build, slug),
+                code: Code::Built(build, slug, earlier),
                 beside: Beside::Nothing,
             }))
         };
@@ -359,6 +362,9 @@ impl Controller {
             })
             .await?;
         if failed {
+            if let Some(stop) = crate::core::lock(&self.phases_running).get(&(app, version)) {
+                stop.cancel();
+            }
             self.log(app, LogSource::Flex, "release", format!("Release v{version} failed: {why}"));
             self.nudge();
         }

@@ -8,12 +8,15 @@ use crate::sessions::Waiting;
 use bytes::Bytes;
 use flex_api::{ApiError, ErrorId};
 use flex_model::{
-    App, AppId, Command, HealthCheck, InstanceId, InstanceSpec, LogSource, Memory, ProcessScale, ProcessType, Release, Secret,
+    App, AppId, Command, HealthCheck, InstanceId, InstanceSpec, LogSource, Memory, ProcessScale, ProcessType, Release,
+    ReleaseStatus, Secret,
 };
 use futures_util::StreamExt;
 use std::collections::BTreeMap;
+use std::collections::hash_map::Entry;
 use std::sync::Arc;
 use std::time::Duration;
+use tokio_util::sync::CancellationToken;
 
 /// Where `web` is told to listen, in its own network namespace, if its image does not say where it does.
 pub const PORT: u16 = 5000;
@@ -291,12 +294,16 @@ impl Controller {
     /// Runs a release phase once at a time; called again and again by the plan loop until the release is over it.
     pub fn start_release_phase(&self, app: Arc<App>, release: Arc<Release>) {
         let key = (app.id, release.version);
-        if !lock(&self.phases_running).insert(key) {
-            return;
+        let stop = CancellationToken::new();
+        match lock(&self.phases_running).entry(key) {
+            Entry::Occupied(_) => return,
+            Entry::Vacant(free) => {
+                free.insert(stop.clone());
+            }
         }
         let this = self.clone();
         tokio::spawn(async move {
-            if let Err(e) = this.release_phase(&app, &release).await {
+            if let Err(e) = this.release_phase(&app, &release, &stop).await {
                 tracing::warn!(app = %app.name, version = release.version, error = %e, "a release phase could not be run");
                 tokio::time::sleep(Duration::from_secs(1)).await;
             }
@@ -305,13 +312,33 @@ impl Controller {
         });
     }
 
-    async fn release_phase(&self, app: &App, release: &Release) -> Result<(), ApiError> {
+    async fn release_phase(&self, app: &App, release: &Release, stop: &CancellationToken) -> Result<(), ApiError> {
         let Some(command) = release.release_command.clone() else { return Ok(()) };
+        // Whoever asked may have read the release before it ended.
+        let now = self.find_release(app.id, &release.version.to_string()).await?;
+        if now.released || now.status != ReleaseStatus::Pending {
+            return Ok(());
+        }
         let name = phase_name(release.version);
         let job = self.job(app, release, command.clone(), &name, None).await?;
         self.log(app.id, LogSource::Flex, &name, format!("Starting process with command `{command}`"));
+        let limit = self.deps.settings.runs.release_phase;
         let status = match self.deps.runs.run(job).await {
-            Ok(session) => self.log_session(app.id, &name, session).await,
+            // What is dropped with its session ends.
+            Ok(session) => tokio::select! {
+                biased;
+                status = self.log_session(app.id, &name, session) => status,
+                () = stop.cancelled() => {
+                    self.log(app.id, LogSource::Flex, &name, "Stopping process: its release was cancelled");
+                    return Ok(());
+                }
+                () = tokio::time::sleep(limit) => {
+                    let why = format!("its release phase took longer than {} and was stopped", said(limit));
+                    self.log(app.id, LogSource::Flex, &name, format!("Stopping process: {why}"));
+                    let lines = self.last_lines(app.id, &name).await;
+                    return self.fail_release(app.id, release.version, &why, &lines).await;
+                }
+            },
             Err(e) => Err(e),
         };
         match status {
@@ -337,6 +364,16 @@ impl Controller {
 /// How a Procfile line runs in a release's image.
 pub(crate) fn command(release: &Release, line: String) -> Command {
     if release.has_launcher { Command::Launch(line) } else { Command::Shell(line) }
+}
+
+/// `1 hour`, `90 seconds`.
+fn said(limit: Duration) -> String {
+    let (n, unit) = match limit.as_secs() {
+        s if s >= 3600 && s.is_multiple_of(3600) => (s / 3600, "hour"),
+        s if s >= 60 && s.is_multiple_of(60) => (s / 60, "minute"),
+        s => (s, "second"),
+    };
+    format!("{n} {unit}{}", if n == 1 { "" } else { "s" })
 }
 
 pub(crate) fn unavailable(e: String) -> ApiError {

@@ -2,8 +2,8 @@
 
 mod common;
 
-use common::parts::{Outcome, product};
-use common::{COMMIT, World, finish, update};
+use common::parts::{Outcome, Pushed, product};
+use common::{COMMIT, OTHER, World, finish, update};
 use flex_controller::DeployEvent;
 use reqwest::Method;
 use serde_json::json;
@@ -88,7 +88,7 @@ async fn a_second_push_waits_for_the_build_and_says_so() {
     w.builders.then(Outcome::Held(gate.clone(), product("up-a", &[("web", "serve")])));
     let first = w.start_push(app, vec![update("refs/heads/main", COMMIT)]).await;
     w.until("the first builds", async || w.builders.jobs.lock().unwrap().len() == 1).await;
-    let mut second = w.start_push(app, vec![update("refs/heads/main", COMMIT)]).await;
+    let mut second = w.start_push(app, vec![update("refs/heads/master", COMMIT)]).await;
     loop {
         let event = tokio::time::timeout(common::PATIENCE, second.recv()).await.unwrap().unwrap();
         assert!(!matches!(event, DeployEvent::Verdict(_)));
@@ -103,17 +103,96 @@ async fn a_second_push_waits_for_the_build_and_says_so() {
     assert!(good && text.contains("Released v2"), "{text}");
 }
 
+/// Where `main` is.
+fn main_at(w: &World, app: flex_model::AppId) -> String {
+    Pushed::new(w.heads.clone(), app).at("refs/heads/main")
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_second_push_of_a_branch_that_moved_is_refused_before_it_is_built() {
+    let w = World::new().await;
+    let app = w.create("demo").await;
+    let gate = Arc::new(Semaphore::new(0));
+    w.builders.then(Outcome::Held(gate.clone(), product("up-a", &[("web", "serve")])));
+    let first = w.start_push(app, vec![update("refs/heads/main", COMMIT)]).await;
+    w.until("the first builds", async || w.builders.jobs.lock().unwrap().len() == 1).await;
+    let second = w.start_push(app, vec![update("refs/heads/main", OTHER)]).await;
+    let same = w.start_push(app, vec![update("refs/heads/main", COMMIT)]).await;
+    w.until("all are there", async || w.get("/apps/demo/builds").await.as_array().unwrap().len() == 3).await;
+    gate.add_permits(1);
+    let (good, text) = finish(first).await;
+    assert!(good, "{text}");
+    let (good, text) = finish(second).await;
+    assert!(!good && text.contains(" !     Push rejected, main has moved since this push began"), "{text}");
+    assert!(text.contains("it is at 01234567 now") && text.contains("git pull --rebase flex main"), "{text}");
+    let (good, text) = finish(same).await;
+    assert!(!good && text.contains("another push has deployed this very commit to main"), "{text}");
+    assert_eq!(w.builders.jobs.lock().unwrap().len(), 1, "nothing was built for them");
+    assert_eq!(w.get("/apps/demo/releases").await.as_array().unwrap().len(), 1);
+    assert_eq!(w.get("/apps/demo/builds").await[1]["status"], "failed");
+    assert_eq!(main_at(&w, app), COMMIT);
+    // Once more, from where the branch is.
+    let (good, text) = finish(w.start_push(app, vec![update("refs/heads/main", OTHER)]).await).await;
+    assert!(good && text.contains("Released v2") && !text.contains("waits"), "{text}");
+    assert_eq!(main_at(&w, app), OTHER);
+}
+
+/// The first is up while the second builds, because nobody seemed to wait for it, and its git takes its time.
+#[tokio::test(flavor = "multi_thread")]
+async fn no_release_is_made_over_one_that_is_up_and_has_not_moved_its_branch() {
+    let w = World::new().await;
+    let app = w.create("demo").await;
+    let mut refs = Pushed::new(w.heads.clone(), app);
+    refs.git = Arc::new(Semaphore::new(0));
+    refs.left.cancel();
+    let git = refs.git.clone();
+    let first = w.start_push_with(vec![update("refs/heads/main", COMMIT)], refs).await;
+    w.until("v1 is up", async || {
+        w.get("/apps/demo/releases").await.as_array().unwrap().iter().any(|r| r["status"] == "succeeded")
+    })
+    .await;
+    let mut second = w.start_push(app, vec![update("refs/heads/main", OTHER)]).await;
+    loop {
+        let event = tokio::time::timeout(common::PATIENCE, second.recv()).await.unwrap().unwrap();
+        assert!(!matches!(event, DeployEvent::Verdict(_)), "{event:?}");
+        if matches!(event, DeployEvent::Line(l) if l.contains("is up after all")) {
+            break;
+        }
+    }
+    git.add_permits(1);
+    assert!(finish(first).await.0);
+    let (good, text) = finish(second).await;
+    assert!(!good && text.contains("main has moved"), "{text}");
+    assert_eq!(w.get("/apps/demo/releases").await.as_array().unwrap().len(), 1);
+    assert_eq!((main_at(&w, app).as_str(), w.versions_up("demo").await), (COMMIT, vec![1]));
+}
+
+/// A change of config vars is not another push: what serves is the pushed commit, and the push says so.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_push_whose_code_goes_on_under_another_release_succeeds() {
+    let w = World::new().await;
+    let app = w.create("demo").await;
+    w.builders.then(Outcome::Good(product("up-1", &[("web", "serve"), ("release", "cat")])));
+    let push = w.start_push(app, vec![update("refs/heads/main", COMMIT)]).await;
+    w.until("the release phase runs", async || w.runs.jobs.lock().unwrap().len() == 1).await;
+    w.patch("/apps/demo/config-vars", json!({ "A": "1" })).await;
+    let (good, text) = finish(push).await;
+    assert!(good && text.contains("v2 takes its place, with the same code"), "{text}");
+    assert_eq!((main_at(&w, app).as_str(), w.versions_up("demo").await), (COMMIT, vec![2]));
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn a_newer_push_overtakes_a_release_that_hangs() {
-    let w = World::new().await;
+    let w = World::with(|s| s.overtake_after = std::time::Duration::from_millis(50)).await;
     let app = w.create("demo").await;
     w.builders.then(Outcome::Good(product("hang-1", &[("web", "serve")])));
     let first = w.start_push(app, vec![update("refs/heads/main", COMMIT)]).await;
     w.until("v1 is launched", async || w.get("/apps/demo/releases").await.as_array().unwrap().len() == 1).await;
-    let (good, text) = w.push(app).await;
-    assert!(good, "{text}");
-    let (_, text) = finish(first).await;
-    assert!(text.contains("newer release"), "{text}");
+    let (good, text) = finish(w.start_push(app, vec![update("refs/heads/main", OTHER)]).await).await;
+    assert!(good && text.contains("takes its place when it is built"), "{text}");
+    let (good, text) = finish(first).await;
+    assert!(!good && text.contains("newer release, v2, took over before"), "{text}");
+    assert_eq!(main_at(&w, app), OTHER, "the branch is where what serves came from");
     let releases = w.get("/apps/demo/releases").await;
     assert_eq!(releases[0]["status"], "failed");
     assert!(releases[0]["failure"].as_str().unwrap().contains("v2"), "{releases}");
@@ -122,6 +201,61 @@ async fn a_newer_push_overtakes_a_release_that_hangs() {
     let (status, refused) = w.send(Method::POST, "/apps/demo/releases", &w.admin, Some(json!({ "release": "v1" }))).await;
     assert!(status == 422 && refused["message"].as_str().unwrap().contains("v2 took its place"), "{refused}");
     w.until("only v2 is left", async || w.versions_up("demo").await == [2]).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_push_that_nobody_waits_for_is_overtaken_at_once() {
+    let w = World::new().await;
+    let app = w.create("demo").await;
+    w.builders.then(Outcome::Good(product("hang-1", &[("web", "serve")])));
+    let refs = Pushed::new(w.heads.clone(), app);
+    refs.left.cancel();
+    let first = w.start_push_with(vec![update("refs/heads/main", COMMIT)], refs).await;
+    w.until("v1 is launched", async || w.get("/apps/demo/releases").await.as_array().unwrap().len() == 1).await;
+    let (good, text) = finish(w.start_push(app, vec![update("refs/heads/main", OTHER)]).await).await;
+    assert!(good, "{text}");
+    assert!(!finish(first).await.0);
+    assert_eq!(main_at(&w, app), OTHER);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_release_can_be_cancelled_in_its_phase_and_while_it_comes_up() {
+    let w = World::new().await;
+    let app = w.create("demo").await;
+    assert!(w.push(app).await.0);
+    for (n, hangs) in [(2, product("up-2", &[("web", "serve"), ("release", "cat")])), (3, product("hang-3", &[("web", "serve")]))]
+    {
+        w.builders.then(Outcome::Good(hangs));
+        let push = w.start_push(app, vec![update("refs/heads/main", OTHER)]).await;
+        w.until("it is released", async || w.get("/apps/demo/releases").await.as_array().unwrap().len() == n).await;
+        if n == 2 {
+            w.until("its phase runs", async || w.runs.jobs.lock().unwrap().len() == 1).await;
+        }
+        let build = w.get("/apps/demo/builds").await[n - 1]["id"].as_str().unwrap().to_owned();
+        w.ok(Method::DELETE, &format!("/apps/demo/builds/{build}"), None).await;
+        let (good, text) = finish(push).await;
+        assert!(!good && text.contains("it was cancelled"), "{text}");
+        assert_eq!(w.get("/apps/demo/releases").await[n - 1]["status"], "failed");
+        assert_eq!(w.versions_up("demo").await, [1]);
+        let (status, said) = w.send(Method::DELETE, &format!("/apps/demo/builds/{build}"), &w.admin, None).await;
+        assert!(status == 422 && said["message"].as_str().unwrap().contains("over already"), "{said}");
+    }
+    w.until("the phase's process was ended", async || *w.runs.ended.lock().unwrap() == [129]).await;
+    assert_eq!(main_at(&w, app), COMMIT);
+    assert!(w.push(app).await.0, "nothing stands in the way");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_release_phase_has_a_limit() {
+    let w = World::with(|s| s.runs.release_phase = std::time::Duration::from_secs(1)).await;
+    let app = w.create("demo").await;
+    assert!(w.push(app).await.0);
+    w.builders.then(Outcome::Good(product("up-2", &[("web", "serve"), ("release", "cat")])));
+    let (good, text) = w.push(app).await;
+    assert!(!good && text.contains("its release phase took longer than 1 second and was stopped"), "{text}");
+    w.until("its process was ended", async || *w.runs.ended.lock().unwrap() == [129]).await;
+    assert_eq!(w.versions_up("demo").await, [1]);
+    assert!(w.push(app).await.0, "nothing stands in the way");
 }
 
 #[tokio::test(flavor = "multi_thread")]

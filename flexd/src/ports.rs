@@ -4,7 +4,7 @@
 use async_trait::async_trait;
 use flex_builder::{BuildError, BuildInput, Builder, Prepared};
 use flex_controller::ports::{BuildFailure, BuildJob, BuildProduct, Builders, Machine, Source};
-use flex_controller::{Controller, DeployEvent, GitCaller, GitUpdate};
+use flex_controller::{Controller, DeployEvent, GitCaller, GitPush, GitUpdate};
 use flex_gitreceive::{Access, Caller, Gate, Push, PushEvent, Refusal};
 use flex_model::{AppId, AppName, BuildId, StackName};
 use flex_runtime::Runtime;
@@ -290,6 +290,10 @@ impl Gate for GatePort {
         }
     }
 
+    async fn branches(&self, app: AppId) -> Vec<String> {
+        self.controller.find_app(&app.to_string()).await.map(|a| a.deploy_branches.clone()).unwrap_or_default()
+    }
+
     async fn receiving(&self, app: AppId, reference: &str) -> Option<Box<dyn Send>> {
         self.controller.receiving(app, reference).await
     }
@@ -305,10 +309,12 @@ impl Gate for GatePort {
     }
 
     async fn push(&self, push: Push) -> mpsc::Receiver<PushEvent> {
-        let updates = push.updates.into_iter().map(|u| GitUpdate { name: u.name, new: u.new }).collect();
-        let caller = GitCaller { user: push.caller.user, email: push.caller.email };
-        let mut events =
-            self.controller.push(caller, push.app, push.repository, push.quarantine, updates, push.receive_millis).await;
+        let Push { caller, app, repository, quarantine, updates, receive_millis, left, over, .. } = push;
+        let updates = updates.into_iter().map(|u| GitUpdate { name: u.name, old: u.old, new: u.new }).collect();
+        let caller = GitCaller { user: caller.user, email: caller.email };
+        let refs = Arc::new(PushedRefs { repository: repository.clone(), left, over });
+        let push = GitPush { app, repository, quarantine, updates, receive_millis, refs };
+        let mut events = self.controller.push(caller, push).await;
         let (out, relayed) = mpsc::channel(64);
         tokio::spawn(async move {
             while let Some(event) = events.recv().await {
@@ -321,5 +327,30 @@ impl Gate for GatePort {
             }
         });
         relayed
+    }
+}
+
+/// The refs of the repository that a push is received into.
+struct PushedRefs {
+    repository: PathBuf,
+    left: CancellationToken,
+    over: CancellationToken,
+}
+
+#[async_trait]
+impl flex_controller::Refs for PushedRefs {
+    async fn current(&self, name: &str) -> Result<Option<String>, String> {
+        let (path, name) = (self.repository.clone(), name.to_owned());
+        let read = tokio::task::spawn_blocking(move || flex_gitreceive::ref_at(&path, &name)).await;
+        let unreadable = |e: String| format!("the app's repository cannot be read: {e}");
+        read.map_err(|e| unreadable(e.to_string()))?.map_err(|e| unreadable(e.to_string()))
+    }
+
+    async fn left(&self) {
+        self.left.cancelled().await;
+    }
+
+    async fn over(&self) {
+        self.over.cancelled().await;
     }
 }

@@ -36,6 +36,8 @@ const FIRST_SNAPSHOT: Duration = Duration::from_secs(15);
 const UNKNOWN_MEMORY: Memory = Memory::from_mib(1024);
 /// CPU may be promised several times over: most instances wait most of the time.
 const CPU_OVERCOMMIT: u64 = 4;
+/// A release that is not up by then is overtaken by the next push of its branch. Most are up in a second or two.
+const OVERTAKE_AFTER: Duration = Duration::from_secs(10);
 
 /// The build settings of an installation.
 pub fn build_settings(settings: &Settings, cluster: &str) -> BuildSettings {
@@ -388,6 +390,7 @@ fn controller_settings(
         route_ports: settings.route_ports.clone(),
         max_log_retention: settings.logs.limit,
         runs: settings.runs,
+        overtake_after: OVERTAKE_AFTER,
         sizes: settings.sizes.clone(),
     })
 }
@@ -522,6 +525,12 @@ impl flex_gitreceive::Gate for LateGate {
         match self.0.get() {
             Some(gate) => gate.repository(app).await,
             None => Err(starting()),
+        }
+    }
+    async fn branches(&self, app: flex_model::AppId) -> Vec<String> {
+        match self.0.get() {
+            Some(gate) => gate.branches(app).await,
+            None => Vec::new(),
         }
     }
     async fn receiving(&self, app: flex_model::AppId, reference: &str) -> Option<Box<dyn Send>> {

@@ -123,6 +123,8 @@ struct RunsFile {
     max_life_seconds: Option<u64>,
     /// The most of one app at a time.
     per_app: Option<usize>,
+    /// Seconds after which a release phase fails its release.
+    release_phase_seconds: Option<u64>,
 }
 
 #[derive(Debug, Clone, Deserialize)]
@@ -436,7 +438,11 @@ fn runs(file: &RunsFile) -> Result<flex_controller::RunLimits, String> {
     if max_life.is_zero() {
         return Err("runs.max_life_seconds: 0 would let nothing run".into());
     }
-    Ok(flex_controller::RunLimits { max_life, per_app: file.per_app.unwrap_or(default.per_app) })
+    let release_phase = file.release_phase_seconds.map_or(default.release_phase, Duration::from_secs);
+    if release_phase.is_zero() {
+        return Err("runs.release_phase_seconds: 0 would let no release phase end".into());
+    }
+    Ok(flex_controller::RunLimits { max_life, per_app: file.per_app.unwrap_or(default.per_app), release_phase })
 }
 
 fn lines(file: &LinesFile) -> Result<flex_model::LineForm, String> {
@@ -564,6 +570,7 @@ mod tests {
             ("[network]\ndeny = [\"10.0.0.0/40\"]", "network.deny"),
             ("[network]\nallow = [\"a b\"]", "network.allow"),
             ("[runs]\nmax_life_seconds = 0", "runs.max_life_seconds"),
+            ("[runs]\nrelease_phase_seconds = 0", "runs.release_phase_seconds"),
             ("[acme]\nterms_agreed = true\nchallenge = \"x\"", "acme.challenge"),
             ("[acme]\nterms_agreed = true\nchallenge = \"dns-01\"", "acme.dns_hook"),
             ("[acme]\nterms_agreed = true\nwildcard = true", "acme.dns_hook"),

@@ -1,7 +1,7 @@
 //! `flexd stack`: makes, lists and locks stacks.
 
 use crate::commands::Stack;
-use crate::installation::cluster_id;
+use crate::installation::{cluster_id, make_data_dir};
 use crate::server::{build_settings, runtime};
 use crate::settings::Settings;
 use flex_builder::{Lock, StackBuilder, StackRecord};
@@ -21,6 +21,7 @@ pub async fn run(settings: &Settings, verb: Stack) -> Result<(), String> {
 }
 
 fn builder(settings: &Settings) -> Result<StackBuilder, String> {
+    make_data_dir(&settings.data_dir)?;
     let cluster = cluster_id(&settings.data_dir)?;
     let engine = runtime(settings, &cluster)?;
     Ok(StackBuilder::new(build_settings(settings, &cluster), engine))

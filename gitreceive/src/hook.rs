@@ -41,17 +41,47 @@ pub fn run_hook() -> ExitCode {
     match ask(&mut io::stdin().lock(), &mut stdout, |name| env::var(name).ok()) {
         Ok(true) => ExitCode::SUCCESS,
         Ok(false) => ExitCode::FAILURE,
-        Err(problem) => {
-            let _ = write!(stdout, " !     Push refused: {problem}.\n !     Nothing was changed. Try again in a minute.\n");
-            let _ = stdout.flush();
+        Err(fault) => {
+            let _ = write!(stdout, "{}", fault.said()).and_then(|()| stdout.flush());
             ExitCode::FAILURE
         }
     }
 }
 
-fn ask(updates: &mut dyn BufRead, out: &mut dyn Write, env: impl Fn(&str) -> Option<String>) -> Result<bool, String> {
+/// What is said of a push that ends without a verdict: the release may have been made by then, and serves if it was.
+pub const WHETHER: [&str; 2] =
+    ["Whether this push was released before that says: flex releases", "Pushing it again in a minute is right either way."];
+
+/// Why there is no verdict.
+#[derive(Debug, PartialEq)]
+enum Fault {
+    /// The daemon was never asked.
+    Unasked(String),
+    /// It may have begun with the push, and gone any way with it.
+    Lost(String),
+}
+
+impl Fault {
+    fn said(&self) -> String {
+        match self {
+            Self::Unasked(why) => format!(" !     Push refused: {why}.\n !     Nothing was changed. Try again in a minute.\n"),
+            Self::Lost(why) => {
+                let [whether, again] = WHETHER;
+                format!(" !     The connection to the server was lost: {why}.\n !     {whether}\n !     {again}\n")
+            }
+        }
+    }
+}
+
+impl From<String> for Fault {
+    fn from(why: String) -> Self {
+        Self::Unasked(why)
+    }
+}
+
+fn ask(updates: &mut dyn BufRead, out: &mut dyn Write, env: impl Fn(&str) -> Option<String>) -> Result<bool, Fault> {
     let (Some(socket), Some(secret)) = (env(ENV_SOCKET), env(ENV_SECRET)) else {
-        return Err("this repository takes pushes through Flex only".into());
+        return Err("this repository takes pushes through Flex only".to_owned().into());
     };
     let question = Question {
         secret,
@@ -63,17 +93,18 @@ fn ask(updates: &mut dyn BufRead, out: &mut dyn Write, env: impl Fn(&str) -> Opt
     let gone = |e: io::Error| format!("Flex is not answering ({e})");
     let mut stream = UnixStream::connect(socket).map_err(gone)?;
     let length = u32::try_from(frame.len()).map_err(|_| "it moves too many refs".to_owned())?;
+    // The daemon reads the question whole before it does anything, so one that was cut off is none.
     stream.write_all(&length.to_be_bytes()).and_then(|()| stream.write_all(&frame)).map_err(gone)?;
     for line in BufReader::new(stream).lines() {
-        let line = line.map_err(|e| format!("the connection to Flex broke ({e})"))?;
+        let line = line.map_err(|e| Fault::Lost(e.to_string()))?;
         match serde_json::from_str(&line) {
             // The pusher may be gone; the build goes on all the same, and so does this program.
             Ok(Answer::Line(text)) => drop(writeln!(out, "{text}").and_then(|()| out.flush())),
             Ok(Answer::Verdict(verdict)) => return Ok(verdict),
-            Err(e) => return Err(format!("Flex answered something strange ({e})")),
+            Err(e) => return Err(Fault::Lost(format!("it answered something strange, {e}"))),
         }
     }
-    Err("Flex stopped before it came to a verdict".into())
+    Err(Fault::Lost("it stopped before it came to a verdict".into()))
 }
 
 fn read_updates(input: &mut dyn BufRead) -> Result<Vec<(String, String, String)>, String> {
@@ -112,7 +143,7 @@ mod tests {
     const UPDATE: &[u8] = b"0000000000000000000000000000000000000000 1111111111111111111111111111111111111111 refs/heads/main\n";
 
     /// Runs the hook against a daemon that answers `answers` and closes.
-    fn hook(answers: &'static str) -> (Result<bool, String>, String, serde_json::Value) {
+    fn hook(answers: &'static str) -> (Result<bool, Fault>, String, serde_json::Value) {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("s");
         let listener = UnixListener::bind(&path).unwrap();
@@ -150,11 +181,16 @@ mod tests {
     #[test]
     fn fails_closed() {
         for broken in ["", "{\"line\":\"x\"}\n", "{\"verdict\":tr", "{\"verdict\":1}\n", "nonsense\n", "{}\n"] {
-            assert!(hook(broken).0.is_err(), "{broken}");
+            let said = hook(broken).0.unwrap_err().said();
+            // The daemon had the question: it may have made the release.
+            assert!(said.contains("connection to the server was lost") && said.contains("flex releases"), "{broken}: {said}");
+            assert!(!said.contains("Nothing was changed"), "{broken}: {said}");
         }
         let mut out = Vec::new();
-        assert!(ask(&mut &*UPDATE, &mut out, |_| None).is_err(), "no environment");
+        let refused = ask(&mut &*UPDATE, &mut out, |_| None).unwrap_err().said();
+        assert!(refused.contains("through Flex only") && refused.contains("Nothing was changed"), "{refused}");
         let env = |n: &str| Some(if n == ENV_SOCKET { "/nowhere/socket" } else { "0" }.to_owned());
-        assert!(ask(&mut &*UPDATE, &mut out, env).unwrap_err().contains("not answering"));
+        let refused = ask(&mut &*UPDATE, &mut out, env).unwrap_err().said();
+        assert!(refused.contains("not answering") && refused.contains("Nothing was changed"), "{refused}");
     }
 }

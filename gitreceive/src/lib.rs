@@ -28,7 +28,7 @@ pub use git::GitLimits;
 pub use hook::run_hook;
 pub use host_key::HostKeyError;
 pub use limits::ConnectionLimits;
-pub use repository::{RepositoryError, init_repository};
+pub use repository::{RepositoryError, init_repository, ref_at};
 pub use server::{BindError, GitServer, GitSettings};
 pub use session::{Live, LiveInput, LiveOutput, Terminal, Wanted};
 
@@ -36,6 +36,7 @@ use async_trait::async_trait;
 use flex_model::{AppId, AppName, Email, UserId};
 use std::path::PathBuf;
 use tokio::sync::mpsc;
+use tokio_util::sync::CancellationToken;
 
 /// Who signed in.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -66,7 +67,7 @@ pub struct RefUpdate {
 }
 
 /// A push whose objects are in quarantine, waiting for a verdict.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone)]
 pub struct Push {
     pub caller: Caller,
     pub app: AppId,
@@ -79,6 +80,10 @@ pub struct Push {
     pub options: Vec<String>,
     /// From the first byte of the command to the hook: the `receive` phase.
     pub receive_millis: u64,
+    /// Cancelled when the pusher has gone away. The push goes on.
+    pub left: CancellationToken,
+    /// Cancelled when git has ended: the refs have moved by then, or never will.
+    pub over: CancellationToken,
 }
 
 /// What the gate says while a push waits.
@@ -99,6 +104,8 @@ pub trait Gate: Send + Sync + 'static {
     async fn authorize(&self, caller: &Caller, app: &str, access: Access) -> Result<(AppId, AppName), Refusal>;
     /// Where the app's bare repository is (made if it is not there yet).
     async fn repository(&self, app: AppId) -> Result<PathBuf, Refusal>;
+    /// The branches of an app that deploy. `HEAD` of its repository is the first one that exists, so that clones get it.
+    async fn branches(&self, app: AppId) -> Vec<String>;
     /// A push begins to be received, and the first ref that it moves is this one: time to make ready what it will need.
     /// What comes back is dropped when the push is over, whatever became of it.
     async fn receiving(&self, app: AppId, reference: &str) -> Option<Box<dyn Send>> {

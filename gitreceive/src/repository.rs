@@ -55,19 +55,31 @@ fn ignore_missing(e: io::Error) -> io::Result<()> {
     if e.kind() == io::ErrorKind::NotFound { Ok(()) } else { Err(e) }
 }
 
-/// Points `HEAD` at a branch that exists, when its own does not: who pushed only `master` can clone it. Nothing changes
-/// in a repository whose `HEAD` is good or that has no branch at all.
-pub fn adopt_head(path: &Path) -> Result<(), RepositoryError> {
+/// Points `HEAD` at the first of these branches that exists, if it is not at one of them: who pushed only `master` can
+/// clone it, and a clone follows when another branch is the one that deploys. Where none exists, nothing changes.
+pub fn adopt_head(path: &Path, branches: &[String]) -> Result<(), RepositoryError> {
     let fail = |source| RepositoryError::Git { doing: "set HEAD of", path: path.to_owned(), source };
     let repository = git2::Repository::open_bare(path).map_err(fail)?;
-    if repository.head().is_ok() {
-        return Ok(());
+    let exists = |name: &String| repository.find_reference(name).is_ok();
+    let good: Vec<String> = branches.iter().map(|b| format!("refs/heads/{b}")).filter(exists).collect();
+    let head = repository.find_reference("HEAD").map_err(fail)?;
+    match good.first() {
+        Some(first) if !good.iter().any(|name| head.symbolic_target().is_ok_and(|t| t == Some(name.as_str()))) => {
+            repository.set_head(first).map_err(fail)
+        }
+        _ => Ok(()),
     }
-    let exists = |name: &str| repository.find_reference(name).is_ok();
-    if let Some(name) = ["refs/heads/main", "refs/heads/master"].into_iter().find(|n| exists(n)) {
-        repository.set_head(name).map_err(fail)?;
+}
+
+/// The object id that a ref has; none: there is no such ref.
+pub fn ref_at(path: &Path, name: &str) -> Result<Option<String>, RepositoryError> {
+    let fail = |source| RepositoryError::Git { doing: "read a ref of", path: path.to_owned(), source };
+    let repository = git2::Repository::open_bare(path).map_err(fail)?;
+    match repository.refname_to_id(name) {
+        Ok(id) => Ok(Some(id.to_string())),
+        Err(e) if e.code() == git2::ErrorCode::NotFound => Ok(None),
+        Err(e) => Err(fail(e)),
     }
-    Ok(())
 }
 
 /// What a sweep did.
@@ -150,6 +162,34 @@ mod tests {
         assert_eq!(fs::read_to_string(path.join("HEAD")).unwrap().trim(), "ref: refs/heads/main");
         assert!(!path.join("hooks").exists());
         assert_eq!(fs::read_dir(dir.path().join("a")).unwrap().count(), 1, "no drafts stay");
+    }
+
+    #[test]
+    fn head_follows_the_branches_that_deploy() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("x.git");
+        init_repository(&path).unwrap();
+        let repository = git2::Repository::open_bare(&path).unwrap();
+        let tree = repository.find_tree(repository.treebuilder(None).unwrap().write().unwrap()).unwrap();
+        let who = git2::Signature::now("x", "x@example.com").unwrap();
+        let commit = repository.commit(None, &who, &who, "x", &tree, &[]).unwrap();
+        let head_with = |branches: &[&str]| {
+            adopt_head(&path, &branches.iter().map(|b| (*b).to_owned()).collect::<Vec<_>>()).unwrap();
+            fs::read_to_string(path.join("HEAD")).unwrap().trim().to_owned()
+        };
+        let push = |branch: &str| repository.reference(&format!("refs/heads/{branch}"), commit, true, "").unwrap().name().is_ok();
+        assert_eq!(head_with(&["main", "master"]), "ref: refs/heads/main");
+        assert!(push("topic") && push("master"));
+        assert_eq!(head_with(&["main", "master"]), "ref: refs/heads/master");
+        assert!(push("main"));
+        assert_eq!(head_with(&["main", "master"]), "ref: refs/heads/master", "one that is good stays");
+        // Renamed: as soon as the new one is there.
+        assert_eq!(head_with(&["production"]), "ref: refs/heads/master");
+        assert_eq!(ref_at(&path, "refs/heads/production").unwrap(), None);
+        assert!(push("production"));
+        assert_eq!(head_with(&["production"]), "ref: refs/heads/production");
+        assert_eq!(ref_at(&path, "refs/heads/production").unwrap(), Some(commit.to_string()));
+        assert!(ref_at(&dir.path().join("none.git"), "refs/heads/main").is_err());
     }
 
     #[test]

@@ -18,13 +18,13 @@ use crate::{
     text::{self, UnknownKey},
     verdicts::Expected,
 };
-use flex_model::AppName;
+use flex_model::{AppId, AppName};
 use russh::{
     Channel, ChannelId, ChannelWriteHalf, MethodKind, MethodSet,
     keys::{Algorithm, HashAlg, PublicKey},
     server::{Auth, ChannelOpenHandle, Handler, Msg, PublicKeyOffer, Response, Session, VerifiedPublicKey},
 };
-use std::{borrow::Cow, collections::HashMap, sync::Arc, time::Instant};
+use std::{borrow::Cow, collections::HashMap, path::Path, sync::Arc, time::Instant};
 use tokio::sync::oneshot;
 use tokio_util::{sync::CancellationToken, task::AbortOnDropHandle};
 
@@ -190,7 +190,7 @@ impl Handler for Connection {
         Ok(())
     }
 
-    #[allow(clippy::too_many_arguments)]
+    #[allow(clippy::too_many_arguments, reason = "the signature is the trait's")]
     async fn pty_request(
         &mut self,
         channel: ChannelId,
@@ -319,12 +319,17 @@ async fn git(
         tracing::error!(%error, app = %name, ?service, repository = %repository.display(), "cannot run git");
         text::internal("Flex cannot run git on this app's repository.")
     };
+    let over = CancellationToken::new();
+    let _over = over.clone().drop_guard();
     let registration = pushing.then(|| {
-        let expected =
-            Expected { caller: caller.clone(), app: id, app_name: name.clone(), repository: repository.clone(), started };
+        let (caller, app_name, repository) = (caller.clone(), name.clone(), repository.clone());
+        let expected = Expected { caller, app: id, app_name, repository, started, left: gone.clone(), over: over.clone() };
         shared.verdicts.expect(expected, rand::random())
     });
     let pass = registration.as_ref().map(|r| HookPass { socket: &shared.socket, secret: r.secret() });
+    if !pushing {
+        follow_branches(shared, id, &repository).await;
+    }
     let running = shared.git.spawn(service, &repository, protocol, pass).map_err(fault)?;
     let (first, named) = oneshot::channel::<String>();
     let gate = shared.gate.clone();
@@ -338,12 +343,17 @@ async fn git(
     let ended = relay(running, input, output, gone, pushing.then_some(first)).await.map_err(fault)?;
     tracing::info!(app = %name, user = %caller.email, ?service, status = ?ended.status.code(), "git ended");
     if pushing {
-        let path = repository.clone();
-        if let Ok(Err(error)) = tokio::task::spawn_blocking(move || adopt_head(&path)).await {
-            tracing::warn!(error = &error as &dyn std::error::Error, app = %name, "HEAD stays as it is");
-        }
+        follow_branches(shared, id, &repository).await;
     }
     // A push that git refused ends with status 0 all the same: the refusal is in git's own protocol.
     let lines = ended.complaint.map(|c| text::refused_by_git(c).lines).unwrap_or_default();
     Ok((lines, ended.status.code().map_or(255, i32::cast_unsigned)))
+}
+
+/// Has `HEAD` follow the branches that deploy.
+async fn follow_branches(shared: &Shared, app: AppId, repository: &Path) {
+    let (path, branches) = (repository.to_owned(), shared.gate.branches(app).await);
+    if let Ok(Err(error)) = tokio::task::spawn_blocking(move || adopt_head(&path, &branches)).await {
+        tracing::warn!(error = &error as &dyn std::error::Error, %app, "HEAD stays as it is");
+    }
 }

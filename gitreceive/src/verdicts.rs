@@ -33,6 +33,8 @@ pub struct Expected {
     pub app_name: AppName,
     pub repository: PathBuf,
     pub started: Instant,
+    pub left: CancellationToken,
+    pub over: CancellationToken,
 }
 
 /// The pushes whose hooks have not asked yet, by secret.
@@ -119,7 +121,7 @@ impl Verdicts {
             let event = tokio::select! {
                 event = events.recv() => event,
                 () = self.closed.cancelled() => {
-                    return refuse(&mut stream, &["Flex is being restarted. Push again in a minute.".into()]).await;
+                    return refuse(&mut stream, &without_verdict("Flex is being restarted")).await;
                 }
                 // The hook says nothing more: reading tells when it has gone, and with it the wish to hear more.
                 _ = stream.read(&mut end) => return Err(io::ErrorKind::ConnectionAborted.into()),
@@ -127,7 +129,7 @@ impl Verdicts {
             match event {
                 Some(PushEvent::Line(line)) => send(&mut stream, &Answer::Line(line)).await?,
                 Some(PushEvent::Verdict(verdict)) => return send(&mut stream, &Answer::Verdict(verdict)).await,
-                None => return refuse(&mut stream, &["Flex stopped working on this push. Push again.".into()]).await,
+                None => return refuse(&mut stream, &without_verdict("Flex stopped working on this push")).await,
             }
         }
     }
@@ -147,6 +149,12 @@ async fn send(stream: &mut UnixStream, answer: &Answer) -> io::Result<()> {
     let mut line = serde_json::to_vec(answer)?;
     line.push(b'\n');
     stream.write_all(&line).await
+}
+
+/// A push whose end nobody knows: its release may have been made, and serve.
+fn without_verdict(why: &str) -> [String; 2] {
+    let [whether, again] = crate::hook::WHETHER;
+    [format!("{why}. {whether}"), again.into()]
 }
 
 async fn refuse(stream: &mut UnixStream, lines: &[String]) -> io::Result<()> {
@@ -172,9 +180,10 @@ fn check(question: Question, expected: Expected, max_refs: usize, now: Instant) 
             return Err(vec!["The objects of this push are not where they should be. Push again.".into()]);
         }
     }
-    let Expected { caller, app, app_name, repository, started } = expected;
+    let Expected { caller, app, app_name, repository, started, left, over } = expected;
     let receive_millis = u64::try_from(now.saturating_duration_since(started).as_millis()).unwrap_or(u64::MAX);
-    Ok(Push { caller, app, app_name, repository, quarantine, updates, options: question.options, receive_millis })
+    let options = question.options;
+    Ok(Push { caller, app, app_name, repository, quarantine, updates, options, receive_millis, left, over })
 }
 
 fn update((old, new, name): (String, String, String)) -> Result<RefUpdate, Vec<String>> {

@@ -165,7 +165,8 @@ async fn shutdown_ends_sessions_and_frees_the_address() {
     world.shutdown.cancel();
     let server = world.server.take().unwrap();
     tokio::time::timeout(Duration::from_secs(20), server).await.expect("serve returns").unwrap();
-    push.await.unwrap().fails("Flex is being restarted");
+    let push = push.await.unwrap().fails("Flex is being restarted");
+    assert!(push.err.contains("flex releases") && !push.err.contains("Nothing was changed"), "{push:?}");
     tokio::time::timeout(Duration::from_secs(20), idle.wait()).await.expect("idle sessions end").unwrap();
     assert!(TcpStream::connect(("127.0.0.1", world.port)).await.is_err());
     assert!(!fs::exists(world.path("run/hook.sock")).unwrap());

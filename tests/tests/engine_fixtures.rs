@@ -158,7 +158,22 @@ fn a_manifest_is_followed() {
     repo.push().fails_with("there is no built-in buildpack");
     repo.flex(&["buildpacks:add", "heroku/procfile", "--index", "1"]).ok();
     repo.flex(&["buildpacks:remove", "cobol"]).ok();
+    // `BUILDPACK_URL` counts when there is none of the app's own.
+    for (name, text) in [("bin/detect", "echo Fetched"), ("bin/compile", "echo compiled by what was fetched")] {
+        repo.commit(&[(name, &format!("#!/bin/sh\n{text}\n"))]);
+    }
+    let tar = ["-czf", "pack.tgz", "--remove-files", "--transform=s,^,pack/,", "bin"];
+    repo.user.run("tar", &repo.dir, &tar).ok();
+    repo.commit(&[]);
+    repo.flex(&["config:set", "BUILDPACK_URL=file:///tmp/build/pack.tgz"]).ok();
     assert!(repo.push().ok().err.contains("-----> Using buildpack: heroku/procfile"));
+    repo.flex(&["buildpacks:clear"]).ok();
+    assert!(!repo.flex(&["buildpacks"]).ok().all().contains("procfile"));
+    repo.commit(&[]);
+    let pushed = repo.push().ok();
+    assert!(pushed.err.contains("-----> Fetching buildpack file:///tmp/build/pack.tgz"), "{}", pushed.err);
+    assert!(pushed.err.contains("compiled by what was fetched"), "{}", pushed.err);
+    assert_eq!(server.page("shop", "/").status, 200);
 }
 
 /// The usual stack, and a twin of it under another name.

@@ -166,8 +166,16 @@ fn pushes_of_every_kind() {
     clone.git(&["remote", "add", "flex", url.trim()]).ok();
     std::fs::write(clone.dir.join("page.txt"), "shallow").unwrap();
     clone.git(&["commit", "-q", "-a", "-m", "From a shallow clone"]).ok();
-    clone.push().ok();
+    // To a branch that was chosen to deploy; a clone follows.
+    repo.flex(&["apps:branches", "no..branch"]).fails_with("no..branch");
+    assert_eq!(repo.flex(&["apps:branches", "production"]).ok().out, "production\n");
+    let said = clone.git(&["push", "flex", "main:production"]).ok().err;
+    assert!(said.contains("Verifying deploy... done."), "{said}");
     assert_eq!(server.page("demo", "/").body, "shallow");
+    user.run("git", user.home.path(), &["clone", "-q", url.trim(), "copy"]).ok();
+    let copy = user.home.path().join("copy");
+    assert_eq!(user.run("git", &copy, &["rev-parse", "--abbrev-ref", "HEAD"]).ok().out, "production\n");
+    assert_eq!(repo.flex(&["apps:branches"]).ok().out, "production\n");
     assert_whole(&server);
 
     strangers_learn_what_to_do(&server, &user, &repo, url.trim());
@@ -248,6 +256,105 @@ fn a_second_push_waits_and_the_first_can_be_cancelled() {
     assert!(kept.contains("holding") && kept.contains("cancelled"), "{kept}");
     let listed = repo.flex(&["builds"]).ok().out;
     assert!(listed.contains("failed") && listed.contains("succeeded"), "{listed}");
+
+    // What is released and hangs in its release phase is cancelled as well; what serves goes on.
+    let before = remote_main(&repo);
+    wait_for("one container to be left", PATIENCE, || (server.containers().len() == 1).then_some(()));
+    repo.commit(&[("Procfile", "web: exec python3 server.py\nrelease: echo migrating; sleep infinity\n"), ("page.txt", "third")]);
+    let push = Pushing::start(&repo, &["push", "flex", "main"]);
+    wait_for("the release phase", PATIENCE, || repo.flex(&["logs", "-p", "release"]).out.contains("migrating\n").then_some(()));
+    repo.flex(&["builds:cancel"]).ok();
+    let (good, said) = push.ended();
+    assert!(!good && said.contains("migrating") && said.contains("Push rejected, it was cancelled"), "{said}");
+    wait_for("the release phase's container to go", PATIENCE, || (server.containers().len() == 1).then_some(()));
+    assert_eq!((server.page("demo", "/").body.as_str(), remote_main(&repo)), ("second", before));
+    repo.flex(&["builds:cancel"]).fails_with("over already");
+}
+
+/// What serves is this page, of the commit that `main` is at.
+#[track_caller]
+fn agree(server: &Server, repo: &Repo, page: &str) {
+    assert_eq!(server.page("demo", "/").body, page);
+    let releases: serde_json::Value = serde_json::from_str(&repo.flex(&["releases", "--json"]).ok().out).unwrap();
+    let current: Vec<_> = releases.as_array().unwrap().iter().filter(|r| r["current"] == true).collect();
+    assert_eq!(current.len(), 1, "{releases:#}");
+    assert_eq!(current[0]["commit"], remote_main(repo), "{releases:#}");
+}
+
+/// Two pushes of one branch from one place: the first holds in its build until the second is there. Gives what the
+/// second said, which must have failed.
+#[track_caller]
+fn race(server: &Server, first: &Repo, second: &Repo, args: &[&str]) -> String {
+    let one = Pushing::start(first, &["push", "flex", "main"]);
+    holding(server, first);
+    let held = newest(first)["id"].clone();
+    let two = Pushing::start(second, args);
+    wait_for("the second push to wait", PATIENCE, || (newest(first)["id"] != held).then_some(()));
+    for sandbox in sandboxes(server) {
+        docker(&["exec", &sandbox, "touch", "/tmp/go"]);
+    }
+    let (good, said) = one.ended();
+    assert!(good, "{said}");
+    let (good, said) = two.ended();
+    assert!(!good && said.contains("pre-receive hook declined"), "{said}");
+    assert!(said.contains("main has moved since this push began") && said.contains("[branch_moved]"), "{said}");
+    let phases = newest(first)["phases"].clone();
+    assert_eq!(phases.as_array().unwrap().iter().map(|p| &p["phase"]).collect::<Vec<_>>(), ["receive"], "it was built");
+    said
+}
+
+/// Exit status 0 means that the branch is where what serves came from, and nothing else does.
+#[test]
+fn of_two_pushes_of_a_branch_one_succeeds() {
+    let server = Server::start();
+    let user = server.admin();
+    let repo = user.repo("demo", APP);
+    repo.push().ok();
+    agree(&server, &repo, "first");
+    let dir = user.home.path().join("other");
+    user.run("git", user.home.path(), &["clone", "-q", repo.dir.to_str().unwrap(), dir.to_str().unwrap()]).ok();
+    let other = Repo { user: &user, dir, app: "demo".into() };
+    let url = repo.git(&["remote", "get-url", "flex"]).ok().out;
+    other.git(&["remote", "add", "flex", url.trim()]).ok();
+
+    // Both could succeed.
+    repo.commit(&[("hold", ""), ("page.txt", "one of two")]);
+    other.commit(&[("other.txt", "")]);
+    let said = race(&server, &repo, &other, &["push", "flex", "main"]);
+    agree(&server, &repo, "one of two");
+    // Then as it says.
+    assert!(said.contains("git pull --rebase flex main"), "{said}");
+    other.git(&["pull", "-q", "--rebase", "flex", "main"]).ok();
+    other.git(&["rm", "-q", "hold"]).ok();
+    other.commit(&[("page.txt", "two of two")]);
+    other.push().ok();
+    agree(&server, &repo, "two of two");
+
+    // The second is forced, from where the branch was.
+    repo.git(&["pull", "-q", "--rebase", "flex", "main"]).ok();
+    repo.commit(&[("hold", ""), ("page.txt", "not forced")]);
+    std::fs::write(other.dir.join("page.txt"), "forced").unwrap();
+    other.git(&["commit", "-q", "-a", "--amend", "-m", "Rewritten"]).ok();
+    race(&server, &repo, &other, &["push", "--force", "flex", "main"]);
+    agree(&server, &repo, "not forced");
+    other.git(&["push", "--force", "flex", "main"]).ok();
+    agree(&server, &repo, "forced");
+
+    // One that never listens, whose pusher gives up and pushes what mends it.
+    other.commit(&[("server.py", "import time\ntime.sleep(3600)\n"), ("page.txt", "hangs")]);
+    let hangs = Pushing::start(&other, &["push", "flex", "main"]);
+    let statuses = || {
+        let releases: serde_json::Value = serde_json::from_str(&repo.flex(&["releases", "--json"]).ok().out).unwrap();
+        releases.as_array().unwrap().iter().map(|r| r["status"].as_str().unwrap().to_owned()).collect::<Vec<_>>()
+    };
+    wait_for("it to be released", PATIENCE, || statuses().contains(&"pending".to_owned()).then_some(()));
+    hangs.vanish();
+    other.commit(&[("server.py", SERVER), ("page.txt", "mended")]);
+    other.push().ok();
+    agree(&server, &repo, "mended");
+    assert_eq!(remote_main(&repo), head(&other));
+    assert_eq!(statuses().iter().filter(|s| *s == "failed").count(), 1, "{:?}", statuses());
+    assert_whole(&server);
 }
 
 #[test]

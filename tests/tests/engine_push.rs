@@ -5,7 +5,8 @@ use nix::sys::signal::Signal;
 use std::time::Duration;
 
 const DETECT: &str = "#!/bin/sh\necho Inline\n";
-const COMPILE: &str = "#!/bin/sh\nset -e\necho '-----> Compiling the page'\ncp \"$1/page.txt\" \"$1/index.html\"\n";
+const COMPILE: &str = "#!/bin/sh\nset -e\necho '-----> Compiling the page'\n\
+    if [ -e \"$2/seen\" ]; then echo 'with its cache'; fi\ntouch \"$2/seen\"\ncp \"$1/page.txt\" \"$1/index.html\"\n";
 const RELEASE: &str = "#!/bin/sh\necho '---'\necho 'default_process_types:'\necho '  web: exec python3 server.py'\n";
 const SERVER: &str = r#"
 import http.server, os, signal, sys
@@ -52,10 +53,16 @@ fn a_push_is_built_served_changed_and_survives() {
     }
     let page = server.page("hello", "/");
     assert_eq!((page.status, page.body.as_str()), (200, "one"));
+    let kept: serde_json::Value = serde_json::from_str(&repo.flex(&["builds:info", "--json"]).ok().out).unwrap();
+    for phase in ["receive", "fetch_cache", "detect", "compile", "pack", "start", "healthy", "routed"] {
+        let of = |p: &&serde_json::Value| p["phase"] == phase && p["millis"].is_u64();
+        assert_eq!(kept["phases"].as_array().unwrap().iter().filter(of).count(), 1, "{phase}: {kept:#}");
+        assert!(pushed.err.contains(&format!("remote:        {}", phase.replace('_', " "))), "{phase}: {}", pushed.err);
+    }
 
     // A change is served when the push returns.
     repo.commit(&[("page.txt", "two")]);
-    repo.push().ok();
+    assert!(!pushed.err.contains("with its cache") && repo.push().ok().err.contains("with its cache"));
     assert_eq!(server.page("hello", "/").body, "two");
 
     // A build that fails refuses the push and changes nothing.
@@ -66,7 +73,9 @@ fn a_push_is_built_served_changed_and_survives() {
 
     // An app that never listens: the old release keeps serving, and the push shows the last lines.
     repo.commit(&[("bin/compile", COMPILE), ("server.py", "print('I give up', flush=True)\nraise SystemExit(4)\n")]);
+    repo.flex(&["builds:cache:purge"]).ok();
     let refused = repo.push().fails_with("pre-receive hook declined");
+    assert!(!refused.err.contains("with its cache"), "{}", refused.err);
     assert!(refused.err.contains("I give up") && refused.err.contains("keeps serving"), "{}", refused.err);
     assert_eq!(server.page("hello", "/").body, "two");
     repo.commit(&[("server.py", SERVER)]);

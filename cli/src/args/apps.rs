@@ -52,6 +52,14 @@ pub enum Apps {
     /// Give the app to another user
     #[command(after_help = "Examples:\n  flex apps:transfer you@example.com")]
     Transfer { recipient: String },
+    /// Show or choose the branches that deploy when they are pushed
+    #[command(
+        after_help = "Examples:\n  flex apps:branches\n  flex apps:branches production\n  flex apps:branches main production"
+    )]
+    Branches {
+        /// Those that are to deploy, instead of the ones that do; clones get the first
+        branches: Vec<String>,
+    },
     /// Refuse deploys until it is unlocked
     #[command(after_help = "Examples:\n  flex apps:lock\n  flex apps:lock --reason 'audit until Friday'")]
     Lock {

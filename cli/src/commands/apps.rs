@@ -18,6 +18,7 @@ pub async fn run(cx: &Context, verb: Option<Apps>) -> Result<()> {
         Some(Apps::Info(args)) => info(cx, args).await,
         Some(Apps::Rename { new_name }) => rename(cx, &new_name).await,
         Some(Apps::Transfer { recipient }) => transfer(cx, &recipient).await,
+        Some(Apps::Branches { branches: chosen }) => branches(cx, chosen).await,
         Some(Apps::Lock { reason }) => lock(cx, reason).await,
         Some(Apps::Unlock) => unlock(cx).await,
         Some(Apps::ReadOnly { verb }) => read_only(cx, verb).await,
@@ -153,6 +154,21 @@ async fn transfer(cx: &Context, recipient: &str) -> Result<()> {
         return output::json(&app);
     }
     output::say("You stay a collaborator, if you owned it.");
+    Ok(())
+}
+
+async fn branches(cx: &Context, chosen: Vec<String>) -> Result<()> {
+    let path = cx.path("")?;
+    let app: Value = if chosen.is_empty() {
+        cx.client.get(&path).await?
+    } else {
+        let progress = Progress::start(format!("Setting the branches of {} that deploy", cx.app()?));
+        let set = cx.client.patch(&path, &UpdateApp { deploy_branches: Some(chosen), ..UpdateApp::default() }).await?;
+        progress.done();
+        set
+    };
+    let Some(app) = cx.show_or::<App>(app)? else { return Ok(()) };
+    app.deploy_branches.iter().for_each(output::line);
     Ok(())
 }
 

@@ -177,7 +177,7 @@ async fn retention(cx: &Context, size: Option<Memory>, age: Option<u64>, default
     let row = |bytes: u64, seconds: u64| format!("{} MiB, {}", bytes >> 20, age_text(seconds));
     output::line(format!("Kept:    {}", row(r.max_bytes, r.max_age_seconds)));
     output::line(format!("Default: {}", row(r.default_max_bytes, r.default_max_age_seconds)));
-    #[allow(clippy::cast_precision_loss)]
+    #[allow(clippy::cast_precision_loss, reason = "one decimal place of it is shown")]
     let mib = r.used_bytes as f64 / f64::from(1 << 20);
     output::line(format!("Used:    {mib:.1} MiB"));
     Ok(())

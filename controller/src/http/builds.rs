@@ -127,7 +127,7 @@ pub async fn create(
         _ => return Err(invalid("source_blob needs either a url or an image.").into()),
     };
     let version = blob.version.map(|v| v.chars().filter(|c| !c.is_control()).take(200).collect());
-    let request = DeployRequest { app: app.id, source, source_version: version, phases: Vec::new() };
+    let request = DeployRequest { app: app.id, source, source_version: version, phases: Vec::new(), moving: None };
     let (build, _) = c.deploy(caller.actor(), request).await?;
     Ok(Made(c.render_build(&app, &build).await))
 }
@@ -162,7 +162,7 @@ pub async fn cancel(
     Path((_, build)): Path<(String, String)>,
 ) -> Answer<Shown<flex_api::Build>> {
     let build = c.find_build(&app, &build).await?;
-    if build.status.is_over() || !c.cancel_build(build.id) {
+    if !c.cancel_build(&build).await? {
         return Err(invalid("That build is over already.").into());
     }
     c.note(&caller.actor(), app.id, "build.cancel", format!("Cancelled build {}", build.id)).await?;

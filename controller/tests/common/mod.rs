@@ -6,11 +6,11 @@ pub mod parts;
 pub mod schema;
 
 use flex_controller::ports::SystemClock;
-use flex_controller::{Controller, DeployEvent, Deps, GitUpdate, Settings};
+use flex_controller::{Controller, DeployEvent, Deps, GitPush, GitUpdate, Settings};
 use flex_logs::{LogSettings, LogStore};
 use flex_model::{AppId, Host, HostId, HostState, Memory, Timestamp, Uuid};
 use flex_store::StateStore;
-use parts::{Builders, Checks, Runs};
+use parts::{Builders, Checks, Heads, Pushed, Runs};
 use reqwest::{Method, StatusCode};
 use serde_json::{Value, json};
 use std::sync::Arc;
@@ -24,6 +24,7 @@ use tokio_util::sync::CancellationToken;
 /// What every wait in a test is limited by.
 pub const PATIENCE: Duration = Duration::from_secs(20);
 pub const COMMIT: &str = "0123456789abcdef0123456789abcdef01234567";
+pub const OTHER: &str = "fedcba9876543210fedcba9876543210fedcba98";
 
 pub struct World {
     pub dir: Arc<TempDir>,
@@ -31,6 +32,8 @@ pub struct World {
     pub logs: Arc<LogStore>,
     pub builders: Arc<Builders>,
     pub runs: Arc<Runs>,
+    /// Where branches are.
+    pub heads: Heads,
     pub controller: Controller,
     pub url: String,
     /// Of `admin@example.com`.
@@ -49,14 +52,21 @@ impl World {
     pub async fn on(store: Arc<dyn StateStore>) -> Self {
         let dir = Arc::new(tempfile::tempdir().unwrap());
         let logs = Arc::new(LogStore::open(dir.path().join("logs"), LogSettings::default()).unwrap());
-        Self::start(dir, store, logs, Arc::default(), Arc::default()).await
+        Self::start(dir, store, logs, Arc::default(), Arc::default(), |_| {}).await
+    }
+
+    /// A server with other settings.
+    pub async fn with(change: impl FnOnce(&mut Settings)) -> Self {
+        let dir = Arc::new(tempfile::tempdir().unwrap());
+        let logs = Arc::new(LogStore::open(dir.path().join("logs"), LogSettings::default()).unwrap());
+        Self::start(dir, Arc::new(flex_store::memory().unwrap()), logs, Arc::default(), Arc::default(), change).await
     }
 
     /// The same store and directory under a new controller; `store` in place of the old one's, which may have been cut.
     pub async fn again(mut self, store: Arc<dyn StateStore>) -> Self {
         self.end().await;
         let builders = Arc::new(Builders::default());
-        Self::start(self.dir.clone(), store, self.logs.clone(), builders, Arc::default()).await
+        Self::start(self.dir.clone(), store, self.logs.clone(), builders, Arc::default(), |_| {}).await
     }
 
     pub async fn end(&mut self) {
@@ -85,11 +95,12 @@ impl World {
         logs: Arc<LogStore>,
         builders: Arc<Builders>,
         runs: Arc<Runs>,
+        change: impl FnOnce(&mut Settings),
     ) -> Self {
         let _ = rustls::crypto::ring::default_provider().install_default();
         let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
         let url = format!("http://{}", listener.local_addr().unwrap());
-        let settings = Settings {
+        let mut settings = Settings {
             domain: "localhost".parse().unwrap(),
             http_port: 8080,
             ssh_host: "localhost".into(),
@@ -103,12 +114,15 @@ impl World {
             route_ports: 20_000..=20_009,
             max_log_retention: flex_logs::Retention { max_bytes: 4 << 30, max_age: std::time::Duration::from_secs(365 * 86_400) },
             runs: flex_controller::RunLimits::default(),
+            // Longer than any test: none that does not ask for it is overtaken.
+            overtake_after: 3 * PATIENCE,
             sizes: [(
                 "small".to_owned(),
                 flex_model::NamedSize { memory: Memory::from_mib(128), cpu_shares: 256, cpu_millis: Some(500) },
             )]
             .into(),
         };
+        change(&mut settings);
         let deps = Deps {
             store: store.clone(),
             data_dir: dir.path().to_owned(),
@@ -146,7 +160,8 @@ impl World {
         let text = client.get(format!("{url}/openapi.json")).send().await.unwrap().text().await.unwrap();
         let document = serde_json::from_str(&text).unwrap();
         let admin = admin.expose().to_owned();
-        Self { dir, store, logs, builders, runs, controller, url, admin, client, document, stop, tasks }
+        let heads = Heads::default();
+        Self { dir, store, logs, builders, runs, heads, controller, url, admin, client, document, stop, tasks }
     }
 
     /// A user with a token.
@@ -197,9 +212,30 @@ impl World {
 
     /// Pushes as the administrator; the events come as they happen.
     pub async fn start_push(&self, app: AppId, updates: Vec<GitUpdate>) -> mpsc::Receiver<DeployEvent> {
+        self.start_push_with(updates, Pushed::new(self.heads.clone(), app)).await
+    }
+
+    /// As [`World::start_push`], with this repository and pusher.
+    pub async fn start_push_with(&self, updates: Vec<GitUpdate>, refs: Pushed) -> mpsc::Receiver<DeployEvent> {
         let user = self.controller.user_by_email(&"admin@example.com".parse().unwrap()).await.unwrap().unwrap();
         let caller = flex_controller::GitCaller { user: user.id, email: user.email.clone() };
-        self.controller.push(caller, app, self.dir.path().join("repository"), None, updates, 7).await
+        let repository = self.dir.path().join("repository");
+        let updates: Vec<GitUpdate> = updates.into_iter().map(|u| GitUpdate { old: refs.at(&u.name), ..u }).collect();
+        let (app, refs) = (refs.app, Arc::new(refs));
+        let push = GitPush { app, repository, quarantine: None, updates: updates.clone(), receive_millis: 7, refs: refs.clone() };
+        let mut events = self.controller.push(caller, push).await;
+        let (out, relayed) = mpsc::channel(64);
+        tokio::spawn(async move {
+            let _over = refs.over.clone().drop_guard();
+            while let Some(event) = events.recv().await {
+                let event = match event {
+                    DeployEvent::Verdict(true) => DeployEvent::Verdict(refs.move_to(&updates).await),
+                    other => other,
+                };
+                let _ = out.send(event).await;
+            }
+        });
+        relayed
     }
 
     pub async fn push(&self, app: AppId) -> (bool, String) {
@@ -239,7 +275,7 @@ impl Drop for World {
 }
 
 pub fn update(name: &str, new: &str) -> GitUpdate {
-    GitUpdate { name: name.into(), new: new.into() }
+    GitUpdate { name: name.into(), old: String::new(), new: new.into() }
 }
 
 /// The verdict of a push, and all its lines.

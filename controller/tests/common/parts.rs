@@ -1,8 +1,8 @@
 //! The simulated builder, host and router.
 
-use flex_controller::Controller;
 use flex_controller::ports::{AttachedRun, ExecJob, JobState, RunFault};
 use flex_controller::ports::{BuildFailure, BuildJob, BuildProduct, Machine, RunInput, RunJob, RunOutput, RunSession};
+use flex_controller::{Controller, GitUpdate};
 use flex_model::app_json::AppJson;
 use flex_model::{
     AppId, Assignment, BuildPhase, Command, HostId, ImageRef, InstanceId, InstanceReport, InstanceState, LogLine, LogSource,
@@ -187,6 +187,55 @@ impl flex_controller::ports::Runs for Runs {
     async fn attach(&self, instance: flex_model::InstanceId, _: u32) -> Result<AttachedRun, RunFault> {
         let job = ExecJob { argv: vec!["looking".into()], env: std::collections::BTreeMap::new(), tty: None };
         Ok(AttachedRun { session: self.exec(instance, job).await?, tty: false, stdin: false })
+    }
+}
+
+/// Where branches are.
+pub type Heads = Arc<Mutex<HashMap<(AppId, String), String>>>;
+
+/// A repository that is pushed to: as git does, it moves a ref only from where the push found it.
+pub struct Pushed {
+    pub app: AppId,
+    heads: Heads,
+    /// The pusher has gone away.
+    pub left: CancellationToken,
+    pub over: CancellationToken,
+    /// Git takes one permit before it moves the refs.
+    pub git: Arc<Semaphore>,
+}
+
+impl Pushed {
+    pub fn new(heads: Heads, app: AppId) -> Self {
+        let (left, over) = (CancellationToken::new(), CancellationToken::new());
+        Self { app, heads, left, over, git: Arc::new(Semaphore::new(1)) }
+    }
+
+    /// Zeros: no such ref.
+    pub fn at(&self, name: &str) -> String {
+        self.heads.lock().unwrap().get(&(self.app, name.to_owned())).cloned().unwrap_or_else(|| "0".repeat(40))
+    }
+
+    pub async fn move_to(&self, updates: &[GitUpdate]) -> bool {
+        self.git.acquire().await.unwrap().forget();
+        let good = updates.iter().all(|u| self.at(&u.name) == u.old);
+        if good {
+            let moved = updates.iter().map(|u| ((self.app, u.name.clone()), u.new.clone()));
+            self.heads.lock().unwrap().extend(moved);
+        }
+        good
+    }
+}
+
+#[async_trait::async_trait]
+impl flex_controller::Refs for Pushed {
+    async fn current(&self, name: &str) -> Result<Option<String>, String> {
+        Ok(Some(self.at(name)).filter(|id| id.bytes().any(|b| b != b'0')))
+    }
+    async fn left(&self) {
+        self.left.cancelled().await;
+    }
+    async fn over(&self) {
+        self.over.cancelled().await;
     }
 }
 

@@ -68,6 +68,10 @@ impl Gate for TestGate {
         Ok(path)
     }
 
+    async fn branches(&self, _: AppId) -> Vec<String> {
+        vec!["main".into(), "master".into()]
+    }
+
     async fn push(&self, push: Push) -> mpsc::Receiver<PushEvent> {
         check(&push);
         self.pushes.lock().unwrap().push(push);

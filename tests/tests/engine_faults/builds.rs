@@ -1,14 +1,14 @@
 //! Hostile builds, each pushed with git as an app with its own buildpack, several at once. Each ends with the name of what
 //! it ran into; nothing else changes, a neighbour's requests do not fail, and nothing is left behind.
 
-use crate::world::{Steady, files, fsck, is_sound, list, world};
+use crate::world::{Steady, WEB, files, fsck, is_sound, list, world};
 use flex_tests::{Server, Setup, User, wait_for};
 use std::net::TcpListener;
 use std::process::Command;
 use std::time::Duration;
 
 /// Small enough that a test can run into each of them, large enough that nothing runs into two.
-const LIMITS: &str = "[build]\ntimeout_seconds = 25\nmemory = \"256M\"\ndisk = \"64M\"\n";
+const LIMITS: &str = "[build]\ntimeout_seconds = 25\nmemory = \"256M\"\ndisk = \"64M\"\nslug_limit = \"16M\"\n[runs]\nrelease_phase_seconds = 10\n";
 
 /// Processes of a build.
 const MOST_PROCESSES: u32 = 2048;
@@ -37,6 +37,16 @@ fn refused(user: &User, h: &Hostile) -> String {
     ran.err
 }
 
+fn hangs_in_its_release_phase(user: &User) {
+    let procfile = format!("{WEB}release: echo migrating; sleep 1000\n");
+    let mut files = files("never").to_vec();
+    files[2].1 = &procfile;
+    let repo = user.repo("migrates", &files);
+    let said = repo.push().fails_with("pre-receive hook declined").err;
+    assert!(said.contains("migrating") && said.contains("its release phase took longer than 10 seconds"), "{said}");
+    assert_eq!(list(&repo, &["releases"])[0]["status"], "failed");
+}
+
 /// Bytes below the data directory.
 fn used(server: &Server) -> u64 {
     let out = Command::new("du").args(["-sb", "--"]).arg(server.data_dir()).output().unwrap();
@@ -62,6 +72,7 @@ fn hostile_builds_end_at_their_limits() {
         hostile("hangs", "sleep 1000", &["time_limit"]),
         hostile("fills", "head -c 400000000 /dev/zero >\"$1/large\"; sleep 1000", &["disk_limit"]),
         hostile("floods", "while :; do printf '%01000d\\n' 0; done", &["output_limit"]),
+        hostile("weighs", "head -c 20000000 </dev/urandom >\"$1/large\"", &["slug_limit"]),
         hostile("eats", "all=$(head -c 1000000000 /dev/zero | tr '\\0' x); echo ${#all}; exit 1", &["memory_limit"]),
     ];
     // The bomb's processes sleep: what is tried is the limit on their number, not the machine's patience. What it hits
@@ -75,6 +86,9 @@ fn hostile_builds_end_at_their_limits() {
     for wave in [&first[..], &second[..]] {
         said = std::thread::scope(|s| {
             let pushes: Vec<_> = wave.iter().map(|h| s.spawn(|| refused(&user, h))).collect();
+            if wave.len() > 1 {
+                s.spawn(|| hangs_in_its_release_phase(&user));
+            }
             pushes.into_iter().map(|p| p.join().unwrap()).collect()
         });
         only_the_neighbour(&server, 0);
