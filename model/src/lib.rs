@@ -17,6 +17,7 @@ pub mod http_policy;
 pub mod ids;
 pub mod log_line;
 pub mod names;
+pub mod path;
 pub mod placement;
 pub mod policy;
 pub mod procfile;

@@ -5,7 +5,7 @@
 pub mod parts;
 pub mod schema;
 
-use flex_controller::ports::SystemClock;
+use flex_controller::ports::{Clock, SystemClock};
 use flex_controller::{Controller, DeployEvent, Deps, GitUpdate, Settings};
 use flex_logs::{LogSettings, LogStore};
 use flex_model::{AppId, Host, HostId, HostState, Memory, Timestamp, Uuid};
@@ -49,14 +49,31 @@ impl World {
     pub async fn on(store: Arc<dyn StateStore>) -> Self {
         let dir = Arc::new(tempfile::tempdir().unwrap());
         let logs = Arc::new(LogStore::open(dir.path().join("logs"), LogSettings::default()).unwrap());
-        Self::start(dir, store, logs, Arc::default(), Arc::default()).await
+        Self::start(dir, store, logs, Arc::default(), Arc::default(), acme()).await
+    }
+
+    /// One whose certificates come from elsewhere.
+    pub async fn with_acme(acme: flex_controller::AcmeSettings) -> Self {
+        let dir = Arc::new(tempfile::tempdir().unwrap());
+        let logs = Arc::new(LogStore::open(dir.path().join("logs"), LogSettings::default()).unwrap());
+        Self::start(dir, Arc::new(flex_store::memory().unwrap()), logs, Arc::default(), Arc::default(), acme).await
+    }
+
+    /// Another control plane on the same store, which runs until the token is cancelled.
+    pub async fn beside(&self, acme: flex_controller::AcmeSettings, clock: Arc<dyn Clock>) -> CancellationToken {
+        let mut deps = deps(&self.dir, &self.store, &self.logs, &self.builders, &self.runs, self.url.clone(), acme);
+        deps.clock = clock;
+        let (other, stop) = (Controller::open(deps).await.unwrap(), CancellationToken::new());
+        let stopped = stop.clone();
+        tokio::spawn(async move { other.run_loops(stopped).await });
+        stop
     }
 
     /// The same store and directory under a new controller; `store` in place of the old one's, which may have been cut.
     pub async fn again(mut self, store: Arc<dyn StateStore>) -> Self {
         self.end().await;
         let builders = Arc::new(Builders::default());
-        Self::start(self.dir.clone(), store, self.logs.clone(), builders, Arc::default()).await
+        Self::start(self.dir.clone(), store, self.logs.clone(), builders, Arc::default(), acme()).await
     }
 
     pub async fn end(&mut self) {
@@ -73,49 +90,12 @@ impl World {
         logs: Arc<LogStore>,
         builders: Arc<Builders>,
         runs: Arc<Runs>,
+        acme: flex_controller::AcmeSettings,
     ) -> Self {
         let _ = rustls::crypto::ring::default_provider().install_default();
         let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
         let url = format!("http://{}", listener.local_addr().unwrap());
-        let settings = Settings {
-            domain: "localhost".parse().unwrap(),
-            http_port: 8080,
-            ssh_host: "localhost".into(),
-            ssh_port: 2222,
-            ssh_host_key: "ssh-ed25519 AAAA".into(),
-            api_url: url.clone(),
-            stack: "flex-1".parse().unwrap(),
-            fallback_certificate: None,
-            acme: Some(acme()),
-            version: "0".into(),
-            route_ports: 20_000..=20_009,
-            max_log_retention: flex_logs::Retention { max_bytes: 4 << 30, max_age: std::time::Duration::from_secs(365 * 86_400) },
-            runs: flex_controller::RunLimits::default(),
-            sizes: [(
-                "small".to_owned(),
-                flex_model::NamedSize { memory: Memory::from_mib(128), cpu_shares: 256, cpu_millis: Some(500) },
-            )]
-            .into(),
-        };
-        let deps = Deps {
-            store: store.clone(),
-            data_dir: dir.path().to_owned(),
-            clock: Arc::new(SystemClock),
-            builders: builders.clone(),
-            runs: runs.clone(),
-            machine: Arc::new(Checks),
-            logs: logs.clone(),
-            drains: Arc::new(
-                flex_logs::drain::Drains::new(
-                    logs.clone(),
-                    dir.path().join("drains"),
-                    Arc::new(|a| a == std::net::Ipv4Addr::LOCALHOST),
-                    None,
-                )
-                .unwrap(),
-            ),
-            settings,
-        };
+        let deps = deps(&dir, &store, &logs, &builders, &runs, url.clone(), acme);
         let controller = Controller::open(deps).await.unwrap();
         let admin = controller.bootstrap(&"admin@example.com".parse().unwrap(), true).await.unwrap();
         let host = host();
@@ -248,8 +228,59 @@ pub async fn finish(mut events: mpsc::Receiver<DeployEvent>) -> (bool, String) {
     }
 }
 
+/// What a controller of a test works with.
+fn deps(
+    dir: &TempDir,
+    store: &Arc<dyn StateStore>,
+    logs: &Arc<LogStore>,
+    builders: &Arc<Builders>,
+    runs: &Arc<Runs>,
+    url: String,
+    acme: flex_controller::AcmeSettings,
+) -> Deps {
+    let settings = Settings {
+        domain: "localhost".parse().unwrap(),
+        http_port: 8080,
+        ssh_host: "localhost".into(),
+        ssh_port: 2222,
+        ssh_host_key: "ssh-ed25519 AAAA".into(),
+        api_url: url,
+        stack: "flex-1".parse().unwrap(),
+        fallback_certificate: None,
+        acme: Some(acme),
+        version: "0".into(),
+        route_ports: 20_000..=20_009,
+        max_log_retention: flex_logs::Retention { max_bytes: 4 << 30, max_age: std::time::Duration::from_secs(365 * 86_400) },
+        runs: flex_controller::RunLimits::default(),
+        sizes: [(
+            "small".to_owned(),
+            flex_model::NamedSize { memory: Memory::from_mib(128), cpu_shares: 256, cpu_millis: Some(500) },
+        )]
+        .into(),
+    };
+    Deps {
+        store: store.clone(),
+        data_dir: dir.path().to_owned(),
+        clock: Arc::new(SystemClock),
+        builders: builders.clone(),
+        runs: runs.clone(),
+        machine: Arc::new(Checks),
+        logs: logs.clone(),
+        drains: Arc::new(
+            flex_logs::drain::Drains::new(
+                logs.clone(),
+                dir.path().join("drains"),
+                Arc::new(|a| a == std::net::Ipv4Addr::LOCALHOST),
+                None,
+            )
+            .unwrap(),
+        ),
+        settings,
+    }
+}
+
 /// An authority that is away, and a name server that is, too.
-fn acme() -> flex_controller::AcmeSettings {
+pub fn acme() -> flex_controller::AcmeSettings {
     flex_controller::AcmeSettings {
         directory: "https://127.0.0.1:1/directory".into(),
         email: None,
