@@ -16,6 +16,7 @@ mod deploy;
 mod drains;
 mod gate;
 mod history;
+mod hostnames;
 pub mod http;
 mod loops;
 mod owners;

@@ -202,6 +202,9 @@ impl Controller {
                 if port.is_none() && owner.is_none() {
                     return Err(invalid(format!("{host} is no domain of an app. Add it first: flex domains:add {host}")));
                 }
+                if host.as_str().starts_with("*.") {
+                    self.check_cover(user, app, host).await?;
+                }
                 (Match::Sni { host: host.clone(), port: *port }, owner)
             }
             Wanted::Tcp { port, tls } => {

@@ -15,7 +15,7 @@ use std::sync::Arc;
 
 /// A wrong password costs a router a third of a millisecond, and a right one is remembered: routers answer in microseconds,
 /// so this cannot be what a sign-in costs.
-const ROUNDS: NonZeroU32 = NonZeroU32::new(2000).unwrap();
+const ROUNDS: NonZeroU32 = NonZeroU32::new(Hashed::ROUNDS).unwrap();
 
 /// Pages to put in place, or with none to take away.
 pub type PageChanges = BTreeMap<PageKind, Option<String>>;
@@ -134,13 +134,31 @@ fn fields(value: &impl serde::Serialize) -> Result<Map<String, Value>, ApiError>
 fn merged(before: &HttpPolicy, changes: Map<String, Value>) -> Result<HttpPolicy, ApiError> {
     let mut whole = fields(before)?;
     patch(&mut whole, changes);
-    read(whole)
+    read(whole, before)
 }
 
-fn read(whole: Map<String, Value>) -> Result<HttpPolicy, ApiError> {
+fn read(whole: Map<String, Value>, before: &HttpPolicy) -> Result<HttpPolicy, ApiError> {
     let mut policy = HttpPolicy::read(whole).map_err(|e| invalid(format!("policy: {e}")))?;
+    check_hashes(&policy, before)?;
     seal(&mut policy);
     Ok(policy)
+}
+
+/// A hash may be given instead of a password, but routers pay for each wrong one. What is stored already stays.
+fn check_hashes(policy: &HttpPolicy, before: &HttpPolicy) -> Result<(), ApiError> {
+    let users = policy.basic_auth.on().map(|a| &a.users);
+    for (name, given) in users.into_iter().flatten().filter(|(_, p)| Hashed::is_meant(p.expose())) {
+        if before.basic_auth.on().is_some_and(|b| b.users.get(name) == Some(given)) {
+            continue;
+        }
+        if Hashed::parse(given.expose()).is_none_or(|h| h.iterations > ROUNDS.get()) {
+            return Err(invalid(format!(
+                "policy: basic_auth.users: the hash of {name} is not pbkdf2-sha256$N$SALT$HASH with 16 and 32 bytes in hexadecimal \
+                 and N of 1 to {ROUNDS}: give such a one, or the password."
+            )));
+        }
+    }
+    Ok(())
 }
 
 /// The same for a route's whole policy.
@@ -149,7 +167,7 @@ pub fn merged_policy(before: Option<&Policy>, changes: Map<String, Value>) -> Re
     patch(&mut whole, changes);
     let http = match whole.remove("http") {
         None => HttpPolicy::default(),
-        Some(Value::Object(http)) => read(http)?,
+        Some(Value::Object(http)) => read(http, &before.map(|b| b.http.clone()).unwrap_or_default())?,
         Some(_) => return Err(invalid("policy: http is an object.")),
     };
     let rest: Policy = serde_json::from_value(whole.into()).map_err(|e| invalid(format!("policy: {e}")))?;
@@ -193,6 +211,17 @@ mod tests {
         let off = merged_policy(Some(&two), map(json!({ "http": { "basic_auth": false } }))).unwrap();
         assert_eq!(off.http.basic_auth, Setting::Off);
         assert_eq!(merged_policy(Some(&two), map(json!({ "http": null, "sticky": null }))).unwrap(), Policy::default());
+        // A hash instead of a password, if it costs no more than ours do; what is stored already stays.
+        let hash_of = |rounds: u32| Hashed { iterations: rounds, salt: &"0".repeat(32), hash: &"0".repeat(64) }.to_string();
+        let user = |password: &str| map(json!({ "http": { "basic_auth": { "users": { "cara": password } } } }));
+        assert!(merged_policy(None, user(&hash_of(2000))).is_ok());
+        for given in [hash_of(2001), "pbkdf2-sha256$1$salt$hash".to_owned()] {
+            assert!(merged_policy(None, user(&given)).unwrap_err().message.contains("cara"));
+        }
+        let costly = json!({ "basic_auth": { "users": { "cara": hash_of(100_000) } } });
+        let costly = Policy { http: serde_json::from_value(costly).unwrap(), ..Policy::default() };
+        let changed = merged_policy(Some(&costly), map(json!({ "http": { "timeout_seconds": 7 } }))).unwrap();
+        assert_eq!(changed.http.basic_auth, costly.http.basic_auth);
         for (bad, why) in [
             (json!({ "http": { "timeout": 1 } }), "unknown field `timeout`"),
             (json!({ "http": { "timeout_seconds": "x" } }), "timeout_seconds"),

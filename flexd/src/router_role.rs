@@ -23,8 +23,9 @@ const STATUS_PAUSE: Duration = Duration::from_millis(50);
 const TIMEOUT: Duration = Duration::from_secs(10);
 /// Access lines on their way; beyond it they are dropped and counted.
 const ACCESS_LINES: usize = 65_536;
-/// Lines sent at once.
+/// Lines sent at once, and bytes of them: with their escapes and names well below the 4 MiB that the control plane takes.
 const BATCH: usize = 5_000;
+const BATCH_BYTES: usize = 1 << 20;
 
 /// A router of its own.
 #[derive(Debug, Args)]
@@ -266,10 +267,47 @@ impl Link {
     async fn send_lines(self, mut lines: AccessLines) {
         loop {
             let batch: Vec<(AppId, String)> = lines.batch().await;
-            for part in batch.chunks(BATCH) {
+            for part in parts(&batch) {
                 if let Err(e) = self.post("/router/lines", &serde_json::json!({ "lines": part })).await {
                     tracing::warn!(error = e, lines = part.len(), "access lines are lost");
                 }
+            }
+        }
+    }
+}
+
+/// A batch in parts that the control plane takes. A line is never cut: it is a few KiB at most.
+fn parts(batch: &[(AppId, String)]) -> impl Iterator<Item = &[(AppId, String)]> {
+    let mut rest = batch;
+    std::iter::from_fn(move || {
+        let mut bytes = 0;
+        let fits = |(at, (_, text)): &(usize, &(AppId, String))| {
+            bytes += text.len();
+            *at == 0 || *at < BATCH && bytes <= BATCH_BYTES
+        };
+        let n = rest.iter().enumerate().take_while(fits).count();
+        let (part, left) = rest.split_at(n);
+        rest = left;
+        (n > 0).then_some(part)
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn lines_go_in_parts_that_are_taken() {
+        let line = |text: String| (AppId(flex_model::Uuid::nil()), text);
+        // As long as lines get, each byte of them written as two.
+        let long: Vec<_> = (0..BATCH).map(|_| line("\"".repeat(6 << 10))).collect();
+        let short: Vec<_> = (0..2 * BATCH + 1).map(|n| line(n.to_string())).collect();
+        for (batch, least) in [(long, 30), (short, 3), (vec![line("x".repeat(2 * BATCH_BYTES))], 1), (vec![], 0)] {
+            let all: Vec<_> = parts(&batch).collect();
+            assert_eq!(all.concat(), batch);
+            assert_eq!(all.len(), least, "{:?}", all.iter().map(|p| p.len()).collect::<Vec<_>>());
+            for part in all.iter().filter(|p| p.len() > 1) {
+                assert!(serde_json::json!({ "lines": part }).to_string().len() < 4 << 20);
             }
         }
     }

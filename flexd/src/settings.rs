@@ -199,6 +199,7 @@ struct LimitsFile {
     head_bytes: Option<usize>,
     udp_sessions: Option<usize>,
     quic_unproven: Option<usize>,
+    compressed_answers: Option<usize>,
     metrics_apps: Option<usize>,
     /// Seconds that a request's head may take.
     head_seconds: Option<u64>,
@@ -216,6 +217,7 @@ impl LimitsFile {
             ("head_bytes", self.head_bytes, &mut limits.head_bytes),
             ("udp_sessions", self.udp_sessions, &mut limits.udp_sessions),
             ("quic_unproven", self.quic_unproven, &mut limits.quic_unproven),
+            ("compressed_answers", self.compressed_answers, &mut limits.compressed_answers),
             ("metrics_apps", self.metrics_apps, &mut limits.metrics_apps),
         ] {
             match given {

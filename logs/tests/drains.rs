@@ -309,7 +309,7 @@ impl Receiver {
 }
 
 /// How many lines the message says are missing.
-fn overflow(message: &String) -> Option<u64> {
+fn overflow(message: &str) -> Option<u64> {
     let (_, rest) = message.split_once("Error L10 (output buffer overflow): ")?;
     rest.split_once(" messages dropped since ")?.0.parse().ok()
 }
@@ -386,14 +386,14 @@ async fn a_drain_that_hangs_slows_nobody_and_is_told_what_it_missed() {
     receiver.hang.store(false, Ordering::SeqCst);
     let arrived = || {
         let messages = receiver.messages.lock().unwrap();
-        let dropped: u64 = messages.iter().filter_map(overflow).sum();
+        let dropped: u64 = messages.iter().filter_map(|m| overflow(m)).sum();
         let counters: BTreeSet<&str> =
             messages.iter().filter_map(|m| m.split_once("counter ")?.1.trim().split(' ').next()).collect();
         (dropped, counters.len() as u64)
     };
     until("every line arrived or was told of", || arrived().0 + arrived().1 == total).await;
     assert!(arrived().0 > 0, "retention took nothing: the test shows nothing");
-    assert_eq!(receiver.messages.lock().unwrap().iter().filter_map(overflow).count(), 1);
+    assert_eq!(receiver.messages.lock().unwrap().iter().filter_map(|m| overflow(m)).count(), 1);
 }
 
 #[tokio::test]
@@ -443,7 +443,7 @@ async fn what_a_dead_receiver_missed_is_counted_when_it_is_told() {
     let receiver = Receiver::serve(&certs, socket.listen(16).unwrap());
     until("it got on", || status(&drains).sent > 0 && receiver.counters().contains(&(total - 1))).await;
     let messages = receiver.messages.lock().unwrap().clone();
-    let told: Vec<u64> = messages.iter().filter_map(overflow).collect();
+    let told: Vec<u64> = messages.iter().filter_map(|m| overflow(m)).collect();
     assert_eq!(told.len(), 1, "{told:?}");
     until("it is counted", || status(&drains).dropped == told[0]).await;
     assert_eq!(told[0] + receiver.counters().len() as u64, total);

@@ -226,6 +226,13 @@ pub struct Hashed<'a> {
 
 impl<'a> Hashed<'a> {
     const SCHEME: &'static str = "pbkdf2-sha256$";
+    /// What a hash may cost whoever verifies it: a third of a millisecond for each wrong password.
+    pub const ROUNDS: u32 = 2000;
+
+    /// Whether it says of itself that it is a hash.
+    pub fn is_meant(text: &str) -> bool {
+        text.starts_with(Self::SCHEME)
+    }
 
     /// None: it is no hash, so a password in the clear.
     pub fn parse(text: &'a str) -> Option<Self> {
@@ -273,6 +280,18 @@ impl HttpPolicy {
             compress: self.compress.over(below.compress),
             headers,
         }
+    }
+
+    /// Whether whoever comes in by these rules could come in by the other's too, as far as that can be told without asking:
+    /// each rule of the other's about who comes in and how often is the same here.
+    pub fn guards_as_much_as(&self, other: &Self) -> bool {
+        fn same<T: PartialEq>(ours: &Setting<T>, theirs: &Setting<T>) -> bool {
+            theirs.on().is_none() || ours == theirs
+        }
+        same(&self.basic_auth, &other.basic_auth)
+            && same(&self.allow, &other.allow)
+            && same(&self.deny, &other.deny)
+            && same(&self.rate_limit, &other.rate_limit)
     }
 
     /// Reads a policy, and names the field that is wrong.

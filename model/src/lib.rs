@@ -18,6 +18,7 @@ pub mod ids;
 pub mod log_line;
 pub mod log_text;
 pub mod names;
+pub mod path;
 pub mod placement;
 pub mod policy;
 pub mod procfile;

@@ -84,6 +84,26 @@ impl ProcessType {
     }
 }
 
+impl DomainName {
+    /// Whether requests at `name` come here where nothing more special takes them: it is this name, or this is a wildcard
+    /// above it.
+    pub fn covers(&self, name: &Self) -> bool {
+        let below = self.0.strip_prefix('*').is_some_and(|suffix| name.0.strip_prefix("*.").unwrap_or(&name.0).ends_with(suffix));
+        below || self == name
+    }
+
+    /// The wildcards that cover it, the most special first.
+    pub fn wildcards(&self) -> impl Iterator<Item = Self> {
+        let bare = self.0.strip_prefix("*.").unwrap_or(&self.0);
+        bare.match_indices('.').map(|(at, _)| Self(format!("*{}", &bare[at..])))
+    }
+
+    /// How many labels there are, the `*` of a wildcard not among them.
+    pub fn labels(&self) -> usize {
+        self.0.split('.').filter(|l| *l != "*").count()
+    }
+}
+
 impl CommitId {
     /// The first seven digits, as people quote commits.
     pub fn short(&self) -> &str {
@@ -177,6 +197,22 @@ mod tests {
         for bad in ["", "*.", "1.2.3.4", "a..b", "-a.b", "http://a.b", "a.b:80", "a.*.b", "a b.c"] {
             assert!(bad.parse::<DomainName>().is_err(), "{bad}");
         }
+    }
+
+    #[test]
+    fn wildcards_cover_what_is_below_them() {
+        let name = |s: &str| s.parse::<DomainName>().unwrap();
+        let covers = |a: &str, b: &str| name(a).covers(&name(b));
+        assert!(
+            covers("*.shop.test", "www.shop.test") && covers("*.shop.test", "a.b.shop.test") && covers("*.test", "*.shop.test")
+        );
+        assert!(covers("*.example.com", "apps.example.com"));
+        assert!(covers("*.shop.test", "*.shop.test") && covers("a.test", "a.test"));
+        assert!(!covers("*.shop.test", "shop.test") && !covers("*.shop.test", "*.test") && !covers("*.shop.test", "myshop.test"));
+        let above: Vec<_> = name("a.b.test").wildcards().map(|n| n.to_string()).collect();
+        assert_eq!(above, ["*.b.test", "*.test"]);
+        assert_eq!(name("*.b.test").wildcards().next(), Some(name("*.test")));
+        assert_eq!((name("*.com").labels(), name("a.b.c").labels()), (1, 3));
     }
 
     #[test]

@@ -4,7 +4,7 @@
 //! it was meant; a field whose absence would be dangerous raises [`TABLE_FORMAT`].
 
 use crate::http_policy::Pages;
-use crate::{AppId, AppName, DomainName, InstanceId, Invalid, Policy, ProcessType, RouteId, Secret};
+use crate::{AppId, AppName, DomainName, InstanceId, Invalid, Policy, ProcessType, RouteId, Secret, path};
 use serde::{Deserialize, Deserializer, Serialize};
 use std::{
     cmp::Ordering,
@@ -220,8 +220,8 @@ impl fmt::Display for Match {
     }
 }
 
-/// The beginning of a path, whole segments: `/api` is for `/api` and `/api/x`, not for `/apis`. Compared byte for byte with
-/// what the client sent, before any `?`.
+/// The beginning of a path, whole segments: `/api` is for `/api` and `/api/x`, not for `/apis`. It is in the form that
+/// [`path::normal`] gives, and compared with that form of what the client sent before any `?`.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize)]
 #[serde(transparent)]
 pub struct PathPrefix(String);
@@ -242,6 +242,11 @@ impl PathPrefix {
     /// Whether `path` begins with it.
     pub fn covers(&self, path: &str) -> bool {
         self.is_root() || path.strip_prefix(&*self.0).is_some_and(|rest| rest.is_empty() || rest.starts_with('/'))
+    }
+
+    /// The same for programs to which `/API` is `/api`.
+    pub fn covers_in_any_case(&self, path: &str) -> bool {
+        path::begins_in_any_case(path, if self.is_root() { "" } else { &self.0 })
     }
 }
 
@@ -273,7 +278,9 @@ impl FromStr for PathPrefix {
         if trimmed.split('/').skip(1).any(|segment| matches!(segment, "" | "." | "..")) {
             return Err(bad("leave out empty segments, . and .."));
         }
-        Ok(if trimmed.is_empty() { Self::default() } else { Self(trimmed.to_owned()) })
+        let normal = path::normal(trimmed);
+        let normal = normal.trim_end_matches('/');
+        Ok(if normal.is_empty() { Self::default() } else { Self(normal.to_owned()) })
     }
 }
 
@@ -449,6 +456,9 @@ mod tests {
         assert_eq!(prefix("/api/").as_str(), "/api");
         assert!(prefix("///").is_root() && prefix("/").covers("/x"));
         assert!(prefix("/api").covers("/api") && prefix("/api").covers("/api/x") && !prefix("/api").covers("/apis"));
+        // Written in another way, it is the same place.
+        assert_eq!(prefix("/%61dmin;x/caf%c3%a9").as_str(), "/admin/caf%C3%A9");
+        assert!(prefix("/api").covers_in_any_case("/API/x") && !prefix("/api").covers_in_any_case("/APIs"));
         for bad in ["", "api", "/a b", "/a?b", "/a//b", "/../a", "/a/.", "/é"] {
             assert!(bad.parse::<PathPrefix>().is_err(), "{bad}");
         }

@@ -1,7 +1,7 @@
 //! Which route of a table a request takes, by the rules that routers follow, for people who ask why. Routers have a form of
 //! the table that is made for speed; a test of theirs holds it against this one.
 
-use crate::{AppId, AppRoute, DomainName, Match, PathPrefix, Route, RouteTable};
+use crate::{AppId, AppRoute, DomainName, HttpPolicy, Match, PathPrefix, Route, RouteTable, path};
 use std::sync::Arc;
 
 /// What a table has for a host and a path.
@@ -17,26 +17,50 @@ pub struct Found<'a> {
     pub others: Vec<AppId>,
 }
 
+impl Found<'_> {
+    fn guards_as_much_as(&self, other: &Self) -> bool {
+        let none = HttpPolicy::default();
+        let http = |f: &Self| {
+            let policy = f.route.map_or(&f.app.policy, |r| &r.policy);
+            policy.as_ref().map_or_else(|| none.clone(), |p| p.http.clone())
+        };
+        http(self).guards_as_much_as(&http(other))
+    }
+}
+
 impl RouteTable {
     /// The route of a request by host (lower case, no port) and path (without what follows `?`): at the exact name, else at
-    /// the wildcard with the longest suffix; there the longest path, and of several apps that claim it the lowest id.
+    /// the wildcard with the longest suffix; there the longest path, and of several apps that claim it the lowest id. A path
+    /// that programs read in different ways takes the route of the normal reading, unless another one's asks more of a client;
+    /// none where each asks something else.
     pub fn find(&self, host: &str, path: &str) -> Option<Found<'_>> {
+        let readings = path::readings(path);
+        let found = |in_any_case| readings.iter().filter_map(move |path| self.nearest(host, path, in_any_case));
+        let mut candidates: Vec<Found<'_>> = found(false).collect();
+        if let Some(longest) = candidates.iter().map(|f| f.path.as_str().len()).max() {
+            candidates.extend(found(true).filter(|f| f.path.as_str().len() > longest));
+        }
+        let strictest = candidates.iter().position(|a| candidates.iter().all(|b| a.guards_as_much_as(b)))?;
+        Some(candidates.swap_remove(strictest))
+    }
+
+    fn nearest(&self, host: &str, path: &str, in_any_case: bool) -> Option<Found<'_>> {
         let mut rest = host;
         let wildcards = std::iter::from_fn(|| {
             let (_, suffix) = rest.split_once('.')?;
             rest = suffix;
             Some(format!("*.{suffix}"))
         });
-        std::iter::once(host.to_owned()).chain(wildcards).find_map(|name| self.at(&name, path))
+        std::iter::once(host.to_owned()).chain(wildcards).find_map(|name| self.at(&name, path, in_any_case))
     }
 
-    fn at(&self, name: &str, path: &str) -> Option<Found<'_>> {
+    fn at(&self, name: &str, path: &str, in_any_case: bool) -> Option<Found<'_>> {
         let mut claims: Vec<(&Arc<AppRoute>, Option<&Route>, PathPrefix)> = Vec::new();
         for app in &self.apps {
             for route in &app.routes {
                 if let Match::Http { host, path: prefix } = &route.matches
                     && host.as_str() == name
-                    && prefix.covers(path)
+                    && if in_any_case { prefix.covers_in_any_case(path) } else { prefix.covers(path) }
                 {
                     claims.push((app, Some(route), prefix.clone()));
                 }
@@ -91,5 +115,6 @@ mod tests {
         assert_eq!(find("x.b.wild.test", "/only"), Some((2, true, "*.b.wild.test/only".into(), 0)));
         assert_eq!(find("x.b.wild.test", "/"), Some((1, false, "*.wild.test/".into(), 0)));
         assert_eq!(find("wild.test", "/"), None);
+        assert_eq!(find("a.test", "//x/../%61pi/y"), Some((1, true, "a.test/api".into(), 0)));
     }
 }

@@ -28,20 +28,38 @@ pub struct AccessLines(Arc<Queue>);
 
 #[derive(Debug)]
 struct Queue {
-    lines: Mutex<Vec<(AppId, String)>>,
+    lines: Mutex<Lines>,
     limit: usize,
+    /// Of all texts.
+    limit_bytes: usize,
     /// Told when the queue is no longer empty.
     some: Notify,
     dropped: AtomicU64,
 }
 
+#[derive(Debug, Default)]
+struct Lines {
+    all: Vec<(AppId, String)>,
+    bytes: usize,
+}
+
+/// Room for a line: of most, more than they need, so that a queue is full by its lines; clients that make long ones fill it by
+/// its bytes.
+const LINE: usize = 512;
+
 /// How long a batch gathers. Readers are people and files: neither minds.
 const GATHER: Duration = Duration::from_millis(20);
 
 impl AccessQueue {
-    /// The sink, and the end to read from. `lines` is how many may wait.
+    /// The sink, and the end to read from. `lines` is how many may wait, at half a KiB each: fewer where they are longer.
     pub fn new(lines: usize) -> (Self, AccessLines) {
-        let queue = Arc::new(Queue { lines: Mutex::default(), limit: lines, some: Notify::new(), dropped: AtomicU64::new(0) });
+        let queue = Arc::new(Queue {
+            lines: Mutex::default(),
+            limit: lines,
+            limit_bytes: lines.saturating_mul(LINE),
+            some: Notify::new(),
+            dropped: AtomicU64::new(0),
+        });
         (Self(queue.clone()), AccessLines(queue))
     }
 
@@ -55,11 +73,11 @@ impl AccessLines {
     /// The lines that came since the last call, oldest first; waits for at least one. Safe to cancel: nothing is lost.
     pub async fn batch(&mut self) -> Vec<(AppId, String)> {
         loop {
-            if self.0.lock().is_empty() {
+            if self.0.lock().all.is_empty() {
                 self.0.some.notified().await;
             }
             tokio::time::sleep(GATHER).await;
-            let lines = std::mem::take(&mut *self.0.lock());
+            let lines = std::mem::take(&mut *self.0.lock()).all;
             if !lines.is_empty() {
                 return lines;
             }
@@ -68,7 +86,7 @@ impl AccessLines {
 }
 
 impl Queue {
-    fn lock(&self) -> MutexGuard<'_, Vec<(AppId, String)>> {
+    fn lock(&self) -> MutexGuard<'_, Lines> {
         self.lines.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
@@ -77,13 +95,14 @@ impl AccessSink for AccessQueue {
     /// Holds a lock for as long as it takes to push a pointer.
     fn line(&self, app: AppId, text: String) {
         let mut lines = self.0.lock();
-        if lines.len() >= self.0.limit {
+        if lines.all.len() >= self.0.limit || lines.bytes + text.len() > self.0.limit_bytes {
             drop(lines);
             self.0.dropped.fetch_add(1, Relaxed);
             return;
         }
-        lines.push((app, text));
-        let first = lines.len() == 1;
+        lines.bytes += text.len();
+        lines.all.push((app, text));
+        let first = lines.all.len() == 1;
         drop(lines);
         if first {
             self.0.some.notify_one();
@@ -216,10 +235,20 @@ mod tests {
         assert_eq!(queue.dropped(), 3);
         let texts: Vec<String> = lines.batch().await.into_iter().map(|(_, text)| text).collect();
         assert_eq!(texts, ["0", "1"]);
+        // Long lines are fewer.
+        for n in 0..3 {
+            queue.line(AppId(flex_model::Uuid::nil()), "x".repeat(500 + n));
+        }
+        assert_eq!((queue.dropped(), lines.batch().await.len()), (4, 2));
+        let long = AccessQueue::new(4).0;
+        for _ in 0..4 {
+            long.line(AppId(flex_model::Uuid::nil()), "x".repeat(1000));
+        }
+        assert_eq!(long.dropped(), 2);
         let late = queue.clone();
         let reader = tokio::spawn(async move { lines.batch().await.len() });
         late.line(AppId(flex_model::Uuid::nil()), "x".into());
         assert_eq!(reader.await.unwrap(), 1);
-        assert_eq!(queue.dropped(), 3);
+        assert_eq!(queue.dropped(), 4);
     }
 }

@@ -10,7 +10,7 @@ use crate::{
         scan::{Scan, Scanner},
     },
     h2,
-    io::{Guard, Io},
+    io::{Ahead, Guard, Io},
     l4,
     metrics::{Counters, Limit},
     proxy_protocol::{self, Origin, Tlv},
@@ -36,6 +36,10 @@ const LINGER: Duration = Duration::from_secs(2);
 const LINGER_BYTES: usize = 1 << 20;
 /// What a client may send ahead of the answer before it is no longer read.
 const AHEAD: usize = 64 << 10;
+
+/// Which rules hold for it depends on how its path is read.
+const UNCLEAR: Refusal =
+    Refusal::Bad("The path can be read in several ways, and different rules hold for them: write it plainly.");
 
 pub(crate) struct Conn<'a, S> {
     pub(crate) worker: &'a Worker,
@@ -150,18 +154,21 @@ pub(crate) async fn serve_tls(worker: &Rc<Worker>, mut stream: TcpStream, peer: 
     let Some(origin) = worker.origin(&mut stream, peer, local).await else { return };
     let guard = watched.guard.clone();
     guard.arm(worker.shared.settings.timeouts.handshake);
-    if !worker.shared.routes.l4.load().names.is_empty()
-        && let Some(name) = Box::pin(tls::asked_for(&guard, &stream)).await
-        && worker.shared.routes.l4.load().names.find(&name).is_some()
-    {
-        if let Ok(stream) = stream.into_std() {
-            let _ = worker.shared.pass.send(l4::Passed { stream, origin, port: local.port(), name });
+    let mut ahead = Vec::new();
+    if !worker.shared.routes.l4.load().names.is_empty() {
+        let Some(name) = Box::pin(tls::asked_for(&guard, &stream, &mut ahead)).await else {
+            return Counters::add(&worker.counters.tls_failed, 1);
+        };
+        if let Some(name) = name.filter(|n| worker.shared.routes.passes(n)) {
+            if let Ok(stream) = stream.into_std() {
+                let _ = worker.shared.pass.send(l4::Passed { stream, origin, port: local.port(), name, ahead });
+            }
+            return;
         }
-        return;
     }
     let mut meeting = Meeting::new(worker, origin, "https", "");
     // Boxed, so that a connection that is past its handshake does not hold the room for one.
-    let Some(stream) = Box::pin(tls::accept(worker, &guard, stream)).await else {
+    let Some(stream) = Box::pin(tls::accept(worker, &guard, Ahead::new(ahead, stream))).await else {
         return Counters::add(&worker.counters.tls_failed, 1);
     };
     let session = stream.get_ref().1;
@@ -364,6 +371,9 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Conn<'_, S> {
         let app = self.worker.find(&request);
         match app {
             Some(app) => exchange::run(self, request, app, self.meeting.protocol, None).await,
+            None if self.worker.shared.routes.is_unclear(&request.host, request.path()) => {
+                self.refuse(UNCLEAR, request.prefer, request.head_only).await
+            }
             None => {
                 let keep =
                     request.keep_alive && request.framing == Framing::None && !request.http10 && !self.worker.draining.get();

@@ -16,7 +16,7 @@ use crate::{
     sending::{Answer, Broken, Sending},
     shared::Place,
     stats::Counted,
-    table::App,
+    table::{App, Lease},
     upstream::{NoUpstream, Upstream, Wire},
 };
 use flex_model::{AppId, AppState, InstanceProtocol, LineForm};
@@ -110,7 +110,10 @@ pub(crate) async fn run<S: AsyncRead + AsyncWrite + Unpin>(
     };
     let verdict = match refused {
         Some(code) => Verdict::Refuse(code),
-        None => app.gate.clone().map_or(Verdict::Pass, |gate| exchange.ask(gate)),
+        None => match app.gate.clone() {
+            None => Verdict::Pass,
+            Some(gate) => exchange.ask(gate).await,
+        },
     };
     // An app that answers slowly must not take every connection from the others.
     let (of_app, most) = (app.clone(), exchange.conn.worker.shared.settings.limits.requests_per_app);
@@ -211,10 +214,15 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Exchange<'_, '_, S> {
         if self.conn.send(&page).await && keep { After::Reuse } else { After::Linger }
     }
 
-    fn ask(&mut self, gate: Arc<Gate>) -> Verdict {
+    async fn ask(&mut self, gate: Arc<Gate>) -> Verdict {
         let (worker, request) = (self.conn.worker, &self.request);
         let shared = &worker.shared;
-        let (verdict, extra) = gate.judge(request, &shared.settings, shared.https_port, &shared.buckets, worker.now_ms());
+        let (mut verdict, mut extra) = gate.judge(request, &shared.settings, shared.https_port, &shared.buckets, worker.now_ms());
+        if let Some(check) = extra.check.take()
+            && !Box::pin(check.verify()).await
+        {
+            verdict = gate.ask_for_password(&mut extra);
+        }
         (self.gate, self.extra) = (Some(gate), extra);
         verdict
     }
@@ -357,11 +365,10 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Exchange<'_, '_, S> {
         let ms = Duration::from_millis(until.saturating_sub(worker.now_ms()));
         self.conn.guard.arm(ms);
         let mut changes = worker.shared.changes.subscribe();
-        let (mut freed, mut changed) = (pin!(app.waiting.freed.notified()), pin!(changes.changed()));
+        let (mut freed, mut changed) = (pin!(app.freed.notified()), pin!(changes.changed()));
         // Listening first, looking second: a place that became free in between is seen.
         freed.as_mut().enable();
-        let open = |b: &Arc<crate::table::Backend>| app.policy.max_per_instance.is_none_or(|most| b.in_flight() < most);
-        if !app.backends.iter().any(open) {
+        if !app.has_room() {
             poll_fn(|cx| {
                 if self.conn.guard.poll_expired(cx) {
                     return Poll::Ready(Err(Code::RequestTimeout));
@@ -392,7 +399,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Exchange<'_, '_, S> {
         match wire {
             Wire::One(io) => {
                 let greeting = alone.map_or_else(Vec::new, |v| self.conn.proxy_header(v, &self.request.request_id));
-                let (attempt, keep) = self.attempt_on(&io, greeting, reused, false).await;
+                let (attempt, keep) = self.attempt_on(&io, (app, &lease), greeting, reused, false).await;
                 if keep && alone.is_none() {
                     let (worker, limits) = (self.conn.worker, &self.conn.worker.shared.settings.limits);
                     worker.pool.borrow_mut().put(&lease.backend, io, worker.now_ms(), limits.idle_per_instance);
@@ -401,7 +408,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Exchange<'_, '_, S> {
             }
             // Boxed, so that requests over HTTP/1.1 do not hold the room for one.
             Wire::Two(io) => {
-                let (attempt, keep) = Box::pin(self.attempt_on(&io, Vec::new(), reused, true)).await;
+                let (attempt, keep) = Box::pin(self.attempt_on(&io, (app, &lease), Vec::new(), reused, true)).await;
                 match attempt {
                     Attempt::Done(_) if keep => io.into_inner().finish(),
                     Attempt::Failed(Code::RequestTimeout) => io.into_inner().late(),
@@ -412,8 +419,15 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Exchange<'_, '_, S> {
         }
     }
 
-    /// One attempt on a connection, and whether that may be kept. `record`: keep content that can be sent again.
-    async fn attempt_on<U>(&mut self, io: &Io<U>, greeting: Vec<u8>, reused: bool, record: bool) -> (Attempt, bool)
+    /// One attempt on a connection `to` an instance, and whether that may be kept. `record`: keep content that can be sent again.
+    async fn attempt_on<U>(
+        &mut self,
+        io: &Io<U>,
+        to: (&App, &Lease),
+        greeting: Vec<u8>,
+        reused: bool,
+        record: bool,
+    ) -> (Attempt, bool)
     where
         U: AsyncRead + AsyncWrite + Unpin,
     {
@@ -436,7 +450,12 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Exchange<'_, '_, S> {
                     let again = sending.put_back(&mut self.conn.buf);
                     return if again { (Attempt::Again, false) } else { failed(Code::ClosedWithoutResponse) };
                 }
-                Err(broken) => return failed(broken.code()),
+                Err(broken) => {
+                    if matches!(broken, Broken::Closed) && answer.untouched() && !reused {
+                        self.conn.worker.was_silent(to.0, &to.1.backend);
+                    }
+                    return failed(broken.code());
+                }
             };
             let limit = self.conn.worker.shared.settings.limits.headers;
             let mut response = match response::parse(&answer.buf[..n], limit, &self.request) {
@@ -448,6 +467,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Exchange<'_, '_, S> {
             }
             answer.next(n);
             if response.status >= 200 || response.status == 101 {
+                to.1.backend.answered();
                 break response;
             }
             if answer.interim > MAX_INTERIM {
@@ -534,8 +554,13 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Exchange<'_, '_, S> {
         let (request, worker) = (&self.request, self.conn.worker);
         let coding = match &self.gate {
             None => None,
-            Some(gate) => gate.shape(request, &mut response, &self.extra),
+            Some(gate) => gate.shape(request, &mut response, &self.extra, || {
+                let (shared, most) = (&worker.shared, worker.shared.settings.limits.compressed_answers);
+                Place::take(&shared.compressing, most).or_else(|| worker.counters.hit(Limit::CompressedAnswers, None))
+            }),
         };
+        // Given back when the answer is over.
+        let (coding, _room) = coding.unzip();
         let open_ended = coding.is_some() || matches!(response.framing, Framing::Chunked | Framing::Close);
         let chunked = open_ended && !request.http10;
         // An upgrade that was refused leaves it open what the client's further bytes were meant to be.

@@ -106,7 +106,8 @@ impl Metrics {
             .sample(&[("limit", Limit::HeadBytes.name())], limits.head_bytes as f64)
             .sample(&[("limit", Limit::HeadTime.name())], seconds(timeouts.head))
             .sample(&[("limit", Limit::UdpSessions.name())], limits.udp_sessions as f64)
-            .sample(&[("limit", Limit::QuicUnproven.name())], limits.quic_unproven as f64);
+            .sample(&[("limit", Limit::QuicUnproven.name())], limits.quic_unproven as f64)
+            .sample(&[("limit", Limit::CompressedAnswers.name())], limits.compressed_answers as f64);
     }
 }
 

@@ -15,6 +15,7 @@ mod codes;
 mod conn;
 mod exchange;
 mod expose;
+mod find;
 mod h1;
 mod h2;
 mod h3;
@@ -36,6 +37,7 @@ mod sticky;
 mod table;
 mod tls;
 mod upstream;
+mod waiting;
 mod worker;
 
 pub use access::{AccessLines, AccessQueue, AccessSink};

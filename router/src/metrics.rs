@@ -77,10 +77,11 @@ pub(crate) enum Limit {
     RequestsPerApp,
     Http3Flood,
     QuicUnproven,
+    CompressedAnswers,
 }
 
 impl Limit {
-    pub(crate) const ALL: [Self; 12] = [
+    pub(crate) const ALL: [Self; 13] = [
         Self::Connections,
         Self::Held,
         Self::HeldPerApp,
@@ -93,6 +94,7 @@ impl Limit {
         Self::RequestsPerApp,
         Self::Http3Flood,
         Self::QuicUnproven,
+        Self::CompressedAnswers,
     ];
 
     /// The value of the metric's label.
@@ -110,6 +112,7 @@ impl Limit {
             Self::RequestsPerApp => "requests_per_app",
             Self::Http3Flood => "http3_flood",
             Self::QuicUnproven => "quic_unproven",
+            Self::CompressedAnswers => "compressed_answers",
         }
     }
 }

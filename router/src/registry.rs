@@ -5,7 +5,8 @@
 //! which they came; an instance is retired only after no route leads to it any more.
 
 use crate::policy::Gate;
-use crate::table::{App, Backend, Changes, Entry, Host, L4, PortRoutes, Route, Routes, Waiting};
+use crate::table::{App, Backend, Changes, Entry, Host, L4, PortRoutes, Route, Routes};
+use crate::waiting::Waiting;
 use flex_model::{AppId, AppRoute, AppState, InstanceId, Match, Policy, RouteId, RouteProblem, RouteTable, Target, policy};
 use std::{
     collections::{BTreeMap, BTreeSet, HashMap},
@@ -191,16 +192,19 @@ impl Registry {
         };
         // Maintenance is of the whole app.
         let state = if app.state == AppState::Maintenance { app.state } else { state };
+        // Of an app that was gone and is back, requests may be under way still.
+        let known = || backends.iter().find_map(|b| self.backends.get(&(b.instance, b.address))).map(|b| b.waiting.clone());
+        let waiting = self.waiting.entry(app.app).or_insert_with(|| known().unwrap_or_default()).clone();
         let backends = backends.iter().map(|b| {
             let backend = self.backends.entry((b.instance, b.address)).or_insert_with(|| {
                 self.next_serial += 1;
-                Arc::new(Backend::new(b, self.next_serial))
+                Arc::new(Backend::new(b, self.next_serial, waiting.clone()))
             });
             backend.revive();
             backend.clone()
         });
         let backends = backends.collect();
-        let waiting = self.waiting.entry(app.app).or_default().clone();
+        let freed = waiting.queue((target.process.clone(), target.version, policy.max_per_instance));
         Arc::new(App {
             id: app.app,
             name: app.name.as_str().into(),
@@ -209,6 +213,7 @@ impl Registry {
             state,
             backends,
             waiting,
+            freed,
             policy: policy.clone(),
             gate: gate.cloned(),
             turn: AtomicUsize::new(0),

@@ -130,6 +130,132 @@ fn failures_back_off_and_a_success_forgives() {
 }
 
 #[test]
+fn silence_in_a_row_backs_off_and_an_answer_forgives() {
+    let (_, routes) = applied(vec![app(7, &["a.b"])]);
+    let backend = routes.find("a.b", "/").unwrap().choose(0).unwrap().backends[0].clone();
+    let second = Duration::from_secs(1);
+    assert!(!backend.was_silent(0, second) && !backend.was_silent(0, second));
+    // An answer between them: it was the request.
+    backend.answered();
+    assert!(!backend.was_silent(0, second) && !backend.was_silent(0, second) && !backend.is_out(0));
+    assert!(backend.was_silent(0, second) && !backend.was_silent(10, second));
+    // That connections are made is no news.
+    backend.succeeded();
+    assert!(backend.is_out(999) && !backend.is_out(1000));
+    assert!(backend.was_silent(1000, second));
+    assert!(backend.is_out(2999) && !backend.is_out(3000));
+    backend.answered();
+    assert!(!backend.is_out(1500) && !backend.was_silent(1500, second));
+    // The one does not forgive the other.
+    backend.failed(4000, second);
+    backend.answered();
+    assert!(backend.is_out(4500));
+}
+
+#[test]
+fn places_are_told_to_each_queue_of_the_app() {
+    use std::{
+        future::Future as _,
+        pin::pin,
+        task::{Context, Waker},
+    };
+    let limited = |most| Some(Arc::new(Policy { max_per_instance: most, ..Policy::default() }));
+    let with = |route: flex_model::Route, policy| flex_model::Route { policy, ..route };
+    let all = || {
+        vec![
+            with(http(1, "a.b", "/one", vec![to("web", 1)]), limited(Some(1))),
+            with(http(2, "a.b", "/five", vec![to("web", 1)]), limited(Some(5))),
+            with(http(3, "a.b", "/any", vec![to("web", 1)]), None),
+            with(http(4, "a.b", "/api", vec![to("api", 1)]), limited(Some(1))),
+        ]
+    };
+    let table = |n| RouteTable::new(n, [AppRoute { routes: all(), ..app(7, &["a.b"]) }]);
+    let (mut registry, routes) = (Registry::default(), Routes::default());
+    registry.apply(&routes, &Arc::new(table(1)));
+    let (dirty, at) = (Arc::new(Dirty::default()), |path: &str| routes.find("a.b", path).unwrap().choose(0).unwrap().clone());
+    let (one, five, any, api) = (at("/one"), at("/five"), at("/any"), at("/api"));
+    let lease = Lease::take(&any, &any.backends[0], &dirty).unwrap();
+    assert!(!one.has_room() && five.has_room() && any.has_room() && !api.has_room());
+    let _waits = crate::shared::Place::take(&one.waiting.queued, 9).unwrap();
+    let (mut api_waits, mut one_waits) = (pin!(api.freed.notified()), pin!(one.freed.notified()));
+    api_waits.as_mut().enable();
+    one_waits.as_mut().enable();
+    // A newer table has the same queues.
+    registry.apply(&routes, &Arc::new(table(2)));
+    assert!(Arc::ptr_eq(&at("/one").freed, &one.freed) && !Arc::ptr_eq(&one.freed, &five.freed));
+    drop(lease);
+    assert!(one_waits.as_mut().poll(&mut Context::from_waker(Waker::noop())).is_ready() && one.has_room());
+}
+
+/// Password, address or rate: what a route asks of a client cannot be got round by writing its path in another way.
+#[test]
+fn a_path_is_chosen_by_as_whoever_reads_it() {
+    let guarded = |n, path: &str, rules: serde_json::Value| {
+        let serde_json::Value::Object(rules) = rules else { panic!("no object") };
+        let http_policy = flex_model::HttpPolicy::read(rules).unwrap();
+        let policy = Some(Arc::new(Policy { http: http_policy, ..Policy::default() }));
+        flex_model::Route { policy, ..http(n, "a.b", path, vec![to("web", 1)]) }
+    };
+    let allow = || serde_json::json!({ "allow": ["10.0.0.0/8"] });
+    let both = serde_json::json!({ "allow": ["10.0.0.0/8"], "rate_limit": { "requests": 1 } });
+    let routes = vec![
+        guarded(1, "/admin", allow()),
+        guarded(2, "/admin/deep", both),
+        guarded(3, "/slow", serde_json::json!({ "rate_limit": { "requests": 9 } })),
+        http(4, "a.b", "/api", vec![to("web", 1)]),
+        guarded(5, "/caf%c3%a9", allow()),
+    ];
+    let (_, found) = applied(vec![AppRoute { routes, ..app(1, &["a.b", "*.b"]) }, app(2, &["c.d"])]);
+    let at = |path: &str| found.find("a.b", path).map(|r| r.id.map_or(0, |r| r.0.as_u128()));
+    for (path, id) in [
+        ("/", 0),
+        ("/admin", 1),
+        ("/admins", 0),
+        ("/%61dmin", 1),
+        ("/%61%64%6D%69%6e/x", 1),
+        ("//admin", 1),
+        ("/./admin", 1),
+        ("/x/../admin", 1),
+        ("/x/%2e%2e/admin", 1),
+        ("/admin;x", 1),
+        ("/admin;x=1/y", 1),
+        ("/x/..;/admin", 1),
+        ("/x%2F..%2Fadmin", 1),
+        ("/admin%2Fx", 1),
+        ("/x\\..\\admin", 1),
+        ("/Admin/x", 1),
+        ("/ADMIN", 1),
+        // Programs that do not resolve it take it for what it begins with.
+        ("/admin/../x", 1),
+        ("/admin/..%2fx", 1),
+        ("/%61dmin/..;/x", 1),
+        ("/admin/../admin/deep", 2),
+        ("/admin/deep/../..", 2),
+        ("//slow", 3),
+        // Where nobody is kept out, the normal reading decides.
+        ("/x/../api/y", 4),
+        ("//api", 4),
+        ("/api/../y", 0),
+        ("/api%2Fy", 0),
+        ("/Api", 0),
+        ("/caf%C3%A9", 5),
+        ("/caf\u{e9}", 5),
+        ("/caf%C3%A9s", 0),
+        ("/100%", 0),
+    ] {
+        assert_eq!(at(path), Some(id), "{path}");
+        assert!(!found.is_unclear("a.b", path), "{path}");
+    }
+    // One asks for an address, the other counts: neither will do for both.
+    for path in ["/slow/../admin", "/admin/../slow", &*format!("/admin/{}/../../x", "x".repeat(9_000))] {
+        assert!(at(path).is_none() && found.is_unclear("a.b", path), "{path:.40}");
+    }
+    // Hosts that lead to one place are not looked into.
+    assert_eq!(found.find("c.d", "//x/../%61").map(|r| r.app), Some(id(2)));
+    assert!(found.find("nobody.test", "//x").is_none() && !found.is_unclear("nobody.test", "//x"));
+}
+
+#[test]
 fn ports_and_names_below_http() {
     let route = |n: u128, matches| flex_model::Route {
         id: RouteId(Uuid::from_u128(n)),

@@ -163,6 +163,8 @@ pub struct Limits {
     pub idle_per_instance: usize,
     /// Requests of one app that wait for a place on an instance, where its route limits places and not the queue.
     pub queue_per_app: usize,
+    /// Answers that are compressed at one time, about a MiB of memory each. One more goes out as it is.
+    pub compressed_answers: usize,
     /// Sessions of one UDP port, where its route says nothing else. Each is a socket.
     pub udp_sessions: usize,
     /// QUIC handshakes under way with clients whose address is not proven. One more has to prove it first.
@@ -182,6 +184,7 @@ impl Default for Limits {
             held_per_app: 500,
             idle_per_instance: 128,
             queue_per_app: 500,
+            compressed_answers: 256,
             udp_sessions: 4096,
             quic_unproven: 128,
             metrics_apps: 2_000,

@@ -22,6 +22,8 @@ pub(crate) struct Shared {
     pub(crate) stats: StatsBook,
     pub(crate) held: AtomicUsize,
     pub(crate) connections: AtomicUsize,
+    /// Answers that are being compressed.
+    pub(crate) compressing: AtomicUsize,
     pub(crate) clock: Clock,
     /// What clients used of their rates.
     pub(crate) buckets: Buckets,

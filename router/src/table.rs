@@ -4,9 +4,10 @@
 //! revision, gets no request any more. A request first counts itself and then checks that the instance was not retired;
 //! a new table first retires and then reads the counters; both in one total order (`SeqCst`), so one of them sees the other.
 //!
-//! Hosts lie in shards, each a map behind one atomic pointer: a look-up takes no lock, and a change copies one shard.
+//! Hosts lie in shards, each a map behind one atomic pointer: a look-up ([`crate::find`]) takes no lock, and a change copies
+//! one shard.
 
-use crate::{policy::Gate, shared::Dirty, stats::AppStats};
+use crate::{policy::Gate, shared::Dirty, stats::AppStats, waiting::Waiting};
 use arc_swap::ArcSwap;
 use flex_model::{AppId, AppState, InstanceId, LineForm, Policy, ProcessType, RouteId, Secret};
 use std::{
@@ -19,6 +20,9 @@ use std::{
     time::Duration,
 };
 
+/// So many new connections in a row without a byte of an answer, and an instance is out.
+const SILENT: u32 = 3;
+
 /// An instance as all workers share it.
 #[derive(Debug)]
 pub(crate) struct Backend {
@@ -28,23 +32,30 @@ pub(crate) struct Backend {
     pub(crate) name: String,
     /// Never used twice, so that pools cannot mistake one for another.
     pub(crate) serial: u64,
+    /// Who may wait for a place on it.
+    pub(crate) waiting: Arc<Waiting>,
     in_flight: AtomicU32,
     retired: AtomicBool,
+    /// Connections that could not be made, in a row.
     failures: AtomicU32,
+    /// New connections that ended without a byte of an answer, in a row.
+    silent: AtomicU32,
     /// In milliseconds of the shared clock; no requests before it.
     out_until: AtomicU64,
 }
 
 impl Backend {
-    pub(crate) fn new(backend: &flex_model::Backend, serial: u64) -> Self {
+    pub(crate) fn new(backend: &flex_model::Backend, serial: u64, waiting: Arc<Waiting>) -> Self {
         Self {
             instance: backend.instance,
             address: backend.address,
             name: backend.name.clone(),
             serial,
+            waiting,
             in_flight: AtomicU32::new(0),
             retired: AtomicBool::new(false),
             failures: AtomicU32::new(0),
+            silent: AtomicU32::new(0),
             out_until: AtomicU64::new(0),
         }
     }
@@ -68,7 +79,18 @@ impl Backend {
     pub(crate) fn succeeded(&self) {
         if self.failures.load(SeqCst) != 0 {
             self.failures.store(0, SeqCst);
-            self.out_until.store(0, SeqCst);
+            if self.silent.load(SeqCst) < SILENT {
+                self.out_until.store(0, SeqCst);
+            }
+        }
+    }
+    /// It answers.
+    pub(crate) fn answered(&self) {
+        if self.silent.load(SeqCst) != 0 {
+            self.silent.store(0, SeqCst);
+            if self.failures.load(SeqCst) == 0 {
+                self.out_until.store(0, SeqCst);
+            }
         }
     }
     /// A connection could not be made (or too slowly): out for `base`, doubled for each failure in a row, at most a minute.
@@ -78,11 +100,24 @@ impl Backend {
         if self.is_out(now_ms) {
             return false;
         }
-        let before = self.failures.fetch_add(1, SeqCst).min(16);
-        let base = u64::try_from(base.as_millis()).unwrap_or(u64::MAX);
-        let out = base.saturating_mul(1 << before).min(60_000.max(base));
-        self.out_until.store(now_ms.saturating_add(out), SeqCst);
+        self.eject(self.failures.fetch_add(1, SeqCst), now_ms, base);
         true
+    }
+    /// A new connection was accepted and ended without a word. One request may have been the reason for that; several in a row,
+    /// with no answer between them, are taken as failures to connect. False if it stays in, or was out already.
+    pub(crate) fn was_silent(&self, now_ms: u64, base: Duration) -> bool {
+        if self.is_out(now_ms) {
+            return false;
+        }
+        let before = self.silent.fetch_add(1, SeqCst);
+        let Some(times) = (before + 1).checked_sub(SILENT) else { return false };
+        self.eject(times, now_ms, base);
+        true
+    }
+    fn eject(&self, times: u32, now_ms: u64, base: Duration) {
+        let base = u64::try_from(base.as_millis()).unwrap_or(u64::MAX);
+        let out = base.saturating_mul(1 << times.min(16)).min(60_000.max(base));
+        self.out_until.store(now_ms.saturating_add(out), SeqCst);
     }
 }
 
@@ -91,8 +126,6 @@ impl Backend {
 pub(crate) struct Lease {
     pub(crate) backend: Arc<Backend>,
     dirty: Arc<Dirty>,
-    /// Who may wait for the place, where places are limited.
-    waiting: Option<Arc<Waiting>>,
 }
 
 /// Why a place on an instance could not be taken.
@@ -109,7 +142,7 @@ impl Lease {
     pub(crate) fn take(app: &App, backend: &Arc<Backend>, dirty: &Arc<Dirty>) -> Result<Self, NoPlace> {
         let before = backend.in_flight.fetch_add(1, SeqCst);
         let limit = app.policy.max_per_instance;
-        let lease = Self { backend: backend.clone(), dirty: dirty.clone(), waiting: limit.map(|_| app.waiting.clone()) };
+        let lease = Self { backend: backend.clone(), dirty: dirty.clone() };
         dirty.mark();
         if backend.is_retired() {
             return Err(NoPlace::Retired);
@@ -122,23 +155,8 @@ impl Drop for Lease {
     fn drop(&mut self) {
         self.backend.in_flight.fetch_sub(1, SeqCst);
         self.dirty.mark();
-        if let Some(waiting) = &self.waiting {
-            waiting.freed.notify_one();
-        }
+        self.backend.waiting.freed();
     }
-}
-
-/// Requests of one app that wait; shared by all tables that it is in.
-#[derive(Debug, Default)]
-pub(crate) struct Waiting {
-    /// For an instance to come.
-    pub(crate) held: AtomicUsize,
-    /// For a place on an instance.
-    pub(crate) queued: AtomicUsize,
-    /// Under way, whatever they do.
-    pub(crate) open: AtomicUsize,
-    /// A place became free.
-    pub(crate) freed: tokio::sync::Notify,
 }
 
 /// What one target of a route leads to: an app's instances of one process type, and how they are to be treated.
@@ -152,6 +170,8 @@ pub(crate) struct App {
     pub(crate) state: AppState,
     pub(crate) backends: Vec<Arc<Backend>>,
     pub(crate) waiting: Arc<Waiting>,
+    /// Tells who waits for a place.
+    pub(crate) freed: Arc<tokio::sync::Notify>,
     pub(crate) policy: Arc<Policy>,
     /// None: the policy says nothing about HTTP.
     pub(crate) gate: Option<Arc<Gate>>,
@@ -160,6 +180,13 @@ pub(crate) struct App {
     pub(crate) lines: LineForm,
     /// Where its requests are counted; found with the first one.
     pub(crate) stats: OnceLock<Arc<AppStats>>,
+}
+
+impl App {
+    /// Whether an instance has a place for a request more.
+    pub(crate) fn has_room(&self) -> bool {
+        self.policy.max_per_instance.is_none_or(|most| self.backends.iter().any(|b| b.in_flight() < most))
+    }
 }
 
 /// A route, compiled.
@@ -217,12 +244,6 @@ pub(crate) struct Entry {
 /// A host's entries, the longest path first.
 pub(crate) type Host = Arc<[Entry]>;
 
-fn at_path<'a>(host: &'a Host, path: &str) -> Option<&'a Arc<Route>> {
-    let covers =
-        |e: &&Entry| e.path.is_empty() || path.strip_prefix(&*e.path).is_some_and(|r| r.is_empty() || r.starts_with('/'));
-    host.iter().find(covers).map(|e| &e.route)
-}
-
 /// Enough that a shard of 100,000 hosts is copied in microseconds, few enough that empty ones cost nothing to speak of.
 const SHARDS: usize = 256;
 
@@ -233,9 +254,9 @@ pub(crate) type Changes = Vec<(Arc<str>, Option<Host>)>;
 
 /// Names with what they lead to, readable without a lock.
 #[derive(Debug)]
-struct Names {
+pub(crate) struct Names {
     shards: Box<[ArcSwap<Shard>]>,
-    count: AtomicUsize,
+    pub(crate) count: AtomicUsize,
 }
 
 impl Default for Names {
@@ -252,7 +273,7 @@ fn shard_of(name: &str) -> usize {
 }
 
 impl Names {
-    fn with<R>(&self, name: &str, f: impl FnOnce(&Host) -> R) -> Option<R> {
+    pub(crate) fn with<R>(&self, name: &str, f: impl FnOnce(&Host) -> R) -> Option<R> {
         self.shards[shard_of(name)].load().get(name).map(f)
     }
 
@@ -280,7 +301,7 @@ impl Names {
 
 /// Exact names and wildcards that share one space, such as those of a port.
 #[derive(Debug, Default)]
-pub(crate) struct SniNames(HashMap<Box<str>, Arc<Route>>);
+pub(crate) struct SniNames(pub(crate) HashMap<Box<str>, Arc<Route>>);
 
 impl SniNames {
     pub(crate) fn is_empty(&self) -> bool {
@@ -300,21 +321,6 @@ impl SniNames {
                 None
             }
         }
-    }
-
-    /// The exact name, else the longest wildcard. `name` in lower case.
-    pub(crate) fn find(&self, name: &str) -> Option<&Arc<Route>> {
-        if let Some(route) = self.0.get(name) {
-            return Some(route);
-        }
-        let mut rest = name;
-        while let Some((_, suffix)) = rest.split_once('.') {
-            if let Some(route) = self.0.get(format!("*.{suffix}").as_str()) {
-                return Some(route);
-            }
-            rest = suffix;
-        }
-        None
     }
 }
 
@@ -353,33 +359,14 @@ pub(crate) struct L4 {
 pub(crate) struct Routes {
     /// The newest revision that is wholly in force.
     pub(crate) revision: AtomicU64,
-    exact: Names,
+    pub(crate) exact: Names,
     /// Without the `*.`.
-    wildcard: Names,
+    pub(crate) wildcard: Names,
     pub(crate) l4: ArcSwap<L4>,
     cookie_key: ArcSwap<Option<Secret>>,
 }
 
 impl Routes {
-    /// The route of a request by host (lower case, no port) and path: at the exact name, else at the wildcard with the
-    /// longest suffix; there, the longest path.
-    pub(crate) fn find(&self, host: &str, path: &str) -> Option<Arc<Route>> {
-        if let Some(Some(route)) = self.exact.with(host, |h| at_path(h, path).cloned()) {
-            return Some(route);
-        }
-        if self.wildcard.count.load(SeqCst) == 0 {
-            return None;
-        }
-        let mut rest = host;
-        while let Some((_, suffix)) = rest.split_once('.') {
-            if let Some(Some(route)) = self.wildcard.with(suffix, |h| at_path(h, path).cloned()) {
-                return Some(route);
-            }
-            rest = suffix;
-        }
-        None
-    }
-
     /// What is in force for a host as the table writes it.
     pub(crate) fn host(&self, host: &str) -> Option<Host> {
         match host.strip_prefix("*.") {

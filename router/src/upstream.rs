@@ -216,15 +216,28 @@ async fn dial(shared: &Shared, counters: &Counters, app: &App, backend: &Backend
         }
         Err(e) => {
             if !is_ours(&e) {
-                let mine = app.stats(&shared.stats).at(counters.worker);
                 Counters::add(&counters.connects_failed, 1);
-                Counters::add(&mine.connects_failed, 1);
+                Counters::add(&app.stats(&shared.stats).at(counters.worker).connects_failed, 1);
                 if backend.failed(shared.clock.now_ms(), shared.settings.timeouts.eject) {
-                    Counters::add(&counters.ejections, 1);
-                    Counters::add(&mine.ejections, 1);
+                    ejected(shared, counters, app);
                 }
             }
             Err(e)
+        }
+    }
+}
+
+fn ejected(shared: &Shared, counters: &Counters, app: &App) {
+    Counters::add(&counters.ejections, 1);
+    Counters::add(&app.stats(&shared.stats).at(counters.worker).ejections, 1);
+    shared.dirty.mark();
+}
+
+impl Worker {
+    /// An instance took a new connection and ended it without a byte of an answer.
+    pub(crate) fn was_silent(&self, app: &App, backend: &Backend) {
+        if backend.was_silent(self.now_ms(), self.shared.settings.timeouts.eject) {
+            ejected(&self.shared, &self.counters, app);
         }
     }
 }

@@ -98,6 +98,29 @@ async fn a_refused_connection_is_h21_and_takes_the_instance_out() {
     world.stop().await;
 }
 
+#[tokio::test]
+async fn an_instance_that_takes_connections_and_resets_them_is_left_alone() {
+    let rude = instance(|mut conn, _| async move {
+        request(&mut conn).await;
+        conn.stream.set_zero_linger().unwrap();
+    })
+    .await;
+    let good = fixed("good").await;
+    // So long out that the test ends before.
+    let timeouts = Timeouts { eject: Duration::from_secs(120), ..Timeouts::default() };
+    let apps = vec![app("aa", Serving, vec![backend(1, rude.address), backend(2, good.address)])];
+    let world = Setup { timeouts, ..Setup::default() }.start(table(1, apps)).await;
+    let mut failed = 0;
+    for _ in 0..60 {
+        let got = world.get("aa.test", "/").await;
+        failed += u32::from(got.status != 200);
+        assert!(got.status == 503 || got.text() == "good", "{got:?}");
+    }
+    // Three in a row say that it is not the request.
+    assert_eq!((failed, world.metrics.snapshot().ejections), (3, 1));
+    world.stop().await;
+}
+
 /// A listener whose queue is full answers no handshake: the next instance is tried after 250 ms, not after seconds.
 #[tokio::test]
 async fn a_slow_connect_goes_to_the_next_instance() {

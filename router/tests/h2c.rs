@@ -402,3 +402,13 @@ async fn a_connection_whose_request_got_no_answer_in_time_gets_no_more() {
     assert_eq!(world.metrics.snapshot().connects, 2);
     world.stop().await;
 }
+
+#[tokio::test]
+async fn an_instance_that_takes_one_at_a_time_has_said_so() {
+    let instance = h2c(1, echo).await;
+    let world = world(&instance).await;
+    // Who waited for its word, which had come, would end with H19.
+    let many: Vec<_> = (0..30).map(|_| async { world.get("aa.test", "/").await.status }).collect();
+    assert!(futures_util::future::join_all(many).await.iter().all(|s| *s == 200));
+    world.stop().await;
+}

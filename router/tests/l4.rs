@@ -80,20 +80,28 @@ async fn a_port_that_is_taken_is_told_and_opened_when_it_is_free() {
     let instance = mirror().await;
     let other = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
     let (taken, free) = (other.local_addr().unwrap().port(), free_port().await);
-    let mut world = World::new(vec![]).await;
+    let pair = Pair::new("one", &["aa.test"]);
+    let setup = Setup { certificates: Some(certificates(1, &[&pair])), ..Setup::default() };
+    let mut world = setup.start(table(1, vec![])).await;
     let own = world.address.port();
+    let secure = world.https.unwrap().port();
     let routes = vec![
         route(1, tcp(taken), Policy::default()),
         route(2, tcp(free), Policy::default()),
         route(3, tcp(own), Policy::default()),
+        route(4, tcp(secure), Policy::default()),
     ];
     world.set(2, vec![with(app("db", Serving, vec![backend(1, instance.address)]), routes)]).await;
-    let status = within(world.status.wait_for(|s| s.problems.len() == 2)).await.unwrap().clone();
+    let status = within(world.status.wait_for(|s| s.problems.len() == 3)).await.unwrap().clone();
     assert!(status.problems.iter().any(|p| p.message.contains(&format!("TCP port {taken} cannot be opened"))), "{status:?}");
-    assert!(status.problems.iter().any(|p| p.message.contains("the router itself")), "{status:?}");
+    for port in [own, secure] {
+        let told =
+            |p: &flex_model::RouteProblem| p.message.contains("the router itself") && p.message.contains(&port.to_string());
+        assert!(status.problems.iter().any(told), "{port}: {status:?}");
+    }
     connected(free).await;
     drop(other);
-    within(world.status.wait_for(|s| s.problems.len() == 1)).await.unwrap();
+    within(world.status.wait_for(|s| s.problems.len() == 2)).await.unwrap();
     let mut client = connected(taken).await;
     client.send("a").await;
     assert_eq!(client.exact(1).await, b"a");
@@ -563,4 +571,91 @@ async fn a_name_is_passed_through_on_the_https_port() {
     assert!(said.ends_with("from the router"), "{said}");
     assert!(over_tls(&routers, https, "nobody.test").await.is_err());
     world.stop_now().await;
+}
+
+#[tokio::test]
+async fn a_wildcard_that_is_passed_through_takes_no_name_that_is_served() {
+    let (stranger, plain) = (fixed_bytes("mine!!").await, fixed("from the router").await);
+    let pair = Pair::new("one", &["aa.test", "x.sub.aa.test", "y.sub.bb.test"]);
+    let setup = Setup { certificates: Some(certificates(1, &[&pair])), ..Setup::default() };
+    let mut world = setup.start(table(1, vec![])).await;
+    let https = world.https.unwrap();
+    let sni = |n, host: &str| route(n, Match::Sni { host: host.parse().unwrap(), port: None }, Policy::default());
+    // The stranger's id comes first, and its wildcards cover everybody.
+    let mine = with(app("a0", Serving, vec![backend(1, stranger.address)]), vec![sni(1, "*.test"), sni(2, "*.sub.bb.test")]);
+    let mut theirs = app("aa", Serving, vec![backend(2, plain.address)]);
+    theirs.domains.extend(["*.sub.aa.test", "*.bb.test"].map(|d| d.parse::<flex_model::DomainName>().unwrap()));
+    world.set(2, vec![mine, theirs]).await;
+    for name in ["aa.test", "x.sub.aa.test"] {
+        let mut client = over_tls(&pair, https, name).await.unwrap();
+        within(client.write_all(format!("GET / HTTP/1.1\r\nHost: {name}\r\nConnection: close\r\n\r\n").as_bytes()))
+            .await
+            .unwrap();
+        let mut said = String::new();
+        within(client.read_to_string(&mut said)).await.unwrap();
+        assert!(said.ends_with("from the router"), "{name}: {said}");
+    }
+    // Nobody's, and one that the stranger's wildcard is nearer to. The hello comes in pieces.
+    for name in ["zz.test", "y.sub.bb.test"] {
+        let mut client = Client::new(https).await;
+        for part in hello(name).chunks(40) {
+            client.send_bytes(part).await;
+            tokio::task::yield_now().await;
+        }
+        assert_eq!(client.exact(6).await, b"mine!!", "{name}");
+    }
+    world.stop_now().await;
+}
+
+#[tokio::test]
+async fn a_free_place_is_told_to_who_waits_for_it() {
+    let (go, wait) = tokio::sync::watch::channel("");
+    let slow = move |name: &'static str| {
+        let wait = wait.clone();
+        instance(move |mut conn, _| {
+            let mut wait = wait.clone();
+            async move {
+                while request(&mut conn).await.is_some() {
+                    let _ = wait.wait_for(|go| go.contains(name)).await;
+                    conn.send(&format!("HTTP/1.1 200 OK\r\nContent-Length: 3\r\n\r\n{name}")).await;
+                }
+            }
+        })
+    };
+    let (web, api) = (slow("web").await, slow("api").await);
+    let limited = |most| Policy { max_per_instance: Some(most), ..Policy::default() };
+    let http = |n, path: &str, process: &str, policy| {
+        let matches = Match::Http { host: "aa.test".parse().unwrap(), path: path.parse().unwrap() };
+        let targets = vec![flex_model::Target::to(process.parse().unwrap())];
+        flex_model::Route { targets, ..route(n, matches, policy) }
+    };
+    let mut one = app("aa", Serving, vec![backend(1, web.address)]);
+    let backends = vec![backend(2, api.address)];
+    one.pools = vec![flex_model::Pool { process: "api".parse().unwrap(), version: None, state: Serving, backends }];
+    // The same instance is reached by another route, whose limit is another.
+    one.routes =
+        vec![http(1, "/", "web", limited(1)), http(2, "/api", "api", limited(1)), http(3, "/any", "web", Policy::default())];
+    let mut world = Setup { workers: 1, ..Setup::default() }.start(table(1, vec![])).await;
+    world.set(2, vec![one]).await;
+    let (mut clients, mut count) = (Vec::new(), 0);
+    // One of each is served; then one waits for the busy api, and after it one for web.
+    for path in ["/any", "/api", "/api", "/"] {
+        let mut client = world.client().await;
+        client.send(&format!("GET {path} HTTP/1.1\r\nHost: aa.test\r\n\r\n")).await;
+        clients.push(client);
+        count += 1;
+        eventually(async || world.metrics.snapshot().in_flight == count).await;
+        if count <= 2 {
+            within(world.status.wait_for(|s| s.in_flight.len() as u64 == count)).await.unwrap();
+        }
+    }
+    go.send("web").unwrap();
+    for n in [0, 3] {
+        assert_eq!(tokio::time::timeout(Duration::from_secs(10), clients[n].answer()).await.unwrap().text(), "web", "{n}");
+    }
+    go.send("web api").unwrap();
+    for n in [1, 2] {
+        assert_eq!(clients[n].answer().await.text(), "api");
+    }
+    world.stop().await;
 }

@@ -94,6 +94,49 @@ async fn an_instance_that_left_ends_its_requests_and_gets_no_new_ones() {
 }
 
 #[tokio::test]
+async fn a_websocket_outlives_its_instances_place_in_the_table() {
+    let chat = instance(|mut conn, _| async move {
+        let head = conn.head_of_request().await;
+        if !head.contains("Upgrade: websocket") {
+            return conn.send("HTTP/1.1 200 OK\r\nContent-Length: 3\r\n\r\nold").await;
+        }
+        conn.send("HTTP/1.1 101 Switching Protocols\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n\r\n").await;
+        while conn.fill().await > 0 {
+            let bytes = std::mem::take(&mut conn.buf);
+            conn.send_bytes(&bytes).await;
+        }
+    })
+    .await;
+    let next = fixed("new").await;
+    let mut world = World::new(vec![app("aa", Serving, vec![backend(1, chat.address)])]).await;
+    let mut sockets = Vec::new();
+    for _ in 0..2 {
+        let mut socket = world.client().await;
+        socket.send("GET / HTTP/1.1\r\nHost: aa.test\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n\r\n").await;
+        assert_eq!(socket.head().await.unwrap().status, 101);
+        sockets.push(socket);
+    }
+    // It leaves: what comes is for the other, and the status says for how long it must stay.
+    world.set(2, vec![app("aa", Serving, vec![backend(2, next.address)])]).await;
+    let old = flex_model::InstanceId(uuid(1));
+    within(world.status.wait_for(|s| s.revision == 2 && s.in_flight.get(&old) == Some(&2))).await.unwrap();
+    for _ in 0..20 {
+        assert_eq!(world.get("aa.test", "/").await.text(), "new");
+    }
+    for socket in &mut sockets {
+        socket.send("still here").await;
+        assert_eq!(socket.exact(10).await, b"still here");
+    }
+    // One ends by itself. When the instance's time is over, it is stopped, and the other hears of it.
+    drop(sockets.pop());
+    within(world.status.wait_for(|s| s.in_flight.get(&old) == Some(&1))).await.unwrap();
+    drop(chat);
+    assert!(sockets[0].rest().await.is_empty());
+    within(world.status.wait_for(|s| !s.in_flight.contains_key(&old))).await.unwrap();
+    world.stop().await;
+}
+
+#[tokio::test]
 async fn a_restarted_router_serves_by_the_table_on_disk() {
     let dir = tempfile::tempdir().unwrap();
     let instance = fixed("kept").await;

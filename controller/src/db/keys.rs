@@ -12,6 +12,7 @@
 //! | `config/APP/REV` | encrypted config vars |
 //! | `history/APP/TIME-INSTANCE-ATTEMPT` | how one start of an instance ended; times padded, so that they sort |
 //! | `domains/HOSTNAME` | domain |
+//! | `hostnames-turn` | a count that grows with each domain that is added |
 //! | `certificates/APP/ID` | certificate, its key encrypted |
 //! | `log-drains/APP/ID` | drain, its URL encrypted |
 //! | `log-retentions/APP` | how much of its log is kept |
@@ -40,6 +41,8 @@ pub const SSH_KEYS: &str = "ssh-keys/";
 pub const TOKENS: &str = "tokens/";
 pub const RELEASES: &str = "releases/";
 pub const DOMAINS: &str = "domains/";
+/// Counts names that were added, so that two that cover one another are not added at one time.
+pub const HOSTNAMES_TURN: &str = "hostnames-turn";
 pub const CERTIFICATES: &str = "certificates/";
 pub const DRAINS: &str = "log-drains/";
 pub const LOG_RETENTIONS: &str = "log-retentions/";

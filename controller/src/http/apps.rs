@@ -297,7 +297,7 @@ pub async fn add_domain(
     Extension(caller): Extension<Caller>,
     Body(body): Body<AddDomain>,
 ) -> Answer<Made<Domain>> {
-    let domain = c.add_domain(&caller.actor(), &app, body.hostname).await?;
+    let domain = c.add_domain(&caller.actor(), Some(&caller.user), &app, body.hostname).await?;
     let mut one = with_acm(&c, &app, vec![render::domain(&domain, &app, c.default_domain(&app.name))]).await?;
     Ok(Made(one.remove(0)))
 }

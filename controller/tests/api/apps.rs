@@ -377,3 +377,47 @@ async fn a_canary_serves_beside_what_runs() {
         assert!(events.contains(kind), "{kind}: {events}");
     }
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn names_that_cover_one_another_belong_to_people_who_work_together() {
+    let w = World::new().await;
+    let (ann, bob) = (w.user("ann@example.com").await, w.user("bob@example.com").await);
+    for (app, owner) in [("annes", &ann), ("annes-two", &ann), ("bobs", &bob)] {
+        assert_eq!(w.send(Method::POST, "/apps", owner, Some(json!({ "name": app }))).await.0.as_u16(), 201);
+    }
+    let add = async |who: &str, app: &str, name: &str| {
+        let (status, answer) =
+            w.send(Method::POST, &format!("/apps/{app}/domains"), who, Some(json!({ "hostname": name }))).await;
+        (status.as_u16(), answer["message"].as_str().unwrap_or_default().to_owned())
+    };
+    assert_eq!(add(&bob, "bobs", "www.shop.test").await.0, 201);
+    // Bob's name, and anything below a top-level domain.
+    for name in ["*.shop.test", "*.test", "*.localhost"] {
+        let (status, why) = add(&ann, "annes", name).await;
+        assert!(status == 422 && !why.is_empty(), "{name}: {status} {why}");
+    }
+    assert!(add(&ann, "annes", "*.shop.test").await.1.contains("*.shop.test covers www.shop.test"));
+    assert!(add(&ann, "annes", "*.com").await.1.contains("too wide"));
+    // The other way round: a name of somebody else's wildcard. One's own is.
+    assert_eq!(add(&ann, "annes", "*.mine.test").await.0, 201);
+    assert_eq!(add(&ann, "annes-two", "api.mine.test").await.0, 201);
+    for name in ["login.mine.test", "*.deep.mine.test"] {
+        assert_eq!(add(&bob, "bobs", name).await.0, 422, "{name}");
+    }
+    // Nor is TLS of it passed through to somebody else; of one's own wildcard it is.
+    let sni = async |who: &str, app: &str, host: &str| {
+        let body = json!({ "kind": "sni", "host": host });
+        w.send(Method::POST, &format!("/apps/{app}/routes"), who, Some(body)).await.0.as_u16()
+    };
+    assert_eq!((sni(&bob, "bobs", "*.mine.test").await, sni(&bob, "bobs", "*.shop.test").await), (422, 422));
+    assert_eq!(sni(&ann, "annes", "*.mine.test").await, 201);
+    // Two at one time: one of them.
+    for n in 0..10 {
+        let (wide, narrow) = (format!("*.n{n}.test"), format!("www.n{n}.test"));
+        let (one, two) = tokio::join!(add(&ann, "annes-two", &wide), add(&bob, "bobs", &narrow));
+        assert_eq!([one.0, two.0].iter().filter(|s| **s == 201).count(), 1, "{one:?} {two:?}");
+    }
+    // Who works on both may have both.
+    w.ok(Method::POST, "/apps/bobs/collaborators", Some(json!({ "user": "ann@example.com" }))).await;
+    assert_eq!(add(&ann, "annes", "*.shop.test").await.0, 201);
+}

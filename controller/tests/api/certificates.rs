@@ -143,3 +143,59 @@ async fn a_certificate_that_ends_soon_is_told_once_and_ticket_keys_outlive_a_res
     w.until("they are the same", async || w.controller.certificate_table().borrow().ticket_keys == keys).await;
     assert_eq!(told(&w).await, 1);
 }
+
+/// An hour ahead of everybody: whoever else was alive a moment ago is long gone.
+struct Ahead;
+
+impl flex_controller::ports::Clock for Ahead {
+    fn now(&self) -> flex_model::Timestamp {
+        flex_controller::ports::SystemClock.now().plus(std::time::Duration::from_secs(3600))
+    }
+}
+
+/// An authority that takes connections and says nothing, until it is let go: then they end.
+async fn silent_authority()
+-> (flex_controller::AcmeSettings, tokio::sync::mpsc::UnboundedReceiver<()>, tokio::sync::watch::Sender<bool>) {
+    let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let directory = format!("https://{}/directory", listener.local_addr().unwrap());
+    let (told, met) = tokio::sync::mpsc::unbounded_channel();
+    let (go, gone) = tokio::sync::watch::channel(false);
+    tokio::spawn(async move {
+        while let Ok((stream, _)) = listener.accept().await {
+            let (told, mut gone) = (told.clone(), gone.clone());
+            tokio::spawn(async move {
+                let _ = told.send(());
+                let _ = gone.wait_for(|gone| *gone).await;
+                drop(stream);
+            });
+        }
+    });
+    (flex_controller::AcmeSettings { directory, self_check: false, ..crate::common::acme() }, met, go)
+}
+
+/// Two control planes on one store: who was the issuer, and does not know yet that another is, commits nothing more.
+#[tokio::test(flavor = "multi_thread")]
+async fn an_issuer_that_was_replaced_commits_nothing() {
+    let (first, mut first_met, first_go) = silent_authority().await;
+    let (second, mut second_met, second_go) = silent_authority().await;
+    let (first_url, second_url) = (first.directory.clone(), second.directory.clone());
+    let w = World::with_acme(first).await;
+    w.create("demo").await;
+    w.post("/apps/demo/domains", json!({ "hostname": "a.example.com" })).await;
+    w.post("/apps/demo/acm", json!({})).await;
+    tokio::time::timeout(crate::common::PATIENCE, first_met.recv()).await.unwrap();
+    let other = w.beside(second, std::sync::Arc::new(Ahead)).await;
+    tokio::time::timeout(crate::common::PATIENCE, second_met.recv()).await.unwrap();
+    // Now the second is the issuer. The first hears that its attempt failed, and would note that.
+    first_go.send(true).unwrap();
+    second_go.send(true).unwrap();
+    let fails = async || {
+        let events = w.get("/apps/demo/events").await;
+        let all = events.as_array().unwrap().iter().filter(|e| e.to_string().contains("certificate.fail"));
+        all.map(ToString::to_string).collect::<Vec<_>>()
+    };
+    w.until("the second notes its failure", async || fails().await.iter().any(|e| e.contains(&second_url))).await;
+    let all = fails().await;
+    assert!(all.len() == 1 && !all[0].contains(&first_url), "{all:?}");
+    other.cancel();
+}

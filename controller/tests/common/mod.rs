@@ -5,7 +5,7 @@
 pub mod parts;
 pub mod schema;
 
-use flex_controller::ports::SystemClock;
+use flex_controller::ports::{Clock, SystemClock};
 use flex_controller::{Controller, DeployEvent, Deps, GitPush, GitUpdate, Settings};
 use flex_logs::{LogSettings, LogStore};
 use flex_model::{AppId, Host, HostId, HostState, Memory, Timestamp, Uuid};
@@ -62,6 +62,22 @@ impl World {
         Self::start(dir, Arc::new(flex_store::memory().unwrap()), logs, Arc::default(), Arc::default(), change).await
     }
 
+    /// One whose certificates come from elsewhere.
+    pub async fn with_acme(acme: flex_controller::AcmeSettings) -> Self {
+        Self::with(|s| s.acme = Some(acme)).await
+    }
+
+    /// Another control plane on the same store, which runs until the token is cancelled.
+    pub async fn beside(&self, acme: flex_controller::AcmeSettings, clock: Arc<dyn Clock>) -> CancellationToken {
+        let change = |s: &mut Settings| s.acme = Some(acme);
+        let mut deps = deps(&self.dir, &self.store, &self.logs, &self.builders, &self.runs, self.url.clone(), change);
+        deps.clock = clock;
+        let (other, stop) = (Controller::open(deps).await.unwrap(), CancellationToken::new());
+        let stopped = stop.clone();
+        tokio::spawn(async move { other.run_loops(stopped).await });
+        stop
+    }
+
     /// The same store and directory under a new controller; `store` in place of the old one's, which may have been cut.
     pub async fn again(mut self, store: Arc<dyn StateStore>) -> Self {
         self.end().await;
@@ -100,48 +116,7 @@ impl World {
         let _ = rustls::crypto::ring::default_provider().install_default();
         let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
         let url = format!("http://{}", listener.local_addr().unwrap());
-        let mut settings = Settings {
-            domain: "localhost".parse().unwrap(),
-            http_port: 8080,
-            ssh_host: "localhost".into(),
-            ssh_port: 2222,
-            ssh_host_key: "ssh-ed25519 AAAA".into(),
-            api_url: url.clone(),
-            stack: "flex-1".parse().unwrap(),
-            fallback_certificate: None,
-            acme: Some(acme()),
-            version: "0".into(),
-            route_ports: 20_000..=20_009,
-            max_log_retention: flex_logs::Retention { max_bytes: 4 << 30, max_age: std::time::Duration::from_secs(365 * 86_400) },
-            runs: flex_controller::RunLimits::default(),
-            // Longer than any test: none that does not ask for it is overtaken.
-            overtake_after: 3 * PATIENCE,
-            sizes: [(
-                "small".to_owned(),
-                flex_model::NamedSize { memory: Memory::from_mib(128), cpu_shares: 256, cpu_millis: Some(500) },
-            )]
-            .into(),
-        };
-        change(&mut settings);
-        let deps = Deps {
-            store: store.clone(),
-            data_dir: dir.path().to_owned(),
-            clock: Arc::new(SystemClock),
-            builders: builders.clone(),
-            runs: runs.clone(),
-            machine: Arc::new(Checks),
-            logs: logs.clone(),
-            drains: Arc::new(
-                flex_logs::drain::Drains::new(
-                    logs.clone(),
-                    dir.path().join("drains"),
-                    Arc::new(|a| a == std::net::Ipv4Addr::LOCALHOST),
-                    None,
-                )
-                .unwrap(),
-            ),
-            settings,
-        };
+        let deps = deps(&dir, &store, &logs, &builders, &runs, url.clone(), change);
         let controller = Controller::open(deps).await.unwrap();
         let admin = controller.bootstrap(&"admin@example.com".parse().unwrap(), true).await.unwrap();
         let host = host();
@@ -296,8 +271,62 @@ pub async fn finish(mut events: mpsc::Receiver<DeployEvent>) -> (bool, String) {
     }
 }
 
+/// What a controller of a test works with.
+fn deps(
+    dir: &TempDir,
+    store: &Arc<dyn StateStore>,
+    logs: &Arc<LogStore>,
+    builders: &Arc<Builders>,
+    runs: &Arc<Runs>,
+    url: String,
+    change: impl FnOnce(&mut Settings),
+) -> Deps {
+    let mut settings = Settings {
+        domain: "localhost".parse().unwrap(),
+        http_port: 8080,
+        ssh_host: "localhost".into(),
+        ssh_port: 2222,
+        ssh_host_key: "ssh-ed25519 AAAA".into(),
+        api_url: url,
+        stack: "flex-1".parse().unwrap(),
+        fallback_certificate: None,
+        acme: Some(acme()),
+        version: "0".into(),
+        route_ports: 20_000..=20_009,
+        max_log_retention: flex_logs::Retention { max_bytes: 4 << 30, max_age: std::time::Duration::from_secs(365 * 86_400) },
+        runs: flex_controller::RunLimits::default(),
+        // Longer than any test: none that does not ask for it is overtaken.
+        overtake_after: 3 * PATIENCE,
+        sizes: [(
+            "small".to_owned(),
+            flex_model::NamedSize { memory: Memory::from_mib(128), cpu_shares: 256, cpu_millis: Some(500) },
+        )]
+        .into(),
+    };
+    change(&mut settings);
+    Deps {
+        store: store.clone(),
+        data_dir: dir.path().to_owned(),
+        clock: Arc::new(SystemClock),
+        builders: builders.clone(),
+        runs: runs.clone(),
+        machine: Arc::new(Checks),
+        logs: logs.clone(),
+        drains: Arc::new(
+            flex_logs::drain::Drains::new(
+                logs.clone(),
+                dir.path().join("drains"),
+                Arc::new(|a| a == std::net::Ipv4Addr::LOCALHOST),
+                None,
+            )
+            .unwrap(),
+        ),
+        settings,
+    }
+}
+
 /// An authority that is away, and a name server that is, too.
-fn acme() -> flex_controller::AcmeSettings {
+pub fn acme() -> flex_controller::AcmeSettings {
     flex_controller::AcmeSettings {
         directory: "https://127.0.0.1:1/directory".into(),
         email: None,

@@ -1,6 +1,8 @@
 //! The chunked coding, byte by byte, strict: CRLF and nothing else ends a line, a size is hex digits only, extensions are
 //! read past (bounded) and never passed on, trailers are checked like headers. What is written is framed anew.
 
+use super::request::tells_of_the_client;
+
 /// A chunk's extensions are thrown away, so there is no reason to read many.
 const MAX_EXTENSION: usize = 1024;
 /// Trailers of one body. They are kept until the body ends.
@@ -162,10 +164,13 @@ impl ChunkDecoder {
     }
 }
 
-/// RFC 9110 section 6.5.1: no framing, routing, authentication or request modifiers in trailers.
+/// RFC 9110 section 6.5.1: no framing, routing, authentication or request modifiers in trailers; nor, from anybody, what says
+/// who the client is: programs that put trailers to the fields would believe it.
 fn may_trail(name: &str) -> bool {
+    let told = tells_of_the_client(name);
     let name = name.to_ascii_lowercase().replace('_', "-");
-    !(name.starts_with("x-forwarded")
+    !(told
+        || name.starts_with("x-forwarded")
         || matches!(
             name.as_str(),
             "transfer-encoding"
@@ -184,12 +189,7 @@ fn may_trail(name: &str) -> bool {
                 | "proxy-authorization"
                 | "cookie"
                 | "set-cookie"
-                | "forwarded"
-                | "via"
                 | "expect"
-                | "x-request-id"
-                | "x-request-start"
-                | "x-real-ip"
                 | "cache-control"
                 | "max-forwards"
                 | "range"
@@ -247,6 +247,28 @@ mod tests {
             assert_eq!(content, b"hello0123456789");
             assert_eq!(end, b"0\r\nGrpc-Status: 0\r\n\r\n");
             assert_eq!(rest, 5);
+        }
+    }
+
+    #[test]
+    fn trailers_do_not_say_who_the_client_is() {
+        let names = [
+            "X-Forwarded-For",
+            "x-forwarded-anything",
+            "Forwarded",
+            "Via",
+            "X-Request-ID",
+            "X-Request-Start",
+            "X-Real-IP",
+            "X-Client-IP",
+            "x_client_ip",
+            "True-Client-IP",
+            "X-Cluster-Client-IP",
+            "x_real-ip",
+        ];
+        for name in names {
+            let body = format!("0\r\n{name}: 6.6.6.6\r\nX-Sum: 1\r\n\r\n");
+            assert_eq!(decode(body.as_bytes(), 100).unwrap().1, b"0\r\nX-Sum: 1\r\n\r\n", "{name}");
         }
     }
 

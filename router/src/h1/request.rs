@@ -6,6 +6,11 @@
 use crate::codes::{Prefer, Refusal};
 use std::{fmt::Write as _, mem::MaybeUninit, net::IpAddr};
 
+/// The most of a path, or of a way that a request came, that an access line tells: lines wait in memory.
+const LOGGED: usize = 2 << 10;
+/// The same of a method.
+const LOGGED_METHOD: usize = 32;
+
 /// How a message's content ends.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Framing {
@@ -89,11 +94,13 @@ pub(crate) fn parse(head: &[u8], max_headers: usize, arrival: &Arrival) -> Resul
     let request_id = request_id(&seen, arrival);
     let forwarded_for = forwarded_for(raw.headers, arrival);
 
-    let mut log = String::with_capacity(160 + target.path.len());
-    let _ = write!(log, "method={method} path=\"");
-    escape(target.path, &mut log);
+    let mut log = String::with_capacity(160 + target.path.len().min(LOGGED));
+    log.push_str("method=");
+    escape(method, LOGGED_METHOD, &mut log);
+    log.push_str(" path=\"");
+    escape(target.path, LOGGED, &mut log);
     let _ = write!(log, "\" host={} request_id={request_id} fwd=\"", target.host);
-    escape(&forwarded_for, &mut log);
+    escape(&forwarded_for, LOGGED, &mut log);
     log.push('"');
 
     let begin = method.len() + 1;
@@ -253,7 +260,6 @@ impl<'a> Seen<'a> {
         match Known::of(field.name) {
             Known::Upgrade => !upgrade,
             Known::Accept | Known::Expect => false,
-            // `Via` of a client is harmless, and loops are found by it.
             Known::Other => self.nominated.iter().any(|n| field.name.eq_ignore_ascii_case(n)),
             Known::ForwardedOther => !trusted,
             _ => true,
@@ -279,7 +285,7 @@ enum Known {
     ForwardedHost,
     Start,
     Forwarded,
-    /// Other words about the client: passed on from trusted proxies only.
+    /// Other words about the client and its way: passed on from trusted proxies only.
     ForwardedOther,
     /// For one hop only.
     Hop,
@@ -318,7 +324,8 @@ impl Known {
             | b"x-client-ip"
             | b"true-client-ip"
             | b"x-forwarded"
-            | b"x-cluster-client-ip" => Self::ForwardedOther,
+            | b"x-cluster-client-ip"
+            | b"via" => Self::ForwardedOther,
             b"keep-alive" | b"proxy-connection" | b"proxy" | b"proxy-authorization" | b"http2-settings" => Self::Hop,
             lower if lower.contains(&b'_') => {
                 let dashed: Vec<u8> = lower.iter().map(|b| if *b == b'_' { b'-' } else { *b }).collect();
@@ -330,6 +337,12 @@ impl Known {
             _ => Self::Other,
         }
     }
+}
+
+/// Whether a field of this name says who the client is or which way it came: no word of a client's own.
+pub(crate) fn tells_of_the_client(name: &str) -> bool {
+    use Known::{Forwarded, ForwardedFor, ForwardedHost, ForwardedOther, Look, Port, Proto, RequestId, Start};
+    matches!(Known::of(name), RequestId | ForwardedFor | Proto | Port | ForwardedHost | Start | Forwarded | ForwardedOther | Look)
 }
 
 /// Where the request goes, by its target and Host (RFC 9112 section 3.2).
@@ -559,11 +572,17 @@ fn write_rest((host, proto): (&[u8], &[u8]), out: &mut Vec<u8>) {
     out.extend_from_slice(proto);
 }
 
-/// Makes text safe inside the quotes of an access line: no quote, no control character.
-fn escape(text: &str, out: &mut String) {
+/// Makes text safe inside the quotes of an access line: no quote, nothing that escapes one, no control character. What would
+/// make more than `most` bytes is cut off, and `…` says so.
+fn escape(text: &str, most: usize, out: &mut String) {
+    let end = out.len() + most;
     for c in text.chars() {
+        if out.len() >= end {
+            return out.push('…');
+        }
         match c {
             '"' => out.push_str("%22"),
+            '\\' => out.push_str("%5C"),
             c if c.is_control() => out.push('\u{fffd}'),
             c => out.push(c),
         }

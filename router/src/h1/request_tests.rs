@@ -240,10 +240,33 @@ fn forwarded_tells_the_way_as_rfc_7239_has_it() {
 }
 
 #[test]
+fn a_client_says_nothing_of_the_way_it_came() {
+    let head = b"GET / HTTP/1.1\r\nHost: a.b\r\nVia: 1.0 first\r\nX-Client-IP: 6.6.6.6\r\nTrue-Client-IP: 6.6.6.6\r\n\r\n";
+    let told = sent(&parse(head, 100, &arrival(false)).unwrap());
+    assert!(!told.contains("first") && !told.contains("6.6.6.6") && told.contains("Via: 1.1 flex-router\r\n"), "{told}");
+}
+
+#[test]
+fn access_lines_hold_whatever_a_client_sends() {
+    let line = |head: &str| parse(head.as_bytes(), 100, &arrival(true)).unwrap().log;
+    let odd = line("GET /a\\ HTTP/1.1\r\nHost: a.b\r\nX-Forwarded-For: x\\\"\r\n\r\n");
+    assert!(odd.starts_with("method=GET path=\"/a%5C\" host=a.b request_id=") && odd.contains(" fwd=\"x%5C%22, "), "{odd}");
+    let json: serde_json::Value = serde_json::from_str(&crate::access::as_json(&odd)).unwrap();
+    assert_eq!((&json["path"], &json["host"]), (&"/a%5C".into(), &"a.b".into()));
+    // What is long is cut off, and says so.
+    for (method, path, forwarded) in
+        [("GET", "/x".repeat(20_000), "1.2.3.4, ".repeat(5_000)), (&*"M".repeat(5_000), "x".repeat(30), String::new())]
+    {
+        let long = line(&format!("{method} /{path} HTTP/1.1\r\nHost: a.b\r\nX-Forwarded-For: {forwarded}\r\n\r\n"));
+        assert!(long.len() < 5_000 && long.contains('…') && long.ends_with('"'), "{} {long}", long.len());
+    }
+}
+
+#[test]
 fn via_tells_the_version_that_was_spoken() {
     let via = |version: &str, via| {
         let head = format!("GET / HTTP/{version}\r\nHost: a.b\r\nVia: 1.0 first\r\n\r\n");
-        let told = sent(&parse(head.as_bytes(), 100, &Arrival { via, ..arrival(false) }).unwrap());
+        let told = sent(&parse(head.as_bytes(), 100, &Arrival { via, ..arrival(true) }).unwrap());
         told.lines().filter_map(|l| l.strip_prefix("Via: ")).collect::<Vec<_>>().join("|")
     };
     assert_eq!(via("1.1", None), "1.0 first|1.1 flex-router");

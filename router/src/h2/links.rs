@@ -27,9 +27,9 @@ use tokio::{io::AsyncWriteExt as _, net::TcpStream, sync::Notify};
 
 /// Connections of one worker to one instance; requests beyond what these carry wait their turn on them.
 const MAX_LINKS: usize = 8;
-/// Requests on one connection until the instance says how many it takes; the others wait for its word, since it may refuse
-/// what comes before.
-const FIRST_STREAMS: usize = 1;
+/// No instance can say that it takes so many, so that another number is its word. Until then a connection has one request:
+/// it may refuse what comes before.
+const NOT_SAID: usize = usize::MAX - 1;
 /// Content of one answer that may come ahead of its client.
 const STREAM_WINDOW: u32 = 64 << 10;
 /// The same for all of a connection: so large that a few slow clients do not hold up the others.
@@ -55,8 +55,17 @@ impl Link {
         !self.closed.get() && !matches!(asked, Poll::Ready(Err(_)))
     }
 
-    fn has_room(&self) -> bool {
-        self.open.get() < self.send.borrow().current_max_send_streams()
+    /// How many requests it takes.
+    fn most(&self) -> usize {
+        match self.send.borrow().current_max_send_streams() {
+            NOT_SAID => 1,
+            said => said,
+        }
+    }
+
+    /// `full`: requests may wait their turn on it, once it is known that it has turns.
+    fn has_room(&self, full: bool) -> bool {
+        self.open.get() < self.most() || full && self.send.borrow().current_max_send_streams() != NOT_SAID
     }
 }
 
@@ -124,7 +133,7 @@ impl Links {
         if let Some(links) = inner.links.get_mut(&serial) {
             links.retain(|l| l.is_alive());
             let full = links.len() >= MAX_LINKS;
-            let best = links.iter().filter(|l| full || l.has_room()).min_by_key(|l| l.open.get());
+            let best = links.iter().filter(|l| l.has_room(full)).min_by_key(|l| l.open.get());
             if let Some(link) = best {
                 return Look::Link(link.clone());
             }
@@ -194,7 +203,10 @@ pub(crate) async fn connect(
             Reached::Kept(Look::Nothing) => {}
             Reached::New(stream) => {
                 let made = begin(stream, greeting.as_deref(), &lease.backend, shared, dialing.take()).await;
-                let Ok(link) = made else { return Err(NoUpstream::Failed(crate::Code::ClosedWithoutResponse)) };
+                let Ok(link) = made else {
+                    worker.was_silent(app, &lease.backend);
+                    return Err(NoUpstream::Failed(crate::Code::ClosedWithoutResponse));
+                };
                 if !alone {
                     worker.links.put(link.clone());
                 }
@@ -219,7 +231,7 @@ async fn begin(
     let limits = &shared.settings.limits;
     let (send, mut connection) = h2::client::Builder::new()
         .enable_push(false)
-        .initial_max_send_streams(FIRST_STREAMS)
+        .initial_max_send_streams(NOT_SAID)
         .initial_window_size(STREAM_WINDOW)
         .initial_connection_window_size(CONNECTION_WINDOW)
         .max_send_buffer_size(SEND_BUFFER)
@@ -233,7 +245,7 @@ async fn begin(
     tokio::task::spawn_local(async move {
         let ended = poll_fn(|cx| {
             let ended = Pin::new(&mut connection).poll(cx);
-            if connection.max_concurrent_send_streams() != FIRST_STREAMS {
+            if connection.max_concurrent_send_streams() != NOT_SAID {
                 dialing = None;
             }
             ended

@@ -121,7 +121,7 @@ pub(crate) async fn serve(worker: &Rc<Worker>, arrived: Arrived) {
     let seen = connection.handshake_data().and_then(|d| d.downcast::<HandshakeData>().ok());
     let name = seen.and_then(|d| d.server_name);
     // TLS of such a name is not ours to end, and QUIC's is not passed through.
-    if name.as_deref().is_some_and(|n| worker.shared.routes.l4.load().names.find(n).is_some()) {
+    if name.as_deref().is_some_and(|n| worker.shared.routes.passes(n)) {
         return connection.close(code::NO_ERROR, b"");
     }
     let local = SocketAddr::new(connection.local_ip().unwrap_or(local.ip()), local.port());

@@ -3,6 +3,8 @@
 //!
 //! Bounded: no more than [`MAX`] bytes are kept, whatever a client claims is coming. Must not: allocate by a client's word.
 
+use tokio::net::TcpStream;
+
 /// The most that is looked through. A hello with post-quantum keys is about 2 KiB.
 pub(crate) const MAX: usize = 16 << 10;
 
@@ -15,6 +17,25 @@ pub(crate) enum Hello {
     No,
     /// A whole hello, with the name that it asks for, in lower case.
     Yes(Option<String>),
+}
+
+/// Reads until a hello is whole, or is none. Outer None: the client went away.
+pub(crate) async fn read(stream: &TcpStream, ahead: &mut Vec<u8>) -> Option<Option<String>> {
+    loop {
+        let mut part = [0; 4096];
+        stream.readable().await.ok()?;
+        match stream.try_read(&mut part) {
+            Ok(0) => return None,
+            Ok(n) => ahead.extend_from_slice(&part[..n]),
+            Err(e) if e.kind() == std::io::ErrorKind::WouldBlock => continue,
+            Err(_) => return None,
+        }
+        match look(ahead) {
+            Hello::Partial => {}
+            Hello::No => return Some(None),
+            Hello::Yes(name) => return Some(name),
+        }
+    }
 }
 
 /// Looks at the first bytes of a connection.

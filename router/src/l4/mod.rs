@@ -71,6 +71,8 @@ pub(crate) struct Passed {
     pub(crate) origin: crate::proxy_protocol::Origin,
     pub(crate) port: u16,
     pub(crate) name: String,
+    /// What was read of it.
+    pub(crate) ahead: Vec<u8>,
 }
 
 /// Follows the table until `stop` turns true, then lets connections end for at most the time to drain.
@@ -227,12 +229,17 @@ async fn connect(
                     let most = app.policy.queue.map_or(limits.queue_per_app, |n| n as usize);
                     let Some(_place) = Place::take(&app.waiting.queued, most) else { return refuse(Code::BacklogTooDeep) };
                     let freed = async {
+                        let mut freed = std::pin::pin!(app.freed.notified());
+                        // Listening first, looking second: a place that became free in between is seen.
+                        freed.as_mut().enable();
+                        if app.has_room() {
+                            return;
+                        }
                         tokio::select! {
-                            () = app.waiting.freed.notified() => {}
+                            () = freed => {}
                             _ = changes.changed() => {}
                         }
                     };
-                    // A permit is kept for a place that became free in between.
                     (tokio::time::timeout_at(until.into(), freed).await.is_ok(), Code::RequestTimeout)
                 }
             }

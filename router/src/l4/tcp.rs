@@ -2,8 +2,7 @@
 //! instance, and relays.
 
 use super::{
-    Ended, Ground, Passed, connect,
-    hello::{self, Hello},
+    Ended, Ground, Passed, connect, hello,
     relay::{self, End, Moved},
     tls,
 };
@@ -84,13 +83,13 @@ fn admit(ground: &Arc<Ground>, stream: TcpStream, peer: SocketAddr, port: u16) {
     });
 }
 
-/// Takes over a connection to an HTTPS listener, from before its first byte.
+/// Takes over a connection to an HTTPS listener, of which only the hello was read.
 pub(super) fn pass(ground: &Arc<Ground>, passed: Passed) {
     ground.open.fetch_add(1, SeqCst);
     let open = Open(ground.clone(), false);
     tokio::spawn(async move {
         let ground = &open.0;
-        let Passed { stream, origin, port, name } = passed;
+        let Passed { stream, origin, port, name, ahead } = passed;
         let Some(_place) = Place::take(&ground.shared.connections, ground.shared.settings.limits.connections) else {
             return Counters::add(&ground.counters.connections_refused, 1);
         };
@@ -100,7 +99,7 @@ pub(super) fn pass(ground: &Arc<Ground>, passed: Passed) {
         let find = || ground.shared.routes.l4.load().names.find(&wanted).cloned();
         let Some(route) = find() else { return };
         let client = Client::Plain(stream);
-        Connection { ground, client, origin, port, name: Some(name), ahead: Vec::new() }.run(&route, find).await;
+        Connection { ground, client, origin, port, name: Some(name), ahead }.run(&route, find).await;
     });
 }
 
@@ -125,7 +124,7 @@ async fn serve(ground: &Ground, mut stream: TcpStream, peer: SocketAddr, port: u
     let by_name = ground.shared.routes.l4.load().ports.get(&port).is_some_and(|on| !on.names.is_empty());
     let mut ahead = Vec::new();
     let name = if by_name {
-        match tokio::time::timeout(HELLO, read_hello(&stream, &mut ahead)).await {
+        match tokio::time::timeout(HELLO, hello::read(&stream, &mut ahead)).await {
             Ok(Some(name)) => name,
             Ok(None) | Err(_) => return,
         }
@@ -172,25 +171,6 @@ fn ends_here(ground: &Ground, port: u16, name: Option<&str>) -> bool {
 enum Client {
     Plain(TcpStream),
     Tls(Box<tls::Client>),
-}
-
-/// Reads until a hello is whole, or is none. Outer None: the client went away.
-async fn read_hello(stream: &TcpStream, ahead: &mut Vec<u8>) -> Option<Option<String>> {
-    loop {
-        let mut part = [0; 4096];
-        stream.readable().await.ok()?;
-        match stream.try_read(&mut part) {
-            Ok(0) => return None,
-            Ok(n) => ahead.extend_from_slice(&part[..n]),
-            Err(e) if e.kind() == std::io::ErrorKind::WouldBlock => continue,
-            Err(_) => return None,
-        }
-        match hello::look(ahead) {
-            Hello::Partial => {}
-            Hello::No => return Some(None),
-            Hello::Yes(name) => return Some(name),
-        }
-    }
 }
 
 struct Connection<'a> {

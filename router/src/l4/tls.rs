@@ -2,16 +2,13 @@
 //! to the instance in the clear.
 
 use super::relay::{End, Moved, reset, while_moving};
-use crate::{metrics::Counters, shared::Shared};
+use crate::{io::Ahead, metrics::Counters, shared::Shared};
 use std::{
-    io,
-    pin::Pin,
     sync::atomic::{AtomicU64, Ordering::Relaxed},
-    task::{Context, Poll},
     time::Duration,
 };
 use tokio::{
-    io::{AsyncRead, AsyncReadExt as _, AsyncWrite, AsyncWriteExt as _, ReadBuf},
+    io::{AsyncRead, AsyncReadExt as _, AsyncWrite, AsyncWriteExt as _},
     net::TcpStream,
 };
 use tokio_rustls::{TlsAcceptor, server::TlsStream};
@@ -19,42 +16,12 @@ use tokio_rustls::{TlsAcceptor, server::TlsStream};
 /// One record's content.
 const BUFFER: usize = 16 << 10;
 
-/// A connection of which the first bytes were read already.
-pub(super) struct Ahead {
-    bytes: Vec<u8>,
-    pub(super) stream: TcpStream,
-}
-
-impl AsyncRead for Ahead {
-    fn poll_read(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
-        if self.bytes.is_empty() {
-            return Pin::new(&mut self.stream).poll_read(cx, buf);
-        }
-        let n = self.bytes.len().min(buf.remaining());
-        buf.put_slice(&self.bytes[..n]);
-        self.bytes.drain(..n);
-        Poll::Ready(Ok(()))
-    }
-}
-
-impl AsyncWrite for Ahead {
-    fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
-        Pin::new(&mut self.stream).poll_write(cx, bytes)
-    }
-    fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.stream).poll_flush(cx)
-    }
-    fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.stream).poll_shutdown(cx)
-    }
-}
-
 pub(super) type Client = TlsStream<Ahead>;
 
 /// Begins TLS, in the time that HTTPS clients get. `bytes` were read already.
 pub(super) async fn accept(shared: &Shared, counters: &Counters, stream: TcpStream, bytes: Vec<u8>) -> Option<Box<Client>> {
     let acceptor = TlsAcceptor::from(shared.tls.for_tcp.clone());
-    let accepted = tokio::time::timeout(shared.settings.timeouts.handshake, acceptor.accept(Ahead { bytes, stream })).await;
+    let accepted = tokio::time::timeout(shared.settings.timeouts.handshake, acceptor.accept(Ahead::new(bytes, stream))).await;
     let Ok(Ok(client)) = accepted else {
         Counters::add(&counters.tls_failed, 1);
         return None;

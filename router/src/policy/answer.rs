@@ -1,6 +1,6 @@
 //! What a policy changes about answers: fields, compression, pages.
 
-use super::{Gate, compress, head::Head, pages};
+use super::{Check, Gate, compress, head::Head, pages};
 use crate::{
     Code,
     codes::reason,
@@ -8,6 +8,7 @@ use crate::{
         request::{Framing, Request, write_field},
         response::Response,
     },
+    shared::Place,
 };
 
 /// What the answer to one request is to say besides.
@@ -16,6 +17,8 @@ pub(crate) struct Extra {
     /// The client came by HTTPS.
     pub(super) https: bool,
     pub(super) fields: Vec<(&'static str, String)>,
+    /// A password that nobody has looked at yet.
+    pub(crate) check: Option<Check>,
 }
 
 impl Extra {
@@ -26,9 +29,15 @@ impl Extra {
 
 impl Gate {
     /// Changes an instance's answer, whose head is not complete yet. Some: its content is to be compressed with this, and its
-    /// length is not known any more.
-    pub(crate) fn shape(&self, request: &Request, response: &mut Response, extra: &Extra) -> Option<compress::Encoder> {
-        let encoder = self.encode(request, response);
+    /// length is not known any more. `room`: for the memory that it takes.
+    pub(crate) fn shape<'a>(
+        &self,
+        request: &Request,
+        response: &mut Response,
+        extra: &Extra,
+        room: impl FnOnce() -> Option<Place<'a>>,
+    ) -> Option<(compress::Encoder, Place<'a>)> {
+        let encoder = self.encode(request, response, room);
         self.write_fields(&mut response.head, extra);
         encoder
     }
@@ -91,30 +100,45 @@ impl Gate {
         }
     }
 
-    fn encode(&self, request: &Request, response: &mut Response) -> Option<compress::Encoder> {
+    fn encode<'a>(
+        &self,
+        request: &Request,
+        response: &mut Response,
+        room: impl FnOnce() -> Option<Place<'a>>,
+    ) -> Option<(compress::Encoder, Place<'a>)> {
         let offered = self.compress();
-        if offered.is_empty() || response.status < 200 || matches!(response.status, 204 | 206 | 304) {
+        if offered.is_empty() || response.status < 200 || response.status == 204 {
             return None;
         }
+        // What a cache has of it already, or a part of it: not to be compressed, but it belongs to what would be.
+        let of_another = matches!(response.status, 206 | 304);
         let head = Head::of(&response.head);
         let has = |name| head.field(name).is_some();
         let kept = head.items("cache-control").any(|c| c.eq_ignore_ascii_case("no-transform"));
-        if !head.field("content-type").is_some_and(compress::shrinks) || has("content-encoding") || has("content-range") || kept {
+        let shrinks = head.field("content-type").map_or(response.status == 304, compress::shrinks);
+        if !shrinks || has("content-encoding") || has("content-range") && !of_another || kept {
             return None;
         }
         // Caches must know that there is more than one form, whichever this client gets.
         let vary = head.items("vary").any(|v| v == "*" || v.eq_ignore_ascii_case("accept-encoding"));
-        let small = matches!(response.framing, Framing::Length(n) if n < compress::WORTH);
+        let length = head.field("content-length").and_then(|n| n.parse::<u64>().ok());
+        let small = !of_another && length.is_some_and(|n| n < compress::WORTH);
         let coding = compress::choose(offered, Head::of(&request.upstream).items("accept-encoding"));
+        let coding = coding.filter(|_| !small && !request.http10);
         // An answer without content says what its content would be like, and that is not known before it is compressed.
-        let bare = response.framing == Framing::None || request.http10;
-        let encoder = coding.filter(|_| !small && !bare).and_then(|c| Some((c, compress::Encoder::new(c)?)));
+        let bare = of_another || response.framing == Framing::None;
+        let chosen = coding.filter(|_| !bare).and_then(|c| Some((c, room()?))).and_then(|(coding, room)| {
+            let encoder = compress::Encoder::new(coding)?;
+            Some((coding, (encoder, room)))
+        });
         let out = &mut response.head;
         if !vary {
             write_field("Vary", b"Accept-Encoding", out);
         }
-        let (coding, encoder) = encoder?;
-        weaken_etag(out);
+        if coding.is_some() && (bare || chosen.is_some()) {
+            weaken_etag(out);
+        }
+        let (coding, encoder) = chosen?;
         retain(out, |name| !matches!(name, "content-length" | "accept-ranges" | "content-md5" | "digest"));
         write_field("Content-Encoding", coding.name().as_bytes(), out);
         Some(encoder)

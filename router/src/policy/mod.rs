@@ -14,6 +14,7 @@ mod pages;
 mod rate;
 
 pub(crate) use answer::Extra;
+pub(crate) use auth::Check;
 pub(crate) use compress::Encoder;
 pub(crate) use rate::Buckets;
 
@@ -26,7 +27,7 @@ use flex_model::{
     HttpPolicy,
     http_policy::{Coding, Pages},
 };
-use std::{net::IpAddr, time::Duration};
+use std::{net::IpAddr, sync::Arc, time::Duration};
 
 /// A route's policy, ready to be asked.
 #[derive(Debug)]
@@ -35,7 +36,7 @@ pub(crate) struct Gate {
     scope: u128,
     http: HttpPolicy,
     hsts: Option<String>,
-    auth: Option<auth::Auth>,
+    auth: Option<Arc<auth::Auth>>,
     pages: Pages,
     pub(crate) timeout: Option<Duration>,
     pub(crate) idle: Option<Duration>,
@@ -89,7 +90,7 @@ impl Gate {
                 let preload = if h.preload { "; preload" } else { "" };
                 format!("max-age={}{subdomains}{preload}", h.max_age_seconds)
             }),
-            auth: http.basic_auth.on().map(auth::Auth::new),
+            auth: http.basic_auth.on().map(|a| Arc::new(auth::Auth::new(a))),
             pages: pages.clone(),
             timeout: seconds(http.timeout_seconds.on()),
             idle: seconds(idle_seconds.as_ref().or(http.idle_seconds.on())),
@@ -100,7 +101,8 @@ impl Gate {
         })
     }
 
-    /// What becomes of `request`, and what its answer is to say besides.
+    /// What becomes of `request`, if the password is right that is to be looked at elsewhere ([`Extra::check`]); and what its
+    /// answer is to say besides.
     pub(crate) fn judge(
         &self,
         request: &Request,
@@ -156,10 +158,8 @@ impl Gate {
         if let Some(auth) = &self.auth {
             match auth.check(facts.authorization, self.scope, facts.client, buckets, facts.now_ms) {
                 auth::Answer::Known => {}
-                auth::Answer::Unknown => {
-                    extra.add("WWW-Authenticate", auth.challenge());
-                    return Verdict::Refuse(Code::Unauthorized);
-                }
+                auth::Answer::Costly(check) => extra.check = Some(check),
+                auth::Answer::Unknown => return self.ask_for_password(extra),
                 auth::Answer::TooMany => {
                     extra.add("Retry-After", "1");
                     return Verdict::Refuse(Code::RateLimited);
@@ -175,6 +175,14 @@ impl Gate {
             return Verdict::Refuse(Code::BodyTooLarge);
         }
         Verdict::Pass
+    }
+
+    /// What becomes of a request whose password is not right.
+    pub(crate) fn ask_for_password(&self, extra: &mut Extra) -> Verdict {
+        if let Some(auth) = &self.auth {
+            extra.add("WWW-Authenticate", auth.challenge());
+        }
+        Verdict::Refuse(Code::Unauthorized)
     }
 
     /// Where a request should have gone, in one step.

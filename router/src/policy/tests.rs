@@ -140,6 +140,52 @@ fn passwords() {
     }
 }
 
+#[tokio::test]
+async fn wrong_passwords_are_counted_over_all_routes_and_costly_ones_elsewhere() {
+    use base64::Engine as _;
+    let stored = |rounds: u32| {
+        let (salt, mut hash) = ([7_u8; 16], [0_u8; 32]);
+        let iterations = std::num::NonZeroU32::new(rounds).unwrap();
+        ring::pbkdf2::derive(ring::pbkdf2::PBKDF2_HMAC_SHA256, iterations, &salt, b"geheim", &mut hash);
+        let hex = |b: &[u8]| b.iter().map(|b| format!("{b:02x}")).collect::<String>();
+        format!("pbkdf2-sha256${rounds}${}${}", hex(&salt), hex(&hash))
+    };
+    let at = |scope, rounds| {
+        let http = json!({ "basic_auth": { "users": { "ann": stored(rounds) } } });
+        let http = HttpPolicy::read(http.as_object().unwrap().clone()).unwrap();
+        Gate::new(scope, &http, None, &Pages::new()).unwrap()
+    };
+    let field = |password: &str| format!("Basic {}", base64::prelude::BASE64_STANDARD.encode(format!("ann:{password}")));
+    let (wrong, right) = (field("x"), field("geheim"));
+    let buckets = Buckets::default();
+    let ask = |gate: &Gate, field: &str| {
+        let mut extra = Extra::default();
+        let verdict = gate.decide(&Facts { authorization: Some(field), ..facts("192.0.2.7") }, &buckets, &mut extra);
+        (verdict, extra.check)
+    };
+    // Each route would bear ten.
+    let gates: Vec<Gate> = (1..11).map(|scope| at(scope, 1)).collect();
+    let looked_at = (0..100).filter(|n| ask(&gates[n % 10], &wrong).0 == Verdict::Refuse(Code::Unauthorized)).count();
+    assert_eq!(looked_at, 30);
+    // What takes long is nothing for an event loop; the verdict is what holds if it is right.
+    let (buckets, costly) = (Buckets::default(), at(11, 20_000));
+    let ask = |field: &str| {
+        let mut extra = Extra::default();
+        let verdict = costly.decide(&Facts { authorization: Some(field), ..facts("192.0.2.7") }, &buckets, &mut extra);
+        (verdict, extra.check)
+    };
+    for (field, is_right) in [(&wrong, false), (&right, true)] {
+        let (verdict, check) = ask(field);
+        assert_eq!((verdict, check.unwrap().verify().await), (Verdict::Pass, is_right));
+    }
+    // It is known now.
+    let (verdict, check) = ask(&right);
+    assert!(verdict == Verdict::Pass && check.is_none());
+    // So many at once are as many, though none is looked at yet.
+    let open = (0..50).filter(|_| ask(&wrong).1.is_some()).count();
+    assert_eq!(open, 8);
+}
+
 #[test]
 fn codings_are_chosen_by_weight_then_by_order() {
     use Coding::{Br, Gzip, Zstd};

@@ -9,8 +9,8 @@ pub(crate) use store::{ACME_PROTOCOL, CertStore};
 
 use crate::{
     RouterError,
-    io::Guard,
-    l4::hello::{self, Hello},
+    io::{Ahead, Guard},
+    l4::hello,
     metrics::Counters,
     settings::MinTls,
     shared::Shared,
@@ -35,9 +35,6 @@ use tokio_rustls::{LazyConfigAcceptor, server::TlsStream};
 
 /// Sessions remembered for clients without tickets; a quarter of a KiB each.
 const SESSIONS: usize = 10_000;
-
-/// A hello that came in part is looked at again after this time: what is left in the socket says nothing of what comes.
-const LOOK_AGAIN: std::time::Duration = std::time::Duration::from_millis(10);
 
 /// What the workers share of TLS.
 #[derive(Debug)]
@@ -106,7 +103,7 @@ pub(crate) async fn follow(shared: Arc<Shared>, mut tables: watch::Receiver<Arc<
 }
 
 /// Begins TLS with a client, within the guard's time. `None`: it did not come to pass.
-pub(crate) async fn accept(worker: &Worker, guard: &Guard, stream: TcpStream) -> Option<TlsStream<TcpStream>> {
+pub(crate) async fn accept(worker: &Worker, guard: &Guard, stream: Ahead) -> Option<TlsStream<Ahead>> {
     let started = within(guard, LazyConfigAcceptor::new(Acceptor::default(), stream)).await?.ok()?;
     // Signing takes from a fifth of a millisecond to several. One handshake at a time gets there, and everything else on
     // this worker has a turn before the next: a thousand clients at once delay requests by one signature, not a thousand.
@@ -126,17 +123,10 @@ pub(crate) async fn accept(worker: &Worker, guard: &Guard, stream: TcpStream) ->
     Some(stream)
 }
 
-/// The name that a client asks for, without taking anything of what it sent. `None`: none, or no TLS, or not in time.
-pub(crate) async fn asked_for(guard: &Guard, stream: &TcpStream) -> Option<String> {
-    let mut seen = vec![0; hello::MAX];
-    loop {
-        let n = within(guard, stream.peek(&mut seen)).await?.ok()?;
-        match hello::look(&seen[..n]) {
-            Hello::Yes(name) => return name,
-            Hello::Partial if n > 0 => within(guard, tokio::time::sleep(LOOK_AGAIN)).await?,
-            _ => return None,
-        }
-    }
+/// Reads into `ahead` until it is known which name a client asks for; inner `None`: none, or it is no TLS. Outer `None`: it
+/// went away, or did not say it in time.
+pub(crate) async fn asked_for(guard: &Guard, stream: &TcpStream, ahead: &mut Vec<u8>) -> Option<Option<String>> {
+    within(guard, hello::read(stream, ahead)).await?
 }
 
 /// Waits for `what`, or `None` when the guard's time is over.

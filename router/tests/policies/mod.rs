@@ -392,6 +392,114 @@ async fn answers_are_compressed_as_the_client_likes() {
 }
 
 #[tokio::test]
+async fn what_a_cache_asks_again_is_told_as_of_the_compressed_answer() {
+    let origin = instance(|mut conn, _| async move {
+        while let Some(got) = request(&mut conn).await {
+            conn.send(match got.head.split(' ').nth(1).unwrap() {
+                "/304" => "HTTP/1.1 304 Not Modified\r\nETag: \"1\"\r\n\r\n",
+                "/206" => "HTTP/1.1 206 Partial Content\r\nContent-Type: text/css\r\nETag: \"1\"\r\nContent-Range: bytes 0-1/9000\r\nContent-Length: 2\r\n\r\nab",
+                "/png" => "HTTP/1.1 206 Partial Content\r\nContent-Type: image/png\r\nETag: \"1\"\r\nContent-Range: bytes 0-1/9000\r\nContent-Length: 2\r\n\r\nab",
+                _ => "HTTP/1.1 200 OK\r\nContent-Type: text/css\r\nETag: \"1\"\r\nContent-Length: 9000\r\n\r\n",
+            })
+            .await;
+        }
+    })
+    .await;
+    let one = with(app("aa", Serving, vec![backend(1, origin.address)]), json!({ "compress": ["gzip"] }));
+    let world = start(vec![one]).await;
+    for way in WAYS {
+        for (method, path, accept, etag, vary) in [
+            ("GET", "/304", "gzip", "W/\"1\"", Some("Accept-Encoding")),
+            ("GET", "/304", "identity", "\"1\"", Some("Accept-Encoding")),
+            ("GET", "/206", "gzip", "W/\"1\"", Some("Accept-Encoding")),
+            ("GET", "/206", "identity", "\"1\"", Some("Accept-Encoding")),
+            ("GET", "/png", "gzip", "\"1\"", None),
+            ("HEAD", "/", "gzip", "W/\"1\"", Some("Accept-Encoding")),
+        ] {
+            let got = ask(&world, way, method, &format!("aa.test{path}"), &[("accept-encoding", accept)], b"").await;
+            let seen = (got.field("etag"), got.field("vary"), got.field("content-encoding"));
+            assert_eq!(seen, (Some(etag), vary, None), "{way:?} {method} {path} {accept}");
+            assert!(method == "HEAD" || path == "/304" || got.body == b"ab");
+        }
+    }
+    world.stop().await;
+}
+
+#[tokio::test]
+async fn so_many_answers_are_compressed_at_one_time() {
+    let (go, wait) = tokio::sync::watch::channel(false);
+    let origin = instance(move |mut conn, _| {
+        let mut wait = wait.clone();
+        async move {
+            while request(&mut conn).await.is_some() {
+                conn.send("HTTP/1.1 200 OK\r\nContent-Type: text/css\r\nETag: \"1\"\r\nTransfer-Encoding: chunked\r\n\r\n").await;
+                let _ = wait.wait_for(|go| *go).await;
+                conn.send("2\r\nab\r\n0\r\n\r\n").await;
+            }
+        }
+    })
+    .await;
+    let one = with(app("aa", Serving, vec![backend(1, origin.address)]), json!({ "compress": ["br"] }));
+    let limits = flex_router::Limits { compressed_answers: 2, ..flex_router::Limits::default() };
+    let world = Setup { limits, ..Setup::default() }.start(table(1, vec![one])).await;
+    let (mut clients, mut codings) = (Vec::new(), Vec::new());
+    for _ in 0..3 {
+        let mut client = world.client().await;
+        client.send("GET / HTTP/1.1\r\nHost: aa.test\r\nAccept-Encoding: br\r\n\r\n").await;
+        let head = client.head().await.unwrap();
+        assert_eq!(head.field("vary"), Some("Accept-Encoding"));
+        codings.push((head.field("content-encoding").map(str::to_owned), head.field("etag").unwrap().to_owned()));
+        clients.push((client, head));
+    }
+    let compressed = (Some("br".to_owned()), "W/\"1\"".to_owned());
+    assert_eq!(codings, [compressed.clone(), compressed.clone(), (None, "\"1\"".to_owned())]);
+    assert!(world.metrics.snapshot().limits.contains(&("compressed_answers", 1)));
+    go.send(true).unwrap();
+    for (n, (client, head)) in clients.iter_mut().enumerate() {
+        let body = client.body(head).await;
+        assert_eq!(if n < 2 { unpack("br", &body) } else { body }, b"ab");
+    }
+    // They ended, so there is room again.
+    eventually(async || {
+        get(&world, Way::H1, "aa.test/", &[("accept-encoding", "br")]).await.field("content-encoding") == Some("br")
+    })
+    .await;
+    world.stop().await;
+}
+
+#[tokio::test]
+async fn a_rule_of_a_path_holds_however_the_path_is_written() {
+    let instance = echo().await;
+    let rules = |n, path: &str, http: Value| {
+        let matches = Match::Http { host: "aa.test".parse().unwrap(), path: path.parse().unwrap() };
+        let Value::Object(http) = http else { panic!("no object") };
+        let http = http_policy::HttpPolicy::read(http).unwrap();
+        route(n, matches, Policy { http, ..Policy::default() })
+    };
+    let mut one = app("aa", Serving, vec![backend(1, instance.address)]);
+    one.routes = vec![
+        rules(1, "/admin", json!({ "deny": ["0.0.0.0/0"] })),
+        rules(2, "/slow", json!({ "rate_limit": { "requests": 1000 } })),
+    ];
+    let world = start(vec![one]).await;
+    for way in WAYS {
+        for path in
+            ["/admin", "/%61dmin", "//admin", "/./admin", "/x/../admin", "/admin;x", "/admin/../x", "/x%2f..%2fadmin", "/ADMIN"]
+        {
+            assert_eq!(get(&world, way, &format!("aa.test{path}"), &[]).await.status, 403, "{way:?} {path}");
+        }
+        // What may pass is sent on as it came.
+        for path in ["/x/../y", "/%61", "/slow/..%2fz", "//y;x"] {
+            let got = get(&world, way, &format!("aa.test{path}"), &[]).await;
+            assert!(got.status == 200 && got.text().starts_with(&format!("GET {path} HTTP/1.1\r\n")), "{way:?} {path} {got:?}");
+        }
+        let got = get(&world, way, "aa.test/slow/../admin", &[]).await;
+        assert!(got.status == 400 && got.text().contains("several ways"), "{got:?}");
+    }
+    world.stop().await;
+}
+
+#[tokio::test]
 async fn compressed_events_arrive_when_they_are_sent() {
     let (go, wait) = tokio::sync::watch::channel(0);
     let origin = instance(move |mut conn, _| {
