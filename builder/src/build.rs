@@ -90,6 +90,7 @@ impl BuildOutput {
             formation: self.app_json.formation.clone(),
             postdeploy: self.app_json.postdeploy.clone(),
             routes: self.app_json.routes.clone(),
+            read_only_root: self.app_json.read_only_root,
             buildpack_description: self.buildpack_description.clone(),
             has_launcher: self.has_launcher,
             port: self.port,

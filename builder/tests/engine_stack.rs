@@ -111,7 +111,7 @@ async fn the_same_packages_make_the_same_stack() {
     let (two, made) = make_in("second").build_locked(&dir, false, log).await.unwrap();
     assert!(made);
     assert_eq!((&one.run, &one.build), (&two.run, &two.build));
-    assert_eq!(first.list().unwrap(), [one.clone()]);
+    assert_eq!(first.list().unwrap(), std::slice::from_ref(&one));
     for id in [&one.build.id, &one.run.id] {
         w.runtime.remove_image(id).await.unwrap();
     }

@@ -345,7 +345,7 @@ impl Controller {
                 }
                 let event = self.event(actor, Some(app.id), "domain.create", format!("Added domain {}", record.hostname));
                 self.find_app(&app.id.to_string()).await?;
-                let tx = self.in_turn(Tx::new().present(&keys::app(app.id)).absent(&key)).await?;
+                let tx = self.after_other_names(Tx::new().present(&keys::app(app.id)).absent(&key)).await?;
                 self.check_hostname(user, app, &record.hostname).await?;
                 Ok((tx.put(key.clone(), &record).put(keys::event(&event), &event), ()))
             })

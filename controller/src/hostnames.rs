@@ -62,7 +62,7 @@ impl Controller {
     }
 
     /// Adds to a commit that adds a name what makes another such commit, at the same time, look again.
-    pub(crate) async fn in_turn(&self, tx: Tx) -> Result<Tx, ApiError> {
+    pub(crate) async fn after_other_names(&self, tx: Tx) -> Result<Tx, ApiError> {
         let turn = self.db.get::<u64>(keys::HOSTNAMES_TURN).await?;
         let next = turn.as_ref().map_or(0, |t| *t.value) + 1;
         let tx = match &turn {

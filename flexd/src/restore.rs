@@ -214,8 +214,9 @@ mod tests {
         }
     }
 
-    fn text(path: PathBuf) -> String {
-        fs::read_to_string(&path).unwrap_or_else(|e| panic!("{}: {e}", path.display()))
+    fn text(path: impl AsRef<Path>) -> String {
+        let path = path.as_ref();
+        fs::read_to_string(path).unwrap_or_else(|e| panic!("{}: {e}", path.display()))
     }
 
     /// A data directory in which a restore has begun and nothing has been moved.

@@ -44,6 +44,9 @@ impl Gate for Open {
         init_repository(&self.0).map_err(|e| Refusal { lines: vec![e.to_string()] })?;
         Ok(self.0.clone())
     }
+    async fn branches(&self, _: AppId) -> Vec<String> {
+        vec!["main".into()]
+    }
     async fn push(&self, _: Push) -> mpsc::Receiver<PushEvent> {
         let (send, receive) = mpsc::channel(1);
         let _ = send.send(PushEvent::Verdict(true)).await;

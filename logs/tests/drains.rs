@@ -428,7 +428,7 @@ async fn what_a_dead_receiver_missed_is_counted_when_it_is_told() {
     let total = 40_000u64;
     for n in 0..total {
         let text = format!("counter {n} {:016x}", n.wrapping_mul(0x9e37_79b9_7f4a_7c15));
-        logs.append(app(1), LogLine { text, ..line(n) });
+        logs.append(app(1), LogLine { text: text.into(), ..line(n) });
         if n % 5_000 == 0 {
             assert!(logs.flush().await);
         }

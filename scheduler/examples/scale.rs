@@ -173,6 +173,7 @@ fn app(id: AppId, n: u128) -> App {
         name: format!("app-{n}").parse().expect("an app name"),
         owner: UserId(Uuid::nil()),
         stack: "flex-13".parse().expect("a stack"),
+        stack_by_hand: false,
         created_at: Timestamp::default(),
         updated_at: Timestamp::default(),
         maintenance: false,

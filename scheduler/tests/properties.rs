@@ -156,6 +156,7 @@ fn app_view(n: usize, drawn: &DrawnApp) -> AppView {
         name: format!("app-{n}").parse().unwrap(),
         owner: UserId(Uuid::nil()),
         stack: "flex-13".parse().unwrap(),
+        stack_by_hand: false,
         created_at: Timestamp::default(),
         updated_at: Timestamp::default(),
         maintenance: false,

@@ -36,7 +36,7 @@ fn torture_one(engine: Engine, rounds: u64, mut seed: u64) {
         seed = next(seed);
         let mut writer = Writer::start("child", dir.path(), engine);
         // Most rounds die between two commits somewhere; some while the store is being opened.
-        if seed % 8 != 0 {
+        if !seed.is_multiple_of(8) {
             writer.wait_beyond(n);
         }
         std::thread::sleep(Duration::from_micros(seed % 12_000));

@@ -31,8 +31,6 @@ pub fn flexd(data_dir: &Path) -> Command {
 pub struct Setup {
     /// `flexd.toml`.
     pub toml: String,
-    /// Of its environment.
-    pub env: Vec<(&'static str, String)>,
     /// Another engine's socket.
     pub docker: Option<PathBuf>,
     /// A folder of stacks with the one that apps get, instead of the usual one.

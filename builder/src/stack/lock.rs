@@ -103,7 +103,7 @@ impl Lock {
             for (name, version) in locked {
                 match made.get(name) {
                     Some(other) if other != version => {
-                        out.push(format!("{name} ({image}): {version} is locked, {other} can be had"))
+                        out.push(format!("{name} ({image}): {version} is locked, {other} can be had"));
                     }
                     None => out.push(format!("{name} ({image}): {version} is locked, but it was not installed")),
                     Some(_) => {}

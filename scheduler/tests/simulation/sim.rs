@@ -549,6 +549,7 @@ fn new_app(n: u64) -> App {
         name: format!("app-{n}").parse().expect("an app name"),
         owner: UserId(id(1)),
         stack: "flex-13".parse().expect("a stack"),
+        stack_by_hand: false,
         created_at: Timestamp::default(),
         updated_at: Timestamp::default(),
         maintenance: false,
