@@ -244,6 +244,12 @@ struct Receiver {
 
 impl Receiver {
     async fn start(certs: &Certificates) -> (Arc<Self>, u16) {
+        let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let port = listener.local_addr().unwrap().port();
+        (Self::serve(certs, listener), port)
+    }
+
+    fn serve(certs: &Certificates, listener: tokio::net::TcpListener) -> Arc<Self> {
         use rustls::pki_types::{CertificateDer, PrivateKeyDer, pem::PemObject};
         let provider = Arc::new(rustls::crypto::ring::default_provider());
         let config = rustls::ServerConfig::builder_with_provider(provider).with_safe_default_protocol_versions().unwrap();
@@ -251,8 +257,6 @@ impl Receiver {
         let config =
             config.with_no_client_auth().with_single_cert(chain, PrivateKeyDer::from_pem_file(&certs.key).unwrap()).unwrap();
         let acceptor = tokio_rustls::TlsAcceptor::from(Arc::new(config));
-        let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
-        let port = listener.local_addr().unwrap().port();
         let receiver = Arc::new(Self::default());
         let this = receiver.clone();
         tokio::spawn(async move {
@@ -266,7 +270,7 @@ impl Receiver {
                 });
             }
         });
-        (receiver, port)
+        receiver
     }
 
     async fn request(&self, stream: &mut (impl AsyncReadExt + AsyncWriteExt + Unpin)) -> Option<()> {
@@ -300,8 +304,14 @@ impl Receiver {
 
     fn counters(&self) -> Vec<u64> {
         let messages = self.messages.lock().unwrap();
-        messages.iter().filter_map(|m| m.split_once("counter ")?.1.trim().parse().ok()).collect()
+        messages.iter().filter_map(|m| m.split_once("counter ")?.1.trim().split(' ').next()?.parse().ok()).collect()
     }
+}
+
+/// How many lines the message says are missing.
+fn overflow(message: &str) -> Option<u64> {
+    let (_, rest) = message.split_once("Error L10 (output buffer overflow): ")?;
+    rest.split_once(" messages dropped since ")?.0.parse().ok()
 }
 
 fn unframe(mut body: &[u8]) -> Vec<String> {
@@ -374,20 +384,16 @@ async fn a_drain_that_hangs_slows_nobody_and_is_told_what_it_missed() {
     }
     assert!(slowest < Duration::from_secs(1), "{slowest:?}");
     receiver.hang.store(false, Ordering::SeqCst);
-    let overflow = |m: &String| {
-        let (_, rest) = m.split_once("Error L10 (output buffer overflow): ")?;
-        rest.split_once(" messages dropped since ")?.0.parse::<u64>().ok()
-    };
     let arrived = || {
         let messages = receiver.messages.lock().unwrap();
-        let dropped: u64 = messages.iter().filter_map(overflow).sum();
+        let dropped: u64 = messages.iter().filter_map(|m| overflow(m)).sum();
         let counters: BTreeSet<&str> =
             messages.iter().filter_map(|m| m.split_once("counter ")?.1.trim().split(' ').next()).collect();
         (dropped, counters.len() as u64)
     };
     until("every line arrived or was told of", || arrived().0 + arrived().1 == total).await;
     assert!(arrived().0 > 0, "retention took nothing: the test shows nothing");
-    assert_eq!(receiver.messages.lock().unwrap().iter().filter_map(overflow).count(), 1);
+    assert_eq!(receiver.messages.lock().unwrap().iter().filter_map(|m| overflow(m)).count(), 1);
 }
 
 #[tokio::test]
@@ -404,4 +410,41 @@ async fn a_refused_address_is_not_connected_to_whatever_its_name() {
     drains.set(vec![spec]).unwrap();
     until("it is refused", || status(&drains).error.is_some_and(|e| e.contains("may not reach"))).await;
     assert!(tokio::time::timeout(Duration::from_millis(50), listener.accept()).await.is_err());
+}
+
+/// While nothing listens, the gap grows and is read again with each try: it is counted once, when it was told of.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_a_dead_receiver_missed_is_counted_when_it_is_told() {
+    let dir = TempDir::new().unwrap();
+    let certs = certificates(dir.path());
+    // Taken and not listening: who connects is refused.
+    let socket = tokio::net::TcpSocket::new_v4().unwrap();
+    socket.bind("127.0.0.1:0".parse().unwrap()).unwrap();
+    let port = socket.local_addr().unwrap().port();
+    let settings = LogSettings { max_bytes_per_app: 256 << 10, ..settings() };
+    let logs = Arc::new(LogStore::open(dir.path().join("logs"), settings).unwrap());
+    let drains = drains(&logs, dir.path(), Some(&certs.ca));
+    drains.set(vec![spec(app(1), &format!("https://localhost:{port}/"))]).unwrap();
+    let total = 40_000u64;
+    for n in 0..total {
+        let text = format!("counter {n} {:016x}", n.wrapping_mul(0x9e37_79b9_7f4a_7c15));
+        logs.append(app(1), LogLine { text, ..line(n) });
+        if n % 5_000 == 0 {
+            assert!(logs.flush().await);
+        }
+    }
+    let since = Instant::now();
+    until("it is refused again and again", || {
+        let status = status(&drains);
+        assert_eq!((status.dropped, status.sent), (0, 0), "{status:?}");
+        since.elapsed() > Duration::from_secs(4) && status.error.is_some()
+    })
+    .await;
+    let receiver = Receiver::serve(&certs, socket.listen(16).unwrap());
+    until("it got on", || status(&drains).sent > 0 && receiver.counters().contains(&(total - 1))).await;
+    let messages = receiver.messages.lock().unwrap().clone();
+    let told: Vec<u64> = messages.iter().filter_map(|m| overflow(m)).collect();
+    assert_eq!(told.len(), 1, "{told:?}");
+    until("it is counted", || status(&drains).dropped == told[0]).await;
+    assert_eq!(told[0] + receiver.counters().len() as u64, total);
 }

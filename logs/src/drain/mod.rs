@@ -40,7 +40,7 @@ pub struct DrainStatus {
     pub sent: u64,
     /// Number of the next line to send.
     pub next: u64,
-    /// Lines that fell out of the retention unsent, since this process started.
+    /// Lines that fell out of the retention unsent, since this process started; counted when the receiver was told of them.
     pub dropped: u64,
     /// Why it does not get on.
     pub error: Option<String>,

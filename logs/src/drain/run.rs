@@ -59,7 +59,16 @@ type Items = Pin<Box<dyn Stream<Item = Tail> + Send>>;
 struct Batch {
     bytes: Vec<u8>,
     lines: usize,
+    /// Lines that were gone before they could be part of it, as it says.
+    dropped: u64,
     /// Number of the first line after it.
+    next: u64,
+}
+
+/// What was sent, and may have been lost with the connection.
+struct UnderWay {
+    at: Instant,
+    dropped: u64,
     next: u64,
 }
 
@@ -142,10 +151,8 @@ impl Drain {
         match item {
             Tail::Live(_) => {}
             Tail::Missed { lines, next } => {
-                let mut status = lock(&self.status);
-                status.dropped += lines;
-                let since = status.good_at.unwrap_or_default();
-                drop(status);
+                let since = lock(&self.status).good_at.unwrap_or_default();
+                batch.dropped += lines;
                 self.put(&frame::overflow(lines, since, (self.clock)()), next, batch);
             }
             Tail::Line(n) => self.put(&n.line, n.seq + 1, batch),
@@ -156,6 +163,12 @@ impl Drain {
         frame::put(self.spec.url.kind, &self.spec.token, line, &mut batch.bytes);
         batch.lines += 1;
         batch.next = next;
+    }
+
+    /// All below `next` has arrived: a gap that was told of is counted now, since one that was not is told of again.
+    fn arrived(&mut self, next: u64, dropped: u64) {
+        self.arrived = next;
+        lock(&self.status).dropped += dropped;
     }
 
     fn got_on(&mut self, lines: usize, next: u64) {
@@ -185,16 +198,16 @@ impl Drain {
         let (mut reader, mut writer) = tokio::io::split(link);
         let mut items = self.items();
         // What was sent when, as far as it may still be under way.
-        let mut under_way = VecDeque::<(Instant, u64)>::new();
+        let mut under_way = VecDeque::<UnderWay>::new();
         let mut scratch = [0; 1024];
         let broke = |e: io::Error| format!("the connection broke: {e}");
         loop {
-            while under_way.front().is_some_and(|(at, _)| at.elapsed() >= TRUSTED_AFTER) {
-                self.arrived = under_way.pop_front().map_or(self.arrived, |(_, next)| next);
+            while let Some(sent) = under_way.pop_front_if(|sent| sent.at.elapsed() >= TRUSTED_AFTER) {
+                self.arrived(sent.next, sent.dropped);
             }
             self.keep(false);
-            let wake = under_way.front().map_or(Duration::from_secs(3600), |(at, _)| {
-                TRUSTED_AFTER.saturating_sub(at.elapsed()).max(Duration::from_millis(100))
+            let wake = under_way.front().map_or(Duration::from_secs(3600), |sent| {
+                TRUSTED_AFTER.saturating_sub(sent.at.elapsed()).max(Duration::from_millis(100))
             });
             let batch = tokio::select! {
                 biased;
@@ -218,7 +231,7 @@ impl Drain {
                 Ok(Err(e)) => return Err(broke(e)),
                 Err(_) => return Err(format!("the receiver took nothing for {} s", link::ANSWER.as_secs())),
             }
-            under_way.push_back((Instant::now(), batch.next));
+            under_way.push_back(UnderWay { at: Instant::now(), dropped: batch.dropped, next: batch.next });
             self.got_on(batch.lines, batch.next);
         }
     }
@@ -257,7 +270,7 @@ impl Drain {
                 return Err(format!("the receiver answered {status}"));
             }
             open = again.then_some(link);
-            self.arrived = batch.next;
+            self.arrived(batch.next, batch.dropped);
             self.got_on(batch.lines, batch.next);
         }
     }
