@@ -213,7 +213,9 @@ async fn refusal(response: Response) -> CliError {
         },
         |b| (b.id, b.message, b.url),
     );
-    let exit = if matches!(status, StatusCode::NOT_FOUND | StatusCode::BAD_REQUEST) { EXIT_USAGE } else { 1 };
+    // What was asked for is not there, or cannot be asked for.
+    let wrong_use = matches!(status, StatusCode::NOT_FOUND | StatusCode::BAD_REQUEST | StatusCode::UNPROCESSABLE_ENTITY);
+    let exit = if wrong_use { EXIT_USAGE } else { 1 };
     let mut error = CliError { message, hints: Vec::new(), id: (!id.is_empty()).then_some(id), exit };
     match status {
         StatusCode::UNAUTHORIZED => error = error.hint("Sign in with: flex login"),

@@ -134,6 +134,15 @@ pub fn error(e: &CliError) {
 
 /// Columns wide enough for their cells, two spaces apart, without a frame: for eyes and for `awk`.
 pub fn table(head: &[&str], rows: &[Vec<String>]) {
+    spaced(head, rows, 1, "");
+}
+
+/// The same as Heroku draws it: three spaces apart, and two before.
+pub fn set_in(head: &[&str], rows: &[Vec<String>]) {
+    spaced(head, rows, 2, "  ");
+}
+
+fn spaced(head: &[&str], rows: &[Vec<String>], padding: u16, before: &str) {
     let mut table = comfy_table::Table::new();
     table.load_preset(comfy_table::presets::NOTHING);
     table.set_content_arrangement(comfy_table::ContentArrangement::Disabled);
@@ -142,10 +151,10 @@ pub fn table(head: &[&str], rows: &[Vec<String>]) {
         table.add_row(row);
     }
     for column in table.column_iter_mut() {
-        column.set_padding((0, 1));
+        column.set_padding((0, padding));
     }
     for text in table.lines() {
-        line(text.trim_end());
+        line(format!("{before}{}", text.trim_end()));
     }
 }
 
@@ -181,6 +190,10 @@ impl Progress {
     /// `Creating demo... done`.
     pub fn done(self) {
         self.end("done");
+    }
+    /// `Running ls on demo... up, run.1003`.
+    pub fn becomes(self, what: &str) {
+        self.end(what);
     }
     /// `Setting A... done, v2`.
     pub fn done_with(self, more: &str) {

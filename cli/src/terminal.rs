@@ -7,10 +7,11 @@
 use crate::client::Socket;
 use crate::error::{CliError, Result, while_doing};
 use flex_api::run::{RunControl, RunEnd, STDERR};
-use futures_util::stream::{SplitSink, SplitStream};
-use futures_util::{SinkExt, StreamExt};
+use futures_util::stream::SplitStream;
+use futures_util::{Sink, SinkExt, StreamExt};
 use nix::sys::termios::{SetArg, Termios, cfmakeraw, tcgetattr, tcsetattr};
 use std::io::IsTerminal;
+use std::time::Duration;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::mpsc;
@@ -18,6 +19,9 @@ use tokio_tungstenite::tungstenite::Message;
 
 /// Bytes of input in one message.
 const PIECE: usize = 32 << 10;
+/// Pause between signs of life that the server is given unasked: one that asks while this side's output is not read is not
+/// heard, and must not take that for a client that has gone.
+pub const ALIVE: Duration = Duration::from_secs(10);
 /// Exit status of what Ctrl-C ends.
 const INTERRUPTED: i32 = 130;
 
@@ -84,6 +88,7 @@ pub enum End {
 enum Out {
     Data(Vec<u8>),
     Order(RunControl),
+    Alive,
 }
 
 /// Holds a session to its end.
@@ -95,7 +100,7 @@ pub async fn hold(socket: Socket, mode: Mode) -> Result<End> {
     let (orders, orders_out) = mpsc::channel(8);
     let end = tokio::select! {
         end = receive(from_server) => end,
-        () = send(to_server, data_out, orders_out) => unreachable_end(),
+        () = send(to_server, data_out, orders_out, ALIVE) => unreachable_end(),
         end = type_in(mode, data) => end,
         end = watch_signals(mode, orders) => end,
     };
@@ -139,15 +144,23 @@ async fn receive(mut from_server: SplitStream<Socket>) -> Result<End> {
 }
 
 /// Orders overtake data that still waits here. Never ends by itself: how it went is said by what is received.
-async fn send(mut to_server: SplitSink<Socket, Message>, mut data: mpsc::Receiver<Out>, mut orders: mpsc::Receiver<RunControl>) {
+async fn send(
+    mut to_server: impl Sink<Message> + Unpin,
+    mut data: mpsc::Receiver<Out>,
+    mut orders: mpsc::Receiver<RunControl>,
+    pause: Duration,
+) {
+    let mut alive = tokio::time::interval(pause);
+    alive.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
     loop {
         let out = tokio::select! {
             biased;
             Some(order) = orders.recv() => Out::Order(order),
             Some(out) = data.recv() => out,
-            else => return std::future::pending().await,
+            _ = alive.tick() => Out::Alive,
         };
         let message = match out {
+            Out::Alive => Message::Pong(Vec::new().into()),
             Out::Data(bytes) => Message::Binary(bytes.into()),
             Out::Order(order) => Message::Text(serde_json::to_string(&order).unwrap_or_default().into()),
         };
@@ -278,5 +291,23 @@ mod tests {
         assert_eq!(all(&["ls ~.\r"]), ("ls ~.\r".into(), false));
         assert_eq!(all(&["~~.\r"]), ("~.\r".into(), false));
         assert_eq!(all(&["~x\r~~"]), ("~x\r~".into(), false));
+    }
+
+    #[tokio::test]
+    async fn a_session_gives_signs_of_life_unasked() {
+        let (seen, mut sent) = mpsc::channel(1);
+        let sink = futures_util::sink::unfold(seen, async |seen: mpsc::Sender<Message>, m| {
+            seen.send(m).await.map_err(drop)?;
+            Ok::<_, ()>(seen)
+        });
+        let ((_data, data), (orders, orders_out)) = (mpsc::channel(1), mpsc::channel(1));
+        // Nobody reads what the server sends, as when a pager holds back the output.
+        let sending = tokio::spawn(send(Box::pin(sink), data, orders_out, Duration::from_millis(10)));
+        for _ in 0..3 {
+            assert!(matches!(sent.recv().await, Some(Message::Pong(_))));
+        }
+        orders.send(RunControl::Signal(2)).await.unwrap();
+        while !matches!(sent.recv().await.expect("the order"), Message::Text(t) if t.as_str() == r#"{"signal":2}"#) {}
+        sending.abort();
     }
 }

@@ -59,12 +59,12 @@ pub use user::{Collaborator, SshKey, Token, User};
 
 /// A value that a type's grammar refuses, with the rule it broke.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-#[error("{what} {value:?} is not valid: {rule}")]
+#[error("{what}{} is not valid: {rule}", .value.as_ref().map(|v| format!(" {v:?}")).unwrap_or_default())]
 pub struct Invalid {
     /// The noun, as a user knows it: "app name", "process type".
     pub what: &'static str,
-    /// What was given, cut to 80 characters.
-    pub value: String,
+    /// What was given, cut to 80 characters; none where a slip of the hand may put a secret.
+    pub value: Option<String>,
     /// The rule that it broke, as a full clause.
     pub rule: String,
 }
@@ -72,6 +72,10 @@ pub struct Invalid {
 impl Invalid {
     /// Makes the error, cutting an over-long `value` so that an attacker cannot fill a log with it.
     pub fn new(what: &'static str, value: &str, rule: impl Into<String>) -> Self {
-        Self { what, value: value.chars().take(80).collect(), rule: rule.into() }
+        Self { what, value: Some(value.chars().take(80).collect()), rule: rule.into() }
+    }
+    /// Makes the error without what was given.
+    pub fn unsaid(what: &'static str, rule: impl Into<String>) -> Self {
+        Self { what, value: None, rule: rule.into() }
     }
 }

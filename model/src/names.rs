@@ -6,7 +6,9 @@ use serde::{Deserialize, Deserializer, Serialize};
 use std::{fmt, str::FromStr};
 
 macro_rules! names {
-    ($($(#[$doc:meta])* $name:ident: $what:literal, $check:path;)*) => {$(
+    (@refused $what:literal $given:ident $rule:ident) => { Invalid::new($what, $given, $rule) };
+    (@refused $what:literal $given:ident $rule:ident unsaid) => { Invalid::unsaid($what, $rule) };
+    ($($(#[$doc:meta])* $name:ident: $what:literal, $check:path $(, $unsaid:ident)?;)*) => {$(
         $(#[$doc])*
         #[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize)]
         #[serde(transparent)]
@@ -31,7 +33,7 @@ macro_rules! names {
         impl FromStr for $name {
             type Err = Invalid;
             fn from_str(s: &str) -> Result<Self, Invalid> {
-                $check(s).map(Self).map_err(|rule| Invalid::new($what, s, rule))
+                $check(s).map(Self).map_err(|rule| names!(@refused $what s rule $($unsaid)?))
             }
         }
         impl TryFrom<String> for $name {
@@ -52,8 +54,9 @@ names! {
     AppName: "app name", check_app;
     /// A process type, the left side of a Procfile line: `[A-Za-z0-9_-]{1,63}`.
     ProcessType: "process type", check_process;
-    /// A config var's name: `[A-Za-z_][A-Za-z0-9_]{0,255}`, as POSIX environments allow.
-    ConfigKey: "config var name", check_config_key;
+    /// A config var's name: `[A-Za-z_][A-Za-z0-9_]{0,255}`, as POSIX environments allow. What is refused is not said: a
+    /// value that lost its quotes or its line ends up in a name's place.
+    ConfigKey: "config var name", check_config_key, unsaid;
     /// A host name to route, lower case, at most 253 octets, optionally `*.` first (RFC 1123 labels).
     DomainName: "domain", check_domain;
     /// Something that looks enough like an e-mail address to name a user by.
@@ -180,6 +183,13 @@ mod tests {
     fn serde_goes_through_the_grammar() {
         assert!(serde_json::from_str::<AppName>("\"../etc\"").is_err());
         assert!(serde_json::from_str::<ConfigKey>("\"A\\u0000B\"").is_err());
+    }
+
+    #[test]
+    fn what_is_no_name_of_a_config_var_may_be_a_secret() {
+        let told = "hunter2==".parse::<ConfigKey>().unwrap_err().to_string();
+        assert_eq!(told, "config var name is not valid: use letters, digits and underscores, not starting with a digit");
+        assert!("Bad".parse::<AppName>().unwrap_err().to_string().starts_with("app name \"Bad\" is not valid: "));
     }
 
     #[test]

@@ -17,7 +17,7 @@ pub struct Logs {
     #[arg(short, long)]
     pub tail: bool,
     /// Only this process type or instance: web, web.1
-    #[arg(short, long, alias = "ps", visible_alias = "dyno", value_name = "NAME")]
+    #[arg(short, long, visible_short_alias = 'd', alias = "ps", visible_alias = "dyno", value_name = "NAME")]
     pub process: Option<String>,
     /// Only this source: app, flex or router
     #[arg(short, long, value_name = "SOURCE")]

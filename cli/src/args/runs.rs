@@ -20,7 +20,7 @@ pub struct Run {
     /// The same from a file of KEY=VALUE lines (- is stdin)
     #[arg(long, value_name = "FILE")]
     pub env_file: Option<PathBuf>,
-    /// Memory, e.g. 1G
+    /// Memory, e.g. 1G, or a size that the server names (flex ps:sizes)
     #[arg(short, long, value_name = "SIZE")]
     pub size: Option<String>,
     /// Size of this process type, and its command if none is given
@@ -35,6 +35,9 @@ pub struct Run {
     /// With --detach: a terminal, to attach to later
     #[arg(long, requires = "detach")]
     pub tty: bool,
+    /// Say which exit status it had, if not 0; it is that of flex in any case
+    #[arg(short = 'x', long, conflicts_with = "detach")]
+    pub exit_code: bool,
     /// Start it and return; its output goes to the log
     #[arg(short, long)]
     pub detach: bool,
@@ -122,7 +125,7 @@ pub struct PortForward {
 /// `flex run bash -a my-app`, as Heroku's users type it: an `-a NAME` that ends the command is ours, unless `--` stands
 /// before it.
 pub fn hoist_app(mut args: Vec<String>) -> Vec<String> {
-    let at = args.iter().position(|a| matches!(a.as_str(), "run" | "exec"));
+    let at = super::split::command_at(&args).filter(|at| matches!(args[*at].as_str(), "run" | "exec"));
     let Some(at) = at else { return args };
     if args[at..].iter().any(|a| a == "--") {
         return args;
@@ -151,6 +154,19 @@ mod tests {
         assert_eq!(hoisted("flex exec -p web.1 ls --app=shop"), "flex --app=shop exec -p web.1 ls");
         assert_eq!(hoisted("flex run -- ls -a x"), "flex run -- ls -a x");
         assert_eq!(hoisted("flex run ls -a"), "flex run ls -a");
-        assert_eq!(hoisted("flex logs -a shop"), "flex logs -a shop");
+        assert_eq!(hoisted("flex --json run --detach ls -a shop"), "flex --json -a shop run --detach ls");
+        assert_eq!(hoisted("flex -r staging run ls --app shop"), "flex -r staging --app shop run ls");
+        // The word alone is no command.
+        for line in [
+            "flex logs -a shop",
+            "flex logs -p run -a shop",
+            "flex logs --grep run -a shop",
+            "flex events --kind run -a shop",
+            "flex ps -t run -a shop",
+            "flex -r run logs -a shop",
+            "flex create exec -a shop",
+        ] {
+            assert_eq!(hoisted(line), line);
+        }
     }
 }

@@ -10,7 +10,7 @@ pub fn split_topic(args: impl IntoIterator<Item = String>) -> Vec<String> {
     let mut done = false;
     for arg in args {
         if done || value_follows || arg.starts_with('-') {
-            value_follows = !done && matches!(arg.as_str(), "-a" | "--app" | "-r" | "--remote");
+            value_follows = !done && takes_value(&arg);
             out.push(arg);
             continue;
         }
@@ -23,6 +23,23 @@ pub fn split_topic(args: impl IntoIterator<Item = String>) -> Vec<String> {
         }
     }
     out
+}
+
+/// Where the first word stands that is no option and no value of one: the command.
+pub fn command_at(args: &[String]) -> Option<usize> {
+    let mut value_follows = false;
+    args.iter().enumerate().skip(1).find_map(|(at, arg)| {
+        if value_follows || arg.starts_with('-') {
+            value_follows = !value_follows && takes_value(arg);
+            return None;
+        }
+        Some(at)
+    })
+}
+
+/// Whether it is an option of every command with its value in the next word.
+fn takes_value(arg: &str) -> bool {
+    matches!(arg, "-a" | "--app" | "-r" | "--remote")
 }
 
 /// Spellings that lead elsewhere.

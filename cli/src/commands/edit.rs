@@ -10,7 +10,10 @@ use flex_api::{ConfigChanges, ConfigVars};
 use flex_model::{ConfigKey, Secret};
 use std::collections::BTreeMap;
 use std::io::Write;
-use std::process::Command;
+use std::process::ExitStatus;
+use std::time::Duration;
+use tokio::process::{Child, Command};
+use tokio::signal::unix::{Signal, SignalKind, signal};
 
 const HEADER: &str = "# One KEY=VALUE a line. A line that is taken out unsets its config var.
 # A value in double quotes is read as JSON: \"two\\nlines\".
@@ -23,13 +26,13 @@ pub async fn run(cx: &Context, path: &str, key: Option<&str>, restart: bool) -> 
         Some(key) => {
             let key: ConfigKey = key.parse().map_err(|e: flex_model::Invalid| CliError::usage(e.to_string()))?;
             let old = before.get(key.as_str()).cloned().unwrap_or_default();
-            let new = edited(&old)?;
+            let new = edited(&old).await?;
             // Editors end a file with a line break; a value had one only if it had it before.
             let new = if old.ends_with('\n') { new } else { new.trim_end_matches('\n').to_owned() };
             ConfigChanges((new != old).then(|| (key, Some(Secret::new(new)))).into_iter().collect())
         }
         None => {
-            let after = parse(&edited(&format!("{HEADER}{}", render(&before)))?)?;
+            let after = parse(&edited(&format!("{HEADER}{}", render(&before))).await?)?;
             difference(&before, after)
         }
     };
@@ -40,8 +43,13 @@ pub async fn run(cx: &Context, path: &str, key: Option<&str>, restart: bool) -> 
     config::send(cx, path, changes, restart, false).await
 }
 
+/// How long an editor that is told to end may take.
+const EDITOR_ENDS: Duration = Duration::from_secs(2);
+
 /// The text as it is after the user's editor.
-fn edited(text: &str) -> Result<String> {
+async fn edited(text: &str) -> Result<String> {
+    // From here on no signal ends this process by itself: the values would stay behind.
+    let mut signals = Signals::watch()?;
     let failed = || while_doing("make a file to edit");
     // 0600, in a folder of its own with 0700: the copies that editors make beside it are as private.
     let dir = tempfile::Builder::new().prefix("flex-config-").tempdir().map_err(failed())?;
@@ -54,13 +62,74 @@ fn edited(text: &str) -> Result<String> {
     // "code --wait" is a program with an argument; no shell reads it.
     let mut words = editor.split_whitespace();
     let program = words.next().unwrap_or("vi");
-    let status = Command::new(program).args(words).arg(&file).status().map_err(|e| {
+    let child = Command::new(program).args(words).arg(&file).spawn().map_err(|e| {
         CliError::failed(format!("Cannot start the editor {program}: {e}")).hint("Choose another: EDITOR=nano flex config:edit")
     })?;
-    if !status.success() {
-        return Err(CliError::failed(format!("{program} ended with {status}. Nothing was changed.")));
+    let ended = signals.until_ended(child).await.map_err(while_doing(format!("wait for {program}")))?;
+    drop(signals);
+    let after = match ended {
+        Some(status) if status.success() => std::fs::read_to_string(&file).map_err(while_doing("read the edited file")),
+        Some(status) => Err(CliError::failed(format!("{program} ended with {status}. Nothing was changed."))),
+        None => Err(CliError::failed(format!("{program} had to end. Nothing was changed."))),
+    };
+    drop(dir);
+    ends_again()?;
+    after
+}
+
+/// What would end this process, taken care of.
+struct Signals {
+    /// Ctrl-C and Ctrl-\ are the editor's keys, and reach this process as well.
+    keys: [Signal; 2],
+    /// These are meant for this process: the terminal is closed, or somebody wants it to end.
+    ends: [Signal; 2],
+}
+
+fn watch(kind: SignalKind) -> Result<Signal> {
+    signal(kind).map_err(while_doing("watch for signals"))
+}
+
+impl Signals {
+    fn watch() -> Result<Self> {
+        Ok(Self {
+            keys: [watch(SignalKind::interrupt())?, watch(SignalKind::quit())?],
+            ends: [watch(SignalKind::hangup())?, watch(SignalKind::terminate())?],
+        })
     }
-    std::fs::read_to_string(&file).map_err(while_doing("read the edited file"))
+
+    /// How the editor ended; none: it had to.
+    async fn until_ended(&mut self, mut editor: Child) -> std::io::Result<Option<ExitStatus>> {
+        let ([interrupt, quit], [hangup, terminate]) = (&mut self.keys, &mut self.ends);
+        loop {
+            tokio::select! {
+                status = editor.wait() => return status.map(Some),
+                _ = interrupt.recv() => {}
+                _ = quit.recv() => {}
+                _ = hangup.recv() => break,
+                _ = terminate.recv() => break,
+            }
+        }
+        // Asked first, so that it takes away its own copies of the file.
+        if let Some(id) = editor.id().and_then(|id| i32::try_from(id).ok()) {
+            let _ = nix::sys::signal::kill(nix::unistd::Pid::from_raw(id), nix::sys::signal::Signal::SIGTERM);
+        }
+        if tokio::time::timeout(EDITOR_ENDS, editor.wait()).await.is_err() {
+            editor.kill().await?;
+        }
+        Ok(None)
+    }
+}
+
+/// From here on each signal ends this process, as it does one that never watched for it.
+fn ends_again() -> Result<()> {
+    for kind in [SignalKind::interrupt(), SignalKind::quit(), SignalKind::hangup(), SignalKind::terminate()] {
+        let mut signal = watch(kind)?;
+        tokio::spawn(async move {
+            signal.recv().await;
+            std::process::exit(128 + kind.as_raw_value());
+        });
+    }
+    Ok(())
 }
 
 fn render(vars: &BTreeMap<String, String>) -> String {

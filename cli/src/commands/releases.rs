@@ -46,7 +46,7 @@ async fn list(cx: &Context, num: usize) -> Result<()> {
             output::moment(r.created_at, now),
         ]
     };
-    output::table(&["v", "description", "user", "created_at"], &releases.iter().map(row).collect::<Vec<_>>());
+    output::set_in(&["v", "description", "user", "created_at"], &releases.iter().map(row).collect::<Vec<_>>());
     Ok(())
 }
 

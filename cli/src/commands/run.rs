@@ -43,10 +43,16 @@ pub async fn run(cx: &Context, args: Run) -> Result<ExitCode> {
         output::say(format!("Look on:    flex attach --app {app} {}", dyno.name));
         return Ok(ExitCode::SUCCESS);
     }
-    progress.done_with(&format!("up, {}", dyno.name));
+    progress.becomes(&format!("up, {}", dyno.name));
     let url = dyno.attach_url.ok_or_else(|| CliError::failed("The server gave no way to attach."))?;
     let socket = cx.client.websocket(&url).await?;
-    leave_with(terminal::hold(socket, Mode { tty, stdin: true, leaves: false }).await?)
+    let end = terminal::hold(socket, Mode { tty, stdin: true, leaves: false }).await?;
+    if let End::Exit(status @ 1..) = end
+        && args.exit_code
+    {
+        output::error(&CliError::failed(format!("Process exited with code {status}")));
+    }
+    leave_with(end)
 }
 
 /// Ends this process: a read of stdin may be waiting in a thread of its own, and would keep it.
@@ -69,8 +75,8 @@ pub fn environment(pairs: &[String], file: Option<&Path>, tty: bool) -> Result<B
     if tty {
         env.extend(terminal::environment());
     }
-    for pair in pairs {
-        let (key, value) = config::parse_pair(pair)?;
+    for (i, pair) in pairs.iter().enumerate() {
+        let (key, value) = config::parse_pair(pair, &format!("Variable {} (-e)", i + 1))?;
         env.insert(key.to_string(), value);
     }
     Ok(env)
