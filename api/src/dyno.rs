@@ -70,7 +70,7 @@ pub struct CreateDyno {
     /// Config vars of this run alone.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     pub env: BTreeMap<String, String>,
-    /// Memory, such as `1G`.
+    /// Memory, such as `1G`, or a size that the server names.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub size: Option<String>,
     /// No terminal.
@@ -134,7 +134,7 @@ pub struct RunInfo {
     pub name: String,
     pub app: AppRef,
     pub command: String,
-    /// Memory, such as `512M`.
+    /// Memory, such as `512M`, or the size's name.
     pub size: String,
     /// E-mail of who started it.
     pub user: String,
@@ -148,6 +148,9 @@ pub struct RunInfo {
     pub status: Option<i64>,
     /// Why there is no status.
     pub error: Option<String>,
+    /// Whether its memory limit was hit.
+    #[serde(default)]
+    pub oom: bool,
 }
 
 /// Why an instance is where it is, or is not running.

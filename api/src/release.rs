@@ -77,9 +77,34 @@ pub struct Rollback {
 pub struct ConfigVars(pub BTreeMap<String, Secret>);
 
 /// Config vars to set; null removes one.
-#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize)]
 #[serde(transparent)]
 pub struct ConfigChanges(pub BTreeMap<ConfigKey, Option<Secret>>);
+
+/// An error names the config var, and shows nothing of what it was to be.
+impl<'de> Deserialize<'de> for ConfigChanges {
+    fn deserialize<D: serde::Deserializer<'de>>(d: D) -> Result<Self, D::Error> {
+        struct Changes;
+        impl<'de> serde::de::Visitor<'de> for Changes {
+            type Value = ConfigChanges;
+            fn expecting(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+                f.write_str("config vars by name")
+            }
+            fn visit_map<A: serde::de::MapAccess<'de>>(self, mut all: A) -> Result<ConfigChanges, A::Error> {
+                let mut changes = ConfigChanges::default();
+                while let Some(key) = all.next_key::<ConfigKey>()? {
+                    let value = all.next_value().map_err(|e| {
+                        let said = format!("config var {key}: {e}");
+                        <A::Error as serde::de::Error>::custom(said)
+                    })?;
+                    changes.0.insert(key, value);
+                }
+                Ok(changes)
+            }
+        }
+        d.deserialize_map(Changes)
+    }
+}
 
 impl PartialSchema for ConfigChanges {
     fn schema() -> RefOr<Schema> {

@@ -110,6 +110,9 @@ pub struct ErrorPage {
     #[schema(value_type = String)]
     pub name: PageKind,
     pub bytes: u64,
+    /// HTML.
+    #[serde(default)]
+    pub text: String,
 }
 
 /// What to change of what holds for all HTTP routes.

@@ -135,7 +135,7 @@ impl Watch<'_> {
 
     /// Feeds the driver its files while it is listened to: it may end before it has read them all.
     async fn follow(&self, sandbox: &dyn Sandbox, exec: ExecSpec, mut files: Files) -> Result<Facts, BuildError> {
-        let Session { input, output, exit } = sandbox.exec(exec).await?;
+        let Session { input, output, exit, .. } = sandbox.exec(exec).await?;
         let feed = async move {
             while let Some(piece) = files.next().await {
                 let piece = piece.map_err(|e| BuildError::platform("reading the spooled source", e))?;

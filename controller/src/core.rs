@@ -359,7 +359,7 @@ impl Controller {
             .await
     }
 
-    /// An event, to be committed with the change that it tells of.
+    /// An event of a change, to be committed with it: it is done when it is there to be read.
     pub fn event(&self, actor: &Actor, app: Option<AppId>, kind: &str, message: impl Into<String>) -> Event {
         Event {
             id: self.id::<EventId>(),
@@ -368,10 +368,16 @@ impl Controller {
             actor_name: actor.name.clone(),
             app,
             from: actor.from.clone(),
-            outcome: if kind.ends_with(".failed") { Outcome::Failed } else { Outcome::Done },
+            outcome: Outcome::Done,
             kind: kind.into(),
             message: message.into(),
         }
+    }
+
+    /// An event of how something ended.
+    pub fn event_ended(&self, actor: &Actor, app: Option<AppId>, kind: &str, message: impl Into<String>, good: bool) -> Event {
+        let outcome = if good { Outcome::Done } else { Outcome::Failed };
+        Event { outcome, ..self.event(actor, app, kind, message) }
     }
 
     /// Commits an event of what changed nothing else in the store.

@@ -10,7 +10,7 @@ use crate::pushes::{InTurn, Moving};
 use flex_api::{ApiError, ErrorId};
 use flex_model::build::BuildSource;
 use flex_model::{
-    App, AppId, Build, BuildId, BuildPhase, BuildStatus, CommitId, LogSource, PhaseTime, Release, ReleaseStatus, Slug,
+    App, AppId, Build, BuildId, BuildPhase, BuildStatus, CommitId, Event, LogSource, PhaseTime, Release, ReleaseStatus, Slug,
 };
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -304,12 +304,20 @@ impl Controller {
             self.log_api(build.app, format!("Build failed -- {message} (by user {})", actor.name));
         }
         build.error = Some(message.to_owned());
-        if let Err(e) = self.save_build(build).await {
+        let failed = build.release.is_none().then(|| {
+            let why = format!("Build failed: {}", message.lines().next().unwrap_or_default());
+            self.event_ended(actor, Some(build.app), "build.failed", why, false)
+        });
+        if let Err(e) = self.save_build_with(build, failed.as_ref()).await {
             tracing::error!(build = %build.id, error = %e, "the end of a build could not be stored; it counts as interrupted at the next start");
         }
     }
 
     async fn save_build(&self, build: &mut Build) -> Result<(), ApiError> {
+        self.save_build_with(build, None).await
+    }
+
+    async fn save_build_with(&self, build: &mut Build, event: Option<&Event>) -> Result<(), ApiError> {
         build.updated_at = self.now();
         let key = keys::build(build.app, build.id);
         let built = &*build;
@@ -317,7 +325,8 @@ impl Controller {
             .retry(|| async {
                 let stored =
                     self.db.get::<Build>(&key).await?.ok_or_else(|| crate::core::not_found("The build is gone with its app."))?;
-                Ok((Tx::new().unchanged(&stored).put(key.clone(), built), ()))
+                let tx = Tx::new().unchanged(&stored).put(key.clone(), built);
+                Ok((event.into_iter().fold(tx, |tx, e| tx.put(keys::event(e), e)), ()))
             })
             .await
     }
@@ -517,7 +526,10 @@ impl Controller {
                 updated_at: self.now(),
                 ..(*stored.value).clone()
             };
-            self.db.commit(Tx::new().unchanged(&stored).put(stored.key.clone(), &ended)).await.map_err(crate::core_error)?;
+            let why = "Build failed: the server was stopped during it";
+            let event = self.event_ended(&Actor::platform(), Some(ended.app), "build.failed", why, false);
+            let tx = Tx::new().unchanged(&stored).put(stored.key.clone(), &ended);
+            self.db.commit(tx.put(keys::event(&event), &event)).await.map_err(crate::core_error)?;
             self.log(ended.app, LogSource::App, "api", "Build failed -- the server was stopped during the build");
         }
         Ok(())

@@ -10,6 +10,8 @@ use flex_model::{
 use futures_util::stream::BoxStream;
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::PathBuf;
+use std::sync::Arc;
+use std::sync::atomic::AtomicBool;
 use tokio::sync::{mpsc, oneshot};
 use tokio_util::sync::CancellationToken;
 
@@ -131,6 +133,8 @@ pub struct RunSession {
     pub output: BoxStream<'static, Result<RunOutput, String>>,
     /// Exit status, after the last output.
     pub exit: oneshot::Receiver<Result<i64, String>>,
+    /// Whether its memory limit was hit; said by the time that `exit` resolves.
+    pub oom: Arc<AtomicBool>,
 }
 
 /// A command to run in an instance.
@@ -154,8 +158,18 @@ pub struct AttachedRun {
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct JobState {
     pub instance: InstanceId,
-    /// Exit status and time; none: it runs.
-    pub ended: Option<(i64, Timestamp)>,
+    /// None: it runs.
+    pub ended: Option<JobEnd>,
+}
+
+/// How it ended.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct JobEnd {
+    /// Exit status, 128+n for a signal.
+    pub status: i64,
+    /// Its memory limit was hit.
+    pub oom: bool,
+    pub at: Timestamp,
 }
 
 /// Why an engine did not do it.
@@ -166,6 +180,15 @@ pub enum RunFault {
     Refused(String),
     /// Not now.
     Unavailable(String),
+}
+
+impl RunFault {
+    /// Why, whichever it is.
+    pub fn why(&self) -> &str {
+        match self {
+            Self::NotFound(why) | Self::Refused(why) | Self::Unavailable(why) => why,
+        }
+    }
 }
 
 /// Runs one-off containers.

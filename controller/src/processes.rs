@@ -8,8 +8,8 @@ use crate::db::keys;
 use crate::releases::{Beside, Code, Draft, made};
 use flex_api::{ApiError, CheckSource, ProcessCheck, ReleaseRef, Rollout, UpdateFormation};
 use flex_model::{
-    App, AppId, HealthCheck, InstanceId, InstanceState, Memory, Placement, PlacementPhase, ProcessType, Release, ReleaseStatus,
-    Slug,
+    App, AppId, HealthCheck, InstanceId, InstanceState, Memory, Placement, PlacementPhase, ProcessScale, ProcessType, Release,
+    ReleaseStatus, Slug,
 };
 use std::collections::BTreeSet;
 use std::sync::Arc;
@@ -105,6 +105,19 @@ impl Controller {
         change.cpu_shares = update.cpu_shares.or(change.cpu_shares);
         change.cpu_millis = update.cpu_millis.or(change.cpu_millis);
         Ok(change)
+    }
+
+    /// A scale with another size: a name that this server knows, or an amount of memory.
+    pub(crate) fn resized(&self, scale: ProcessScale, text: &str) -> Result<ProcessScale, ApiError> {
+        let process = ProcessType::web();
+        let mut change = ScaleChange { process, quantity: None, memory: None, cpu_shares: None, cpu_millis: None };
+        self.take_size(text, &mut change)?;
+        Ok(ProcessScale {
+            memory: change.memory.unwrap_or(scale.memory),
+            cpu_shares: change.cpu_shares.unwrap_or(scale.cpu_shares),
+            cpu_millis: change.cpu_millis.map_or(scale.cpu_millis, |m| Some(m).filter(|m| *m > 0)),
+            ..scale
+        })
     }
 
     fn take_size(&self, text: &str, change: &mut ScaleChange) -> Result<(), ApiError> {

@@ -345,7 +345,8 @@ impl Controller {
                     updated_at: self.now(),
                     ..(*release.value).clone()
                 };
-                let event = self.event(&Actor::platform(), Some(app), "release.failed", format!("v{version}: {why}"));
+                let event =
+                    self.event_ended(&Actor::platform(), Some(app), "release.failed", format!("v{version}: {why}"), false);
                 let mut tx = Tx::new().unchanged(&release).put(key, &release_now).put(keys::event(&event), &event);
                 let was_canary = stored.value.canary.is_some_and(|c| c.version == Some(version));
                 if stored.value.target == Some(version) || was_canary {

@@ -28,7 +28,8 @@ pub struct RunRequest {
     /// As typed; empty: that of the process type.
     pub command: String,
     pub env: BTreeMap<String, String>,
-    pub memory: Option<Memory>,
+    /// A size's name, or an amount of memory.
+    pub size: Option<String>,
     /// Whose size it has, and whose command if there is none.
     pub process: Option<ProcessType>,
     pub tty: bool,
@@ -44,21 +45,25 @@ pub struct Started {
     pub name: String,
     pub command: String,
     pub memory: Memory,
+    /// A size's name, or its memory.
+    pub size: String,
     pub stop_grace_seconds: u32,
     pub release: Arc<Release>,
 }
 
-impl Started {
-    fn of(job: &RunJob, release: &Arc<Release>, request: &RunRequest) -> Self {
+impl Controller {
+    fn started(&self, job: &RunJob, release: &Arc<Release>, request: &RunRequest) -> Started {
         let command = match &job.spec.command {
             Command::Launch(line) | Command::Shell(line) => line.clone(),
             Command::Image | Command::Exec(_) => request.command.clone(),
         };
-        Self {
+        let spec = &job.spec;
+        Started {
             instance: job.instance,
             name: job.name.clone(),
             command,
-            memory: job.spec.memory,
+            memory: spec.memory,
+            size: self.size_name(spec.memory, spec.cpu_shares, spec.cpu_millis),
             stop_grace_seconds: job.spec.stop_grace_seconds,
             release: release.clone(),
         }
@@ -162,12 +167,8 @@ impl Controller {
         release: &Release,
         line: String,
         name: &str,
-        memory: Option<Memory>,
+        scale: ProcessScale,
     ) -> Result<RunJob, ApiError> {
-        let mut scale = ProcessScale::default_for(1);
-        if let Some(m) = memory {
-            scale.memory = m;
-        }
         let check = HealthCheck::default_for(&"run".parse::<ProcessType>().map_err(invalid)?);
         let spec = self.spec(app, release, command(release, line), scale, name, check, None).await?;
         Ok(RunJob {
@@ -201,7 +202,7 @@ impl Controller {
     pub async fn open_run(&self, actor: &Actor, app: &App, request: RunRequest) -> Result<(Started, RunSession), ApiError> {
         let (mut job, release) = self.run_job(app, &request).await?;
         job.stdin = true;
-        let started = Started::of(&job, &release, &request);
+        let started = self.started(&job, &release, &request);
         let record = self.begin_run(actor, app, &started, true, request.life).await?;
         match self.deps.runs.run(job).await {
             Ok(session) => Ok((started, self.supervise(record, session))),
@@ -222,7 +223,7 @@ impl Controller {
     /// Starts a run that nobody need look at: its output goes to the log.
     pub async fn run_detached(&self, actor: &Actor, app: &App, request: RunRequest) -> Result<Started, ApiError> {
         let (job, release) = self.run_job(app, &request).await?;
-        let started = Started::of(&job, &release, &request);
+        let started = self.started(&job, &release, &request);
         let record = self.begin_run(actor, app, &started, false, request.life).await?;
         if let Err(fault) = self.deps.runs.start(job).await {
             let e = ApiError::from(fault);
@@ -250,8 +251,12 @@ impl Controller {
             return Err(invalid("Give a command to run, of at most 32 KiB."));
         }
         let name = self.run_name(app.id);
-        let of_process = request.process.as_ref().and_then(|p| app.formation.get(p)).map(|s| s.memory);
-        let mut job = self.job(app, &release, line, &name, request.memory.or(of_process)).await?;
+        let of_process = request.process.as_ref().and_then(|p| app.formation.get(p)).copied();
+        let mut scale = of_process.unwrap_or(ProcessScale::default_for(1));
+        if let Some(size) = &request.size {
+            scale = self.resized(scale, size)?;
+        }
+        let mut job = self.job(app, &release, line, &name, scale).await?;
         for (k, v) in &request.env {
             let key: flex_model::ConfigKey = k.parse().map_err(invalid)?;
             job.spec.env.insert(key.to_string(), Secret::new(v));
@@ -262,7 +267,7 @@ impl Controller {
 
     /// Writes a run's output to the log; returns its exit status.
     pub(crate) async fn log_session(&self, app: AppId, process: &str, session: RunSession) -> Result<i64, String> {
-        let RunSession { input, mut output, exit } = session;
+        let RunSession { input, mut output, exit, oom } = session;
         let mut rest = Vec::<u8>::new();
         let mut failed = None;
         while let Some(piece) = output.next().await {
@@ -284,6 +289,9 @@ impl Controller {
         }
         let status = exit.await.unwrap_or_else(|_| Err(failed.unwrap_or_else(|| "the container was lost".into())));
         drop(input);
+        if oom.load(std::sync::atomic::Ordering::Relaxed) {
+            self.log(app, LogSource::Flex, process, crate::sessions::out_of_memory(None));
+        }
         match &status {
             Ok(n) => self.log(app, LogSource::Flex, process, format!("Process exited with status {n}")),
             Err(e) => self.log(app, LogSource::Flex, process, format!("Error R99 (Platform error) -> {e}")),
@@ -320,7 +328,7 @@ impl Controller {
             return Ok(());
         }
         let name = phase_name(release.version);
-        let job = self.job(app, release, command.clone(), &name, None).await?;
+        let job = self.job(app, release, command.clone(), &name, ProcessScale::default_for(1)).await?;
         self.log(app.id, LogSource::Flex, &name, format!("Starting process with command `{command}`"));
         let limit = self.deps.settings.runs.release_phase;
         let status = match self.deps.runs.run(job).await {

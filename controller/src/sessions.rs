@@ -7,12 +7,13 @@
 
 use crate::core::{Actor, Controller, invalid, lock, not_found};
 use crate::db::{RunRecord, Tx, keys};
-use crate::ports::{AttachedRun, ExecJob, RunFault, RunSession};
+use crate::ports::{AttachedRun, ExecJob, JobEnd, RunFault, RunSession};
 use crate::runs::{Started, unavailable};
 use flex_api::{ApiError, ErrorId};
-use flex_model::{App, AppId, Command, ConfigKey, InstanceId, InstanceState, LogSource, Placement, Secret};
+use flex_model::{App, AppId, Command, ConfigKey, InstanceId, InstanceState, LogSource, Memory, Placement, Secret};
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 use tokio_util::sync::CancellationToken;
 
@@ -63,6 +64,20 @@ pub struct Found {
 pub fn terminal(env: &BTreeMap<String, String>) -> (u16, u16) {
     let number = |k: &str| env.get(k).and_then(|v| v.parse().ok()).filter(|n| *n > 0);
     (number("COLUMNS").unwrap_or(80), number("LINES").unwrap_or(24))
+}
+
+/// How a one-off command ended.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Exit {
+    pub status: i64,
+    /// Its memory limit was hit.
+    pub oom: bool,
+}
+
+/// The beginning of what the log says of a process that had too little memory.
+pub(crate) fn out_of_memory(limit: Option<Memory>) -> String {
+    let limit = limit.map(|m| format!(" of {m}")).unwrap_or_default();
+    format!("Error R15 (Memory quota vastly exceeded): the process was killed at its memory limit{limit}")
 }
 
 impl From<RunFault> for ApiError {
@@ -126,6 +141,8 @@ impl Controller {
             ended_at: None,
             status: None,
             error: None,
+            oom: false,
+            size: Some(run.size.clone()).filter(|s| *s != run.memory.to_string()),
         });
         {
             let mut open = lock(&self.open_runs);
@@ -153,34 +170,38 @@ impl Controller {
 
     /// Sees to it that the end is recorded, whoever waits for it.
     pub(crate) fn supervise(&self, record: Arc<RunRecord>, session: RunSession) -> RunSession {
-        let RunSession { input, output, exit } = session;
+        let RunSession { input, output, exit, oom } = session;
         let (tell, told) = tokio::sync::oneshot::channel();
-        let this = self.clone();
+        let (this, hit) = (self.clone(), oom.clone());
         tokio::spawn(async move {
             let status = exit.await.unwrap_or_else(|_| Err("the container was lost".into()));
             let _ = tell.send(status.clone());
-            this.finish_run(&record, status).await;
+            let oom = hit.load(Ordering::Relaxed);
+            this.finish_run(&record, status.map(|status| Exit { status, oom })).await;
         });
-        RunSession { input, output, exit: told }
+        RunSession { input, output, exit: told, oom }
     }
 
     /// Records an end, once.
-    pub(crate) async fn finish_run(&self, record: &RunRecord, outcome: Result<i64, String>) {
-        let (status, error) = match outcome {
-            Ok(status) => (Some(status), None),
-            Err(e) => (None, Some(e)),
+    pub(crate) async fn finish_run(&self, record: &RunRecord, outcome: Result<Exit, String>) {
+        let (status, oom, error) = match outcome {
+            Ok(exit) => (Some(exit.status), exit.oom, None),
+            Err(e) => (None, false, Some(e)),
         };
-        let ended = RunRecord { ended_at: Some(self.now()), status, error, ..record.clone() };
+        let ended = RunRecord { ended_at: Some(self.now()), status, oom, error, ..record.clone() };
         let took = self.now().since(record.started_at);
         let (line, told) = match (&ended.status, &ended.error) {
-            (Some(status), _) => (format!("Process exited with status {status}"), format!("exited with status {status}")),
+            (Some(status), _) => {
+                let limit = if oom { format!(" at its memory limit of {}", record.memory) } else { String::new() };
+                (format!("Process exited with status {status}"), format!("exited with status {status}{limit}"))
+            }
             (None, error) => {
                 let why = error.as_deref().unwrap_or("nobody knows how it ended");
                 (format!("Error R99 (Platform error) -> {why}"), format!("was lost: {why}"))
             }
         };
         let message = format!("{} {told} after {}: `{}`", record.name, duration(took), record.command);
-        let event = self.event(&Actor::platform(), Some(record.app), "run.end", message);
+        let event = self.event_ended(&Actor::platform(), Some(record.app), "run.end", message, status == Some(0));
         let tx = Tx::new().present(&keys::app(record.app)).put(keys::run(record.app, record.id), &ended);
         let committed = self.db.commit(tx.put(keys::event(&event), &event)).await;
         if lock(&self.open_runs).remove(&record.id).is_none() {
@@ -190,6 +211,11 @@ impl Controller {
             // Of an app that is gone there is nothing to remember.
             tracing::debug!(run = %record.name, error = ?e, "a run's end was not recorded");
             return;
+        }
+        if ended.oom {
+            let more = Memory::from_mib((record.memory.mib() * 2).max(64));
+            let text = format!("{}. More: flex run --size {more}", out_of_memory(Some(record.memory)));
+            self.log(record.app, LogSource::Flex, &record.name, text);
         }
         self.log(record.app, LogSource::Flex, &record.name, line);
         let state = if ended.status == Some(0) { "complete" } else { "crashed" };
@@ -250,8 +276,8 @@ impl Controller {
         for record in open.values().filter(|r| !r.attached) {
             match jobs.iter().find(|j| j.instance == record.id) {
                 Some(job) => {
-                    if let Some((status, _)) = job.ended {
-                        self.finish_run(record, Ok(status)).await;
+                    if let Some(JobEnd { status, oom, .. }) = job.ended {
+                        self.finish_run(record, Ok(Exit { status, oom })).await;
                     }
                 }
                 None if now.since(record.started_at) > STARTED => {
@@ -261,7 +287,7 @@ impl Controller {
             }
         }
         for job in jobs.iter().filter(|j| !open.contains_key(&j.instance)) {
-            if job.ended.is_none_or(|(_, at)| now.since(at) > LAST_WORDS) {
+            if job.ended.is_none_or(|end| now.since(end.at) > LAST_WORDS) {
                 self.deps.runs.remove(job.instance).await?;
             }
         }
@@ -341,10 +367,15 @@ impl Controller {
         }
         let job = ExecJob { argv, env, tty: request.tty.then(|| terminal(&request.env)) };
         let what = if shown.trim().is_empty() { "a shell".to_owned() } else { format!("`{shown}`") };
-        let event = self.event(actor, Some(app.id), "instance.exec", format!("Ran {what} in {}", found.name));
+        let session = self.deps.runs.exec(found.instance, job).await;
+        let (done, good) = match &session {
+            Ok(_) => (format!("Ran {what} in {}", found.name), true),
+            Err(fault) => (format!("Could not run {what} in {}: {}", found.name, fault.why()), false),
+        };
+        // After it, so that the outcome is known. Where this fails, dropping the session ends the command.
+        let event = self.event_ended(actor, Some(app.id), "instance.exec", done, good);
         self.db.commit(Tx::new().put(keys::event(&event), &event)).await.map_err(crate::core_error)?;
-        let session = self.deps.runs.exec(found.instance, job).await?;
-        Ok((found, session))
+        Ok((found, session?))
     }
 
     /// Looks on at an instance.

@@ -2,7 +2,7 @@
 //! machine. Only names and shapes change here; nothing is decided.
 
 use async_trait::async_trait;
-use flex_controller::ports::{AttachedRun, ExecJob, JobState, RunFault, RunInput, RunJob, RunOutput, RunSession, Runs};
+use flex_controller::ports::{AttachedRun, ExecJob, JobEnd, JobState, RunFault, RunInput, RunJob, RunOutput, RunSession, Runs};
 use flex_model::InstanceId;
 use flex_runtime::{Attached, ExecSpec, Input, JobSpec, ObservedPhase, Output, Runtime, RuntimeError, Session, TtySize};
 use futures_util::StreamExt;
@@ -37,7 +37,7 @@ fn fault(e: &RuntimeError) -> RunFault {
 }
 
 fn carried(session: Session) -> RunSession {
-    let Session { input: to_engine, output, exit: ended } = session;
+    let Session { input: to_engine, output, exit: ended, oom } = session;
     let (input, mut orders) = mpsc::channel(1);
     tokio::spawn(async move {
         while let Some(order) = orders.recv().await {
@@ -70,7 +70,7 @@ fn carried(session: Session) -> RunSession {
         };
         let _ = done.send(status);
     });
-    RunSession { input, output: output.boxed(), exit }
+    RunSession { input, output: output.boxed(), exit, oom }
 }
 
 /// Resolves when nobody can send any more and nothing waits: there is nothing to await but that.
@@ -94,7 +94,7 @@ impl Runs for RunPort {
         let jobs = self.0.jobs().await.map_err(|e| fault(&e))?;
         let state = |o: flex_runtime::Observed| {
             let ended = match o.phase {
-                ObservedPhase::Exited(exit) => Some((exit.status, exit.at)),
+                ObservedPhase::Exited(exit) => Some(JobEnd { status: exit.status, oom: exit.oom, at: exit.at }),
                 _ => None,
             };
             JobState { instance: o.instance, ended }

@@ -61,9 +61,8 @@ async fn open(c: &Controller, caller: &Caller, app: &str, wanted: Wanted, termin
         Wanted::Run { words, env: more, size, process } => {
             env.extend(more);
             let wrong = |e: String| ApiError::new(ErrorId::InvalidParams, e);
-            let memory = size.map(|s| s.parse().map_err(|e: flex_model::ParseSizeError| wrong(e.to_string()))).transpose()?;
             let process = process.map(|p| p.parse().map_err(|e: flex_model::Invalid| wrong(e.to_string()))).transpose()?;
-            let request = RunRequest { command: as_typed(&words), env, memory, process, tty: terminal.is_some(), life: None };
+            let request = RunRequest { command: as_typed(&words), env, size, process, tty: terminal.is_some(), life: None };
             Ok(live(c.open_run(&actor, &app, request).await?.1))
         }
         Wanted::Exec { instance, words } => {
@@ -153,7 +152,7 @@ fn leaving(live: Live) -> Live {
 }
 
 fn live(session: RunSession) -> Live {
-    let RunSession { input: to_app, output, exit } = session;
+    let RunSession { input: to_app, output, exit, .. } = session;
     let (input, mut orders) = mpsc::channel(1);
     tokio::spawn(async move {
         while let Some(order) = orders.recv().await {

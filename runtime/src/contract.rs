@@ -118,7 +118,7 @@ fn running(seen: &[Observed], id: InstanceId) -> bool {
 
 /// Reads a session to its end: (stdout, stderr, exit status).
 pub async fn finish(session: Session) -> (String, String, Result<i64, RuntimeError>) {
-    let Session { input, mut output, exit } = session;
+    let Session { input, mut output, exit, .. } = session;
     drop(input);
     let (mut out, mut err) = (Vec::new(), Vec::new());
     let all = async {
@@ -278,10 +278,13 @@ pub async fn jobs_run_once(world: &mut dyn World) {
     let session = runtime.run_once(job(&world.image(), "sleep 1000")).await.expect("run");
     session.input.send(Input::Signal(15)).await.expect("send");
     assert_eq!(finish(session).await.2, Ok(143), "SIGTERM reaches it");
-    let Session { input, output, exit } = runtime.run_once(job(&world.image(), "sleep 1000")).await.expect("run");
-    drop((input, output));
-    let status = timeout(PATIENCE, exit).await.expect("it is stopped").expect("a status");
-    assert!(status.is_err() || status != Ok(0), "{status:?}");
+    for (line, status) in [("sleep 1000", 129), ("trap '' HUP; sleep 1000", 143)] {
+        let Session { input, output, exit, oom } = runtime.run_once(job(&world.image(), line)).await.expect("run");
+        drop((input, output));
+        let ended = timeout(PATIENCE, exit).await.expect("it is stopped").expect("a status");
+        assert_eq!(ended, Ok(status), "SIGHUP first, then SIGTERM: {line}");
+        assert!(!oom.load(std::sync::atomic::Ordering::Relaxed), "{line}");
+    }
     assert_eq!(runtime.reap(&[]).await.expect("reap"), Vec::<String>::new(), "each was removed at its end");
 }
 

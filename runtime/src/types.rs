@@ -152,6 +152,8 @@ pub struct Session {
     /// Resolves with the exit status (128+n for a signal) after the last output was yielded, or `output` was dropped: read
     /// the output to its end first.
     pub exit: tokio::sync::oneshot::Receiver<Result<i64, RuntimeError>>,
+    /// Whether a job's memory limit was hit, as far as the engine tells; said by the time that `exit` resolves.
+    pub oom: std::sync::Arc<std::sync::atomic::AtomicBool>,
 }
 
 /// A look at what runs anyway.

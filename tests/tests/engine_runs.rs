@@ -7,6 +7,8 @@
 mod at_rest;
 #[path = "engine_runs/commands.rs"]
 mod commands;
+#[path = "engine_runs/daily.rs"]
+mod daily;
 #[path = "engine_faults/tiny.rs"]
 mod tiny;
 
@@ -125,6 +127,7 @@ fn none_is_left(server: &Server) {
 }
 
 #[test]
+#[allow(clippy::too_many_lines, reason = "one app for all of it: each takes seconds to be there")]
 fn one_off_commands_in_pipes() {
     let (server, user) = world();
     let app = app(&user, "pipes");
@@ -149,6 +152,11 @@ fn one_off_commands_in_pipes() {
         "cat /sys/fs/cgroup/memory/memory.limit_in_bytes /sys/fs/cgroup/memory.max 2>/dev/null",
     ]);
     assert_eq!(ran.out.trim(), (64 << 20).to_string());
+    assert_eq!(app.flex(&["run", "--size", "32M", r"x=$(head -c 900000000 /dev/zero | tr '\0' x)"]).status, 137);
+    wait_for("what it needed to be said", SOON, || {
+        let log = app.flex(&["logs", "--grep", "Error R15"]).ok().out;
+        log.contains("killed at its memory limit of 32M. More: flex run --size 64M").then_some(())
+    });
     let ran = app.flex(&["run", "--timeout", "1s", "trap 'exit 9' TERM; while :; do sleep 0.1; done"]);
     assert_eq!(ran.status, 9, "it is sent SIGTERM at its limit: {}", ran.all());
 
@@ -207,12 +215,28 @@ fn one_off_commands_in_pipes() {
     gone.kill().unwrap();
     gone.wait().unwrap();
     none_is_left(&server);
-    let mut deaf = user.command("flex", &app.dir, &["run", "trap '' HUP; echo ready; while :; do sleep 0.1; done"]);
+    // One that is deaf to it is sent SIGTERM then, and in this order.
+    let line = "h=0; trap 'h=4' HUP; trap 'exit $((h + 5))' TERM; echo ready; while :; do sleep 0.1; done";
+    let mut deaf = user.command("flex", &app.dir, &["run", line]);
     let mut deaf = deaf.stdout(Stdio::piped()).stderr(Stdio::null()).spawn().unwrap();
     deaf.stdout.as_mut().unwrap().read_exact(&mut first).unwrap();
     deaf.kill().unwrap();
     deaf.wait().unwrap();
     none_is_left(&server);
+
+    // How each ended tells which signals reached it.
+    for (begins, status) in [("trap 'echo hung up", 0), ("h=0; trap", 9)] {
+        wait_for(&format!("{begins} to end with {status}"), SOON, || {
+            let runs = app.flex(&["runs", "-n", "50", "--json"]).ok().out;
+            let runs: serde_json::Value = serde_json::from_str(&runs).unwrap();
+            let run = runs.as_array().unwrap().iter().find(|r| r["command"].as_str().unwrap().starts_with(begins))?.clone();
+            if !run["ended_at"].is_null() {
+                assert_eq!(run["status"], status, "{run}");
+            }
+            (!run["ended_at"].is_null()).then_some(())
+        });
+    }
+    assert_eq!(app.flex(&["logs", "-n", "500", "--grep", "Sending SIGHUP"]).ok().out.lines().count(), 2);
 
     // All of it is history.
     let runs = app.flex(&["runs", "-n", "50"]).ok().out;

@@ -24,6 +24,7 @@ pub mod logs;
 pub mod manual;
 pub mod port_forward;
 mod portable;
+mod portable_ways;
 pub mod ps;
 pub mod releases;
 pub mod routes;

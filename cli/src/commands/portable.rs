@@ -1,24 +1,31 @@
 //! An app's settings as one document, and an app from such a document: export, import, clone.
 //!
-//! Code, domains and people are no part of it: code is in git, a domain can be of one app only, and who works on an app is
-//! its owner's decision.
+//! Code, domains, drains and people are no part of it: code is in git, a domain can be of one app only, a drain's URL is a
+//! secret that the server keeps, and who works on an app is its owner's decision.
 
-use crate::context::Context;
+use super::portable_ways::{self, Ways};
+use crate::context::{Context, typed};
 use crate::error::{CliError, Result, while_doing};
 use crate::output::{self, Progress};
 use flex_api::{
-    App, BuildpackInstallation, CheckSource, ConfigChanges, ConfigVars, CreateApp, Formation, ProcessCheck, SetBuildpack,
-    SetBuildpacks, SetCheck, UpdateApp, UpdateFormations,
+    App, BuildpackInstallation, CheckSource, ConfigChanges, ConfigVars, CreateApp, Formation, LogRetention, Nothing,
+    ProcessCheck, SetBuildpack, SetBuildpacks, SetCheck, SetLogRetention, UpdateApp, UpdateFormations,
 };
-use flex_model::{AppName, BuildpackRef, ProcessType, Secret};
+use flex_model::{AppName, BuildpackRef, DomainName, ProcessType, Secret};
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 use std::collections::BTreeMap;
 use std::io::Write;
 use std::path::Path;
 
-/// Of the document; one that is newer is refused.
-const FORMAT: u32 = 1;
+/// Of the document; one that is newer is refused, an older one is read: what it does not say is not set.
+const FORMAT: u32 = 2;
+
+/// What of a document is read first.
+#[derive(Deserialize)]
+struct Head {
+    format: u32,
+}
 
 /// An app's settings.
 #[derive(Debug, Serialize, Deserialize)]
@@ -45,6 +52,20 @@ struct Document {
     /// What is not ordinary of their share of the processors.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     cpu: BTreeMap<ProcessType, Cpu>,
+    /// Routing: what holds for all routes, pages, routes.
+    #[serde(default, skip_serializing_if = "Ways::is_empty")]
+    ways: Ways,
+    /// Where it is not the server's default.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    log_retention: Option<SetLogRetention>,
+    /// `text` or `json`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    access_lines: Option<String>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    access_lines_per_mille: Option<u16>,
+    /// Certificates are made for its domains.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    acm: bool,
 }
 
 /// A process type's share of the processors.
@@ -70,6 +91,12 @@ async fn read(cx: &Context, config: bool) -> Result<Document> {
     let buildpacks: Vec<BuildpackInstallation> = cx.client.list(&cx.path("/buildpack-installations")?).await?;
     let formation: Vec<Formation> = cx.client.list(&cx.path("/formation")?).await?;
     let checks: Vec<ProcessCheck> = cx.client.list(&cx.path("/checks")?).await?;
+    let kept: LogRetention = cx.client.get(&cx.path("/log-retention")?).await?;
+    let log_retention = SetLogRetention {
+        max_bytes: Some(kept.max_bytes).filter(|n| *n != kept.default_max_bytes),
+        max_age_seconds: Some(kept.max_age_seconds).filter(|n| *n != kept.default_max_age_seconds),
+    };
+    let ways = portable_ways::read(cx, &portable_ways::own_host(&app)?).await?;
     let config = match config {
         true => Some(cx.client.get::<ConfigVars>(&cx.path("/config-vars")?).await?.0),
         false => None,
@@ -101,6 +128,11 @@ async fn read(cx: &Context, config: bool) -> Result<Document> {
         checks: checks.into_iter().filter(|c| c.source == CheckSource::Set).map(set).collect(),
         cpu: formation.iter().filter_map(Cpu::of).collect(),
         formation: formation.iter().map(|f| format!("{}={}:{}", f.kind, f.quantity, f.size)).collect(),
+        ways,
+        log_retention: Some(log_retention).filter(|r| *r != SetLogRetention::default()),
+        access_lines: app.access_lines_json.map(|json| if json { "json" } else { "text" }.to_owned()),
+        access_lines_per_mille: app.access_lines_per_mille,
+        acm: app.acm,
     })
 }
 
@@ -115,7 +147,8 @@ pub async fn export(cx: &Context, file: &Path, no_config: bool) -> Result<()> {
     std::os::unix::fs::OpenOptionsExt::mode(options.write(true).create_new(true), 0o600);
     let failed = || while_doing(format!("write {}", file.display()));
     options.open(file).and_then(|mut f| writeln!(f, "{text}")).map_err(failed())?;
-    output::say(format!("Wrote {}. It holds the config vars: keep it safe.", file.display()));
+    let holds = if no_config { "Without config vars." } else { "It holds the config vars: keep it safe." };
+    output::say(format!("Wrote {}. {holds}", file.display()));
     Ok(())
 }
 
@@ -127,13 +160,14 @@ pub async fn import(cx: &Context, file: &Path, name: Option<&str>) -> Result<()>
         std::fs::read_to_string(file).map_err(failed())?
     };
     // What serde says may quote a value, and values may be secrets: only the place is said.
-    let document: Document = serde_json::from_str(&text).map_err(|e| {
+    let unknown = |e: serde_json::Error| {
         let (line, column) = (e.line(), e.column());
         CliError::usage(format!("{} is not what apps:export writes (line {line}, column {column}).", file.display()))
-    })?;
-    if document.format > FORMAT {
+    };
+    if serde_json::from_str::<Head>(&text).map_err(unknown)?.format > FORMAT {
         return Err(CliError::usage(format!("{} was written by a newer flex. Update this one.", file.display())));
     }
+    let document: Document = serde_json::from_str(&text).map_err(unknown)?;
     make(cx, document, name).await
 }
 
@@ -150,7 +184,8 @@ async fn make(cx: &Context, document: Document, name: Option<&str>) -> Result<()
     let progress = Progress::start(format!("Creating {name}"));
     let created: Value = cx.client.post("/apps", &CreateApp { name: Some(name.clone()), stack: document.stack.clone() }).await?;
     progress.done();
-    if let Err(e) = fill(cx, &name, &document).await {
+    let own = portable_ways::own_host(&typed(created.clone())?)?;
+    if let Err(e) = fill(cx, &name, &own, &document).await {
         // Half an app would have to be found and removed by hand.
         let undone = cx.client.delete(&format!("/apps/{name}")).await;
         let left = if undone.is_ok() { "It was removed again." } else { "Remove it: flex apps:destroy" };
@@ -165,13 +200,15 @@ async fn make(cx: &Context, document: Document, name: Option<&str>) -> Result<()
     Ok(())
 }
 
-async fn fill(cx: &Context, name: &AppName, document: &Document) -> Result<()> {
+async fn fill(cx: &Context, name: &AppName, own: &DomainName, document: &Document) -> Result<()> {
     let path = |rest: &str| format!("/apps/{name}{rest}");
     let progress = Progress::start("Copying its settings");
     let settings = UpdateApp {
         deploy_branches: Some(document.deploy_branches.clone()),
         stop_grace_seconds: Some(document.stop_grace_seconds),
         read_only_root: Some(document.read_only_root),
+        access_lines: document.access_lines.clone(),
+        access_lines_per_mille: document.access_lines_per_mille,
         ..UpdateApp::default()
     };
     cx.client.patch::<App>(&path(""), &settings).await?;
@@ -202,6 +239,32 @@ async fn fill(cx: &Context, name: &AppName, document: &Document) -> Result<()> {
         let updates = UpdateFormations { updates: updates.collect::<Result<_>>()?, ahead: true };
         cx.client.patch::<Vec<Formation>>(&path("/formation"), &updates).await?;
     }
+    if let Some(kept) = &document.log_retention {
+        cx.client.patch::<LogRetention>(&path("/log-retention"), kept).await?;
+    }
+    // After the formation, which says what routes may lead to.
+    portable_ways::write(cx, name, own, &document.ways).await?;
+    if document.acm
+        && let Err(e) = cx.client.post::<App>(&path("/acm"), &Nothing {}).await
+    {
+        output::warn(format!("Certificates are not made for {name}: {e}"));
+    }
     progress.done();
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn older_documents_are_read() {
+        let old = r#"{"format":1,"name":"shop","stack":"flex-13","buildpacks":[],"deploy_branches":["main"],
+            "stop_grace_seconds":30,"read_only_root":false,"config":{"A":"1"},"checks":{},"formation":["web=2:512M"]}"#;
+        let read: Document = serde_json::from_str(old).unwrap();
+        assert!(read.ways.is_empty() && read.log_retention.is_none() && !read.acm);
+        // And what is at its default is not written.
+        let text = serde_json::to_string(&read).unwrap();
+        assert!(!text.contains("ways") && !text.contains("acm") && !text.contains("access"), "{text}");
+    }
 }

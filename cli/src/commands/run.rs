@@ -140,6 +140,7 @@ pub async fn list(cx: &Context, args: &Runs) -> Result<()> {
 fn row(r: &RunInfo) -> Vec<String> {
     let took = r.ended_at.map(|end| format!("{}s", end.0.since(r.started_at.0).as_secs()));
     let status = match (r.status, &r.error, r.ended_at) {
+        (Some(n), ..) if r.oom => format!("{n} (out of memory)"),
         (Some(n), ..) => n.to_string(),
         (None, Some(why), _) => why.clone(),
         (None, None, Some(_)) => "unknown".into(),

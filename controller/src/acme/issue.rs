@@ -103,7 +103,7 @@ impl Issuer<'_> {
             tx = tx.present(&keys::app(app));
         }
         if news {
-            let event = self.c.event(&Actor::platform(), record.app, "certificate.fail", text);
+            let event = self.c.event_ended(&Actor::platform(), record.app, "certificate.fail", text, false);
             tx = tx.put(keys::event(&event), &event);
         }
         self.commit(tx).await

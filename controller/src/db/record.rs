@@ -125,4 +125,17 @@ pub struct RunRecord {
     pub status: Option<i64>,
     /// Why there is none.
     pub error: Option<String>,
+    /// Its memory limit was hit.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub oom: bool,
+    /// What its size is called, where that says more than `memory`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub size: Option<String>,
+}
+
+impl RunRecord {
+    /// What it has, in a word: a size's name, or its memory.
+    pub fn size_shown(&self) -> String {
+        self.size.clone().unwrap_or_else(|| self.memory.to_string())
+    }
 }

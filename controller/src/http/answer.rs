@@ -156,12 +156,23 @@ impl<T: DeserializeOwned, S: Send + Sync> FromRequest<S> for Body<T> {
             Failure(if e.is_data() {
                 // What is wrong with a value has nothing to do with where in the text it stands.
                 let text = text.rsplit_once(" at line ").map_or(text.as_str(), |(t, _)| t);
-                ApiError::new(ErrorId::InvalidParams, format!("The request is not valid: {text}"))
+                ApiError::new(ErrorId::InvalidParams, format!("The request is not valid: {}", unquoted(text)))
             } else {
                 ApiError::new(ErrorId::BadRequest, format!("The request's body is no JSON: {text}"))
             })
         })
     }
+}
+
+/// What serde says of a value of the wrong type, without the value: it may be a secret in the wrong place.
+fn unquoted(text: &str) -> String {
+    let said = ["invalid type: ", "invalid value: "].iter().find_map(|kind| {
+        let at = text.find(kind)? + kind.len();
+        let (what, expected) = text[at..].rsplit_once(", expected ")?;
+        let what = what.split(['`', '"']).next().unwrap_or_default().trim_end();
+        Some(format!("{}{what}, expected {expected}", &text[..at]))
+    });
+    said.unwrap_or_else(|| text.to_owned())
 }
 
 impl<T: ToSchema> Part for Body<T> {
@@ -183,3 +194,19 @@ impl<T> Part for Option<axum::Extension<T>> {}
 impl<T> Part for axum::extract::Path<T> {}
 impl<T> Part for axum::extract::Query<T> {}
 impl<E> Part for Result<axum::extract::ws::WebSocketUpgrade, E> {}
+
+#[cfg(test)]
+mod tests {
+    #[test]
+    fn a_refused_value_is_not_quoted() {
+        use flex_api::{CreateDyno, UpdateApp};
+        let told = |e: serde_json::Error| super::unquoted(e.to_string().rsplit_once(" at line ").unwrap().0);
+        let run = told(serde_json::from_str::<CreateDyno>(r#"{"command":"ls","env":{"PIN":4711}}"#).unwrap_err());
+        assert_eq!(run, "invalid type: integer, expected a string");
+        let run = told(serde_json::from_str::<CreateDyno>(r#"{"command":"ls","env":"A=4711, expected `x`"}"#).unwrap_err());
+        assert_eq!(run, "invalid type: string, expected a map");
+        let app = told(serde_json::from_str::<UpdateApp>(r#"{"maintenance":"on"}"#).unwrap_err());
+        assert_eq!(app, "invalid type: string, expected a boolean");
+        assert_eq!(super::unquoted("missing field `name`"), "missing field `name`");
+    }
+}

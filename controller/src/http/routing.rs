@@ -16,6 +16,7 @@ async fn render(c: &Controller, app: &App, routing: &AppRouting) -> Result<Routi
     let page = |(name, text): (&flex_model::http_policy::PageKind, &Arc<str>)| ErrorPage {
         name: name.clone(),
         bytes: text.len() as u64,
+        text: text.to_string(),
     };
     Ok(Routing {
         app: app_ref(app),

@@ -117,12 +117,12 @@ pub async fn start(
     Extension(caller): Extension<Caller>,
     Body(body): Body<CreateDyno>,
 ) -> Answer<Made<Dyno>> {
-    let memory = body.size.as_deref().filter(|s| s.starts_with(|c: char| c.is_ascii_digit())).map(parse).transpose()?;
     // Heroku's clients send the type that a run is of.
     let process = body.kind.as_deref().filter(|k| !k.is_empty() && *k != "run").map(parse).transpose()?;
     let tty = if body.attach { body.force_no_tty != Some(true) } else { body.tty == Some(true) };
     let life = body.time_to_live.map(std::time::Duration::from_secs);
-    let request = RunRequest { command: body.command, env: body.env, memory, process, tty, life };
+    let request =
+        RunRequest { command: body.command, env: body.env, size: body.size.filter(|s| !s.is_empty()), process, tty, life };
     let actor = caller.actor();
     let (run, attach_url) = if body.attach {
         let (run, secret) = c.run_attached(&actor, &app, request).await?;
@@ -137,7 +137,7 @@ pub async fn start(
         kind: parse("run")?,
         app: render::app_ref(&app),
         command: run.command,
-        size: run.memory.to_string(),
+        size: run.size,
         state: DynoState::Starting,
         release: ReleaseRef { id: run.release.id, version: run.release.version },
         attach_url,

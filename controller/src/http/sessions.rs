@@ -32,7 +32,7 @@ pub fn dyno(app: &App, r: &RunRecord, kind: ProcessType) -> Dyno {
         kind,
         app: app_ref(app),
         command: r.command.clone(),
-        size: r.memory.to_string(),
+        size: r.size_shown(),
         state: DynoState::Up,
         release: ReleaseRef { id: r.release, version: r.version },
         attach_url: None,
@@ -74,7 +74,7 @@ pub async fn attach(State(c): State<Controller>, Path(secret): Path<String>, upg
     let waiting = lock(&c.attach).remove(&secret).ok_or_else(|| not_found("There is no run to attach to (any more)."))?;
     Ok(Upgraded(upgrade.on_upgrade(move |socket| async move {
         let Waiting { session, app, name, is_run } = waiting;
-        if !carry::session(socket, session).await && is_run {
+        if !carry::session(socket, session, carry::PING).await && is_run {
             c.log(app, LogSource::Flex, &name, "Client connection closed. Sending SIGHUP to all processes");
         }
     })))
@@ -112,7 +112,7 @@ pub async fn port(
     tracing::debug!(app = %app.name, instance = %found.name, port, user = %caller.user.email, "a port is reached");
     c.tell_of_port(&caller.actor(), app.id, &found, port).await?;
     let _ = stream.set_nodelay(true);
-    Ok(Upgraded(upgrade.on_upgrade(move |socket| carry::connection(socket, stream))))
+    Ok(Upgraded(upgrade.on_upgrade(move |socket| carry::connection(socket, stream, carry::PING))))
 }
 
 pub async fn runs(State(c): State<Controller>, Extension(app): TheApp, range: Range) -> Answer<Listed<RunInfo>> {
@@ -122,7 +122,7 @@ pub async fn runs(State(c): State<Controller>, Extension(app): TheApp, range: Ra
         name: r.name.clone(),
         app: app_ref(&app),
         command: r.command.clone(),
-        size: r.memory.to_string(),
+        size: r.size_shown(),
         user: r.user.clone(),
         release: ReleaseRef { id: r.release, version: r.version },
         attached: r.attached,
@@ -130,6 +130,7 @@ pub async fn runs(State(c): State<Controller>, Extension(app): TheApp, range: Ra
         ended_at: r.ended_at.map(Into::into),
         status: r.status,
         error: r.error.clone(),
+        oom: r.oom,
     };
     let all: Vec<RunInfo> = all.iter().map(|r| shown(&r.value)).collect();
     let by = [("started_at", (|r: &RunInfo| Key::Time(r.started_at.0)) as fn(&RunInfo) -> Key)];

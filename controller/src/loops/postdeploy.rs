@@ -7,7 +7,7 @@
 use crate::core::Controller;
 use crate::db::{PostdeployRecord, Stored, Tx, keys};
 use flex_api::ApiError;
-use flex_model::{AppId, LogSource};
+use flex_model::{AppId, LogSource, ProcessScale};
 use std::sync::Arc;
 use std::time::Duration;
 use tokio_util::sync::CancellationToken;
@@ -83,7 +83,7 @@ impl Controller {
             return Ok(false);
         }
         self.log(app.id, LogSource::Flex, NAME, format!("Starting process with command `{}`", record.line));
-        let session = match self.job(&app, &release, record.line.clone(), NAME, None).await {
+        let session = match self.job(&app, &release, record.line.clone(), NAME, ProcessScale::default_for(1)).await {
             Ok(job) => self.deps.runs.run(job).await,
             Err(e) => Err(e.message),
         };

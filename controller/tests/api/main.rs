@@ -7,6 +7,7 @@ mod access;
 mod apps;
 mod builds;
 mod certificates;
+mod daily;
 mod document;
 mod logs;
 mod routes;

@@ -1,6 +1,6 @@
 //! The simulated builder, host and router.
 
-use flex_controller::ports::{AttachedRun, ExecJob, JobState, RunFault};
+use flex_controller::ports::{AttachedRun, ExecJob, JobEnd, JobState, RunFault};
 use flex_controller::ports::{BuildFailure, BuildJob, BuildProduct, Machine, RunInput, RunJob, RunOutput, RunSession};
 use flex_controller::{Controller, GitUpdate};
 use flex_model::app_json::AppJson;
@@ -101,14 +101,15 @@ impl flex_controller::ports::Builders for Builders {
     }
 }
 
-/// Runs what ends at once (with the status of an `exit N` in it), and `cat`.
+/// Runs what ends at once (with the status of an `exit N` in it, or else of the variable `PHASE_EXIT`), and `cat`. Without a
+/// client, `good` ends well, and `greedy` at its memory limit.
 #[derive(Default)]
 pub struct Runs {
     pub jobs: Mutex<Vec<RunJob>>,
     /// Exit statuses, in the order of ending.
     pub ended: Arc<Mutex<Vec<i64>>>,
     /// Those without a client, which all have ended.
-    pub started: Mutex<Vec<flex_model::InstanceId>>,
+    pub started: Mutex<Vec<(flex_model::InstanceId, JobEnd)>>,
 }
 
 #[async_trait::async_trait]
@@ -119,11 +120,12 @@ impl flex_controller::ports::Runs for Runs {
             other => panic!("a run without a command line: {other:?}"),
         };
         assert_eq!(job.spec.env["DYNO"].expose(), job.name);
-        self.jobs.lock().unwrap().push(job);
         let (input, mut inputs) = mpsc::channel(8);
         let (out, mut pieces) = mpsc::channel::<String>(8);
         let (done, exit) = oneshot::channel();
-        let mut status = line.split("exit ").nth(1).map_or(0, |n| n.trim().parse().unwrap());
+        let of_env = job.spec.env.get("PHASE_EXIT").map(|n| n.expose().parse().unwrap());
+        let mut status = line.split("exit ").nth(1).map_or(of_env.unwrap_or(0), |n| n.trim().parse().unwrap());
+        self.jobs.lock().unwrap().push(job);
         let ended = self.ended.clone();
         tokio::spawn(async move {
             let _ = out.send(format!("ran {line}\n")).await;
@@ -153,21 +155,36 @@ impl flex_controller::ports::Runs for Runs {
         });
         let output = futures_util::stream::poll_fn(move |cx| pieces.poll_recv(cx));
         let output = futures_util::StreamExt::map(output, |text| Ok(RunOutput::Stdout(text.into())));
-        Ok(RunSession { input, output: Box::pin(output), exit })
+        Ok(RunSession { input, output: Box::pin(output), exit, oom: Arc::default() })
     }
 
     async fn start(&self, job: RunJob) -> Result<(), RunFault> {
-        self.started.lock().unwrap().push(job.instance);
+        let greedy = format!("{:?}", job.spec.command).contains("greedy");
+        let at = Timestamp::from_micros(1);
+        let good = format!("{:?}", job.spec.command).contains("good");
+        let end = JobEnd {
+            status: if greedy {
+                137
+            } else if good {
+                0
+            } else {
+                3
+            },
+            oom: greedy,
+            at,
+        };
+        self.started.lock().unwrap().push((job.instance, end));
+        self.jobs.lock().unwrap().push(job);
         Ok(())
     }
 
     async fn jobs(&self) -> Result<Vec<JobState>, RunFault> {
-        let at = flex_model::Timestamp::from_micros(1);
-        Ok(self.started.lock().unwrap().iter().map(|i| JobState { instance: *i, ended: Some((3, at)) }).collect())
+        let started = self.started.lock().unwrap();
+        Ok(started.iter().map(|(instance, end)| JobState { instance: *instance, ended: Some(*end) }).collect())
     }
 
     async fn remove(&self, instance: flex_model::InstanceId) -> Result<(), RunFault> {
-        self.started.lock().unwrap().retain(|i| *i != instance);
+        self.started.lock().unwrap().retain(|(i, _)| *i != instance);
         Ok(())
     }
 
@@ -178,10 +195,13 @@ impl flex_controller::ports::Runs for Runs {
     async fn exec(&self, _: flex_model::InstanceId, job: ExecJob) -> Result<RunSession, RunFault> {
         let (input, _) = mpsc::channel(1);
         let text = job.argv.join(" ");
+        if text == "nowhere" {
+            return Err(RunFault::Refused("no such file".into()));
+        }
         let output = futures_util::stream::iter([Ok(RunOutput::Stdout(text.into()))]);
         let (done, exit) = oneshot::channel();
         done.send(Ok(0)).unwrap();
-        Ok(RunSession { input, output: Box::pin(output), exit })
+        Ok(RunSession { input, output: Box::pin(output), exit, oom: Arc::default() })
     }
 
     async fn attach(&self, instance: flex_model::InstanceId, _: u32) -> Result<AttachedRun, RunFault> {

@@ -126,9 +126,9 @@ impl Inner {
         let path = format!("/containers/{id}/attach?stream=1&stdout=1&stderr=1{with_stdin}&detachKeys={NO_DETACH}");
         let conn = hijack(self.engine.socket(), &path, "", doing).await?;
         let before = self.recent(&id, replay).await;
-        let Session { input, output, exit } = session::run(self, Process::Attached(id), conn, tty, stdin, None);
+        let Session { input, output, exit, oom } = session::run(self, Process::Attached(id), conn, tty, stdin, None);
         let output = stream::iter(before.into_iter().map(Ok)).chain(output).boxed();
-        Ok(Attached { session: Session { input, output, exit }, tty, stdin })
+        Ok(Attached { session: Session { input, output, exit, oom }, tty, stdin })
     }
 
     /// The last lines of a container's output, as far as the engine keeps it.

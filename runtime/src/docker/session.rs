@@ -14,7 +14,16 @@ use crate::{Input, Output, RuntimeError, Session, TtySize};
 use bollard::query_parameters::{KillContainerOptionsBuilder, ResizeContainerTTYOptionsBuilder, ResizeExecOptionsBuilder};
 use bytes::{Bytes, BytesMut};
 use futures_util::{Stream, StreamExt};
-use std::{collections::VecDeque, pin::Pin, sync::Arc, task::Poll, time::Duration};
+use std::{
+    collections::VecDeque,
+    pin::Pin,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
+    task::Poll,
+    time::Duration,
+};
 use tokio::{
     io::{AsyncReadExt, AsyncWriteExt},
     net::unix::{OwnedReadHalf, OwnedWriteHalf},
@@ -54,6 +63,8 @@ pub(super) fn run(inner: Arc<Inner>, process: Process, conn: Hijacked, tty: bool
     let (to_client, output) = mpsc::channel(if attached { BEHIND } else { PIECES });
     let (drained_tx, drained) = oneshot::channel();
     let (exit_tx, exit) = oneshot::channel();
+    let oom = Arc::new(AtomicBool::new(false));
+    let hit = oom.clone();
     let (read, write) = conn.stream.into_split();
     let number = match &process {
         Process::Exec(id, true) => Some(inner.learn_number(id)),
@@ -64,7 +75,7 @@ pub(super) fn run(inner: Arc<Inner>, process: Process, conn: Hijacked, tty: bool
         let feeder = tokio::spawn(feed(inner.clone(), process.clone(), write, from_client, to_client.clone(), (stdin, tty)));
         let broken = if attached { watch(read, early, tty, to_client).await } else { pump(read, early, tty, to_client).await };
         feeder.abort();
-        let status = ended(&inner, &process).await;
+        let status = ended(&inner, &process, &hit).await;
         // The engine that knew it is gone, and its client with it.
         let lost = number.and_then(|n| n.get().copied()).filter(|_| status.is_err());
         // Removing takes the engine longer than many a command runs: nobody waits for it.
@@ -89,7 +100,7 @@ pub(super) fn run(inner: Arc<Inner>, process: Process, conn: Hijacked, tty: bool
         tokio::join!(remove, tell);
     });
     let output = Drained { output, drained: Some(drained_tx) };
-    Session { input, output: output.boxed(), exit }
+    Session { input, output: output.boxed(), exit, oom }
 }
 
 /// The client's end of the output; tells when all of it was taken, or the client went.
@@ -341,7 +352,7 @@ async fn signal_exec(inner: &Inner, id: &str, signal: i32) -> Result<(), Runtime
 }
 
 /// Waits until it has ended. The streams close a moment before the engine knows the status.
-async fn ended(inner: &Inner, process: &Process) -> Result<i64, RuntimeError> {
+async fn ended(inner: &Inner, process: &Process, oom: &AtomicBool) -> Result<i64, RuntimeError> {
     let mut pause = Duration::from_millis(2);
     let mut silent_since = None;
     let since_start = tokio::time::Instant::now();
@@ -356,6 +367,7 @@ async fn ended(inner: &Inner, process: &Process) -> Result<i64, RuntimeError> {
                 let c = inner.engine.call(doing, QUICK, async |d| d.inspect_container(id, None).await).await;
                 c.map(|c| {
                     let state = c.state.unwrap_or_default();
+                    oom.store(state.oom_killed == Some(true), Ordering::Relaxed);
                     if state.running == Some(true) { None } else { Some(state.exit_code.unwrap_or(-1)) }
                 })
             }

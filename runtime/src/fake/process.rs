@@ -1,7 +1,7 @@
 //! The fake's processes: a few words of shell, enough for tests to say what a container does.
 //!
-//! Statements apart by `;`: `sleep N`, `exit N`, `echo TEXT`, `echo TEXT >&2`, `cat`, `cat FILE`, `true`, `trap '' TERM`, and
-//! a loop `while … done`, which never ends. Anything else panics: a test must not believe that it ran.
+//! Statements apart by `;`: `sleep N`, `exit N`, `echo TEXT`, `echo TEXT >&2`, `cat`, `cat FILE`, `true`, `trap '' SIGNALS`,
+//! and a loop `while … done`, which never ends. Anything else panics: a test must not believe that it ran.
 
 use crate::{Input, Output, RuntimeError, Session};
 use bytes::Bytes;
@@ -24,13 +24,25 @@ pub(super) fn check(line: &str) {
     for statement in statements(line).0 {
         let (word, rest) = statement.split_once(' ').unwrap_or((statement, ""));
         let good = match word {
-            "true" | "trap" | "echo" | "cat" => true,
+            "true" | "echo" | "cat" => true,
+            "trap" => ignored(rest).is_some(),
             "exit" => rest.parse::<i64>().is_ok(),
             "sleep" => rest.parse::<f64>().is_ok(),
             _ => false,
         };
         assert!(good, "the fake's shell does not know {statement:?} (in {line:?})");
     }
+}
+
+/// The signals' numbers in `'' TERM HUP`.
+fn ignored(words: &str) -> Option<Vec<i32>> {
+    let number = |name| match name {
+        "HUP" => Some(1),
+        "INT" => Some(2),
+        "TERM" => Some(15),
+        _ => None,
+    };
+    words.strip_prefix("''")?.split_whitespace().map(number).collect()
 }
 
 /// The statements, and whether an endless loop follows them.
@@ -44,13 +56,13 @@ fn statements(line: &str) -> (impl Iterator<Item = &str>, bool) {
 
 /// Runs a line, which [`check`] has seen, to its exit status; 128+n when a signal ends it.
 pub(super) async fn run(line: &str, mut pipes: Pipes) -> i64 {
-    let mut deaf = false;
+    let mut deaf = Vec::new();
     let (script, endless) = statements(line);
     for statement in script {
         let (word, rest) = statement.split_once(' ').unwrap_or((statement, ""));
         match word {
             "true" => {}
-            "trap" => deaf = true,
+            "trap" => deaf = ignored(rest).unwrap_or_default(),
             "exit" => return rest.parse().unwrap_or(2),
             "echo" => {
                 let piece = match rest.strip_suffix(" >&2") {
@@ -61,13 +73,13 @@ pub(super) async fn run(line: &str, mut pipes: Pipes) -> i64 {
             }
             "sleep" => {
                 if let Some(status) =
-                    wait(Some(Duration::from_secs_f64(rest.parse().unwrap_or(0.0))), deaf, &mut pipes.signals).await
+                    wait(Some(Duration::from_secs_f64(rest.parse().unwrap_or(0.0))), &deaf, &mut pipes.signals).await
                 {
                     return status;
                 }
             }
             "cat" if rest.is_empty() => {
-                if let Some(status) = copy(&mut pipes, deaf).await {
+                if let Some(status) = copy(&mut pipes, &deaf).await {
                     return status;
                 }
             }
@@ -84,11 +96,11 @@ pub(super) async fn run(line: &str, mut pipes: Pipes) -> i64 {
             _ => return 127,
         }
     }
-    if endless { wait(None, deaf, &mut pipes.signals).await.unwrap_or(0) } else { 0 }
+    if endless { wait(None, &deaf, &mut pipes.signals).await.unwrap_or(0) } else { 0 }
 }
 
 /// Some: a signal ended it.
-async fn wait(time: Option<Duration>, deaf: bool, signals: &mut mpsc::Receiver<i32>) -> Option<i64> {
+async fn wait(time: Option<Duration>, deaf: &[i32], signals: &mut mpsc::Receiver<i32>) -> Option<i64> {
     let end = async {
         match time {
             Some(time) => tokio::time::sleep(time).await,
@@ -100,7 +112,7 @@ async fn wait(time: Option<Duration>, deaf: bool, signals: &mut mpsc::Receiver<i
         tokio::select! {
             () = &mut end => return None,
             signal = signals.recv() => match signal {
-                Some(signal) if signal == 9 || !deaf => return Some(128 + i64::from(signal)),
+                Some(signal) if signal == 9 || !deaf.contains(&signal) => return Some(128 + i64::from(signal)),
                 Some(_) => {}
                 // Nobody can signal it any more.
                 None => { (&mut end).await; return None; }
@@ -110,7 +122,7 @@ async fn wait(time: Option<Duration>, deaf: bool, signals: &mut mpsc::Receiver<i
 }
 
 /// Standard input to standard output, to the end.
-async fn copy(pipes: &mut Pipes, deaf: bool) -> Option<i64> {
+async fn copy(pipes: &mut Pipes, deaf: &[i32]) -> Option<i64> {
     let stdin = pipes.stdin.as_mut()?;
     loop {
         tokio::select! {
@@ -118,7 +130,7 @@ async fn copy(pipes: &mut Pipes, deaf: bool) -> Option<i64> {
                 Some(piece) => { let _ = pipes.output.send(Output::Stdout(piece)).await; }
                 None => return None,
             },
-            Some(signal) = pipes.signals.recv() => if signal == 9 || !deaf { return Some(128 + i64::from(signal)) },
+            Some(signal) = pipes.signals.recv() => if signal == 9 || !deaf.contains(&signal) { return Some(128 + i64::from(signal)) },
         }
     }
 }
@@ -165,8 +177,11 @@ pub(super) fn session(
         drop(stdin);
         if allowed.needs_client {
             gone.closed().await;
-            let _ = signal.send(15).await;
-            tokio::time::sleep(Duration::from_secs(1)).await;
+            // As a closed terminal does it; what is deaf to that is stopped.
+            for n in [1, 15] {
+                let _ = signal.send(n).await;
+                tokio::time::sleep(Duration::from_secs(1)).await;
+            }
             let _ = signal.send(9).await;
         }
         drop(gone);
@@ -181,5 +196,5 @@ pub(super) fn session(
     });
     let output =
         futures_util::stream::unfold(output, async |mut o| o.recv().await.map(|piece| (Ok::<_, RuntimeError>(piece), o)));
-    Session { input, output: output.boxed(), exit: exited }
+    Session { input, output: output.boxed(), exit: exited, oom: Default::default() }
 }

@@ -45,6 +45,7 @@ async fn apps_have_no_powers() {
         let mut a = desired(&docker.image(), "web.1", "sleep 1000");
         a.spec.read_only_root = true;
         a.spec.pids = 20;
+        a.spec.cpu_millis = Some(500);
         runtime.converge(vec![a.clone()]).await.unwrap();
         until(&*runtime, "it runs", |s| s.iter().any(|o| o.phase == ObservedPhase::Running)).await;
         let status = inside(docker, a.instance, "cat /proc/self/status").await;
@@ -62,6 +63,9 @@ async fn apps_have_no_powers() {
         assert_eq!(inside(docker, a.instance, "echo $GREETING; touch /x; touch /tmp/x && echo ok").await.lines().count(), 3);
         assert!(inside(docker, a.instance, "touch /x").await.contains("Read-only"));
         assert!(inside(docker, a.instance, "cat /proc/1/cmdline").await.contains("init"), "an init process reaps");
+        // Microseconds of a tenth of a second: half a core.
+        let quota = "cat /sys/fs/cgroup/cpu/cpu.cfs_quota_us 2>/dev/null || cut -d' ' -f1 /sys/fs/cgroup/cpu.max";
+        assert_eq!(inside(docker, a.instance, quota).await.trim(), "50000", "the hard limit of the processors holds");
         let forks = "i=0; while [ $i -lt 30 ]; do sleep 5 & i=$((i+1)); done";
         assert!(inside(docker, a.instance, forks).await.contains("fork"), "the limit on processes holds");
         for refused in ["mount -t tmpfs x /tmp", "chown 1000 /tmp", "ping -c1 127.0.0.1"] {
