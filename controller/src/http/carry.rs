@@ -216,7 +216,7 @@ mod tests {
         let once: Once = Arc::new(std::sync::Mutex::new(Some((job, tell))));
         let serve = |State(once): State<Once>, up: WebSocketUpgrade| async move {
             let (job, tell) = once.lock().unwrap().take().unwrap();
-            up.on_upgrade(move |socket| async move { drop(tell.send(job(socket).await)) })
+            up.on_upgrade(move |socket| async move { _ = tell.send(job(socket).await) })
         };
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let at = listener.local_addr().unwrap();
