@@ -141,6 +141,7 @@ async fn events_tell_what_failed() {
 async fn a_release_phase_is_tried_again() {
     let (w, app) = deployed().await;
     w.patch("/apps/demo/config-vars", json!({ "PHASE_EXIT": "4" })).await;
+    w.until("v2 made it", async || w.get("/apps/demo/releases/2").await["status"] == "succeeded").await;
     w.builders.then(Outcome::Good(product("up-3", &[("web", "serve"), ("release", "migrate")])));
     assert!(!w.push(app).await.0);
     assert_eq!(w.get("/apps/demo/releases/3").await["status"], "failed");
@@ -199,7 +200,7 @@ async fn how_instances_ended_is_kept() {
     let past = past.as_array().unwrap();
     assert_eq!(past.len(), 3, "{past:?}");
     for (n, (exit, oom, stopped, reason)) in
-        [(137, true, false, limit), (3, false, false, "exited with status 3"), (143, false, true, "web is scaled to 0")]
+        [(137, true, false, limit), (3, false, false, "exited with status 3"), (143, false, true, "not wanted any more")]
             .into_iter()
             .enumerate()
     {

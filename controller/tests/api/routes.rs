@@ -86,7 +86,7 @@ async fn how_requests_are_treated_is_said_by_route_app_and_file() {
     let http = json!({ "timeout_seconds": 70, "basic_auth": { "users": { "ann": "geheim" } } });
     let said = w.patch("/apps/demo/routing", json!({ "http": http, "pages": { "h12": "<p>slow</p>" } })).await;
     assert_eq!(said["http"]["basic_auth"]["users"]["ann"], "[hidden]");
-    assert_eq!(said["pages"], json!([{ "name": "H12", "bytes": 11 }]));
+    assert_eq!(said["pages"], json!([{ "name": "H12", "bytes": 11, "text": "<p>slow</p>" }]));
     assert_eq!(said["app_json"]["/api"], json!({ "max_body_bytes": 9 }));
     let route =
         json!({ "kind": "http", "host": "demo.localhost", "path": "/api", "policy": { "http": { "timeout_seconds": 700 } } });

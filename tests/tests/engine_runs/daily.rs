@@ -40,7 +40,7 @@ fn texts_and_exit_statuses_are_herokus() {
     let made = user.flex(&["create", "bare"]).ok();
     assert_eq!(made.err, "Creating bare... done\n");
     let git = server.ssh.port();
-    assert_eq!(made.out, format!("http://bare.localhost:{http}/ | ssh://flex@localhost:{git}/bare.git\n"));
+    assert_eq!(made.out, format!("http://bare.localhost:{http}/ | ssh://git@localhost:{git}/bare.git\n"));
     let app = app(&user, "demo");
 
     let set = app.flex(&["config:set", "A=1", "B=two"]).ok();
