@@ -83,9 +83,9 @@ fn texts_and_exit_statuses_are_herokus() {
     let lines: Vec<&str> = releases.lines().collect();
     assert_eq!(&lines[..2], ["=== demo Releases - Current: v3", ""]);
     let columns =
-        |line: &str| -> Vec<String> { line.split("   ").map(|c| c.trim().to_owned()).filter(|c| !c.is_empty()).collect() };
+        |line: &str| -> Vec<String> { line.split("  ").map(|c| c.trim().to_owned()).filter(|c| !c.is_empty()).collect() };
     assert_eq!(columns(lines[2]), ["v", "description", "user", "created_at"], "{releases}");
-    assert!(lines[4].starts_with("  v2   Set A, B config vars   admin@example.com   "), "{releases}");
+    assert!(lines[4].starts_with("  v2  Set A, B config vars  admin@example.com  "), "{releases}");
     assert!(shape(&columns(lines[4])[3]).starts_with("0/0/0 0:0:0 +0 (~ 0"), "{releases}");
 
     // Wrong use and what is not there: 2. What could not be done: 1.
