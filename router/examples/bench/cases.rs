@@ -100,7 +100,7 @@ pub fn run(rounds: u64, length: Duration, named: &[&str]) {
     let wanted = |name: &str| named.is_empty() || named.contains(&name);
     let rig = Rig::start();
     if wanted("idle") {
-        idle(&rig, "idle", "<= 2 KiB", 9000, false);
+        idle(&rig, "idle", "<= 2 KiB", 7000, false);
         idle(&rig, "idle tls", "<= 20 KiB", 3000, true);
     }
     if CASES.iter().any(|c| wanted(c.name)) {

@@ -169,7 +169,7 @@ fn wait_for(name: &str, address: SocketAddr, dir: &Path) {
 fn haproxy([http, https, tcp]: [u16; 3], rig: &Rig) -> String {
     let (to, source, dir) = (rig.backend, rig.source, rig.dir.display());
     format!(
-        "global\n nbthread 1\n maxconn 20000\n log stdout format raw local0\n ssl-default-bind-options ssl-min-ver TLSv1.3\n\
+        "global\n nbthread 1\n maxconn 7500\n log stdout format raw local0\n ssl-default-bind-options ssl-min-ver TLSv1.3\n\
          defaults\n log global\n timeout client 60s\n timeout server 30s\n timeout connect 5s\n\
          frontend f\n mode http\n option httplog\n option forwardfor\n bind 127.0.0.1:{http}\n\
          bind 127.0.0.1:{https} ssl crt {dir}/both.pem alpn h2,http/1.1\n\
