@@ -291,12 +291,12 @@ mod tests {
         assert_eq!(lines, ["Acquire::http::Proxy \"http://proxy.lan:3142\"", "Acquire::https::CAInfo \"/etc/ca.pem\""]);
         let (_dir, recipe) = recipe("");
         let mirrors = Mirrors { main: "http://mirror.lan/debian".into(), security: None };
-        let args = texts(arguments(&recipe, Path::new("/work/customize"), Some(mirrors), &lines, None));
+        let args = texts(arguments(&recipe, Path::new("/made/customize"), Some(mirrors), &lines, None));
         for wanted in [
             "--aptopt=Acquire::http::Proxy \"http://proxy.lan:3142\"",
             "--aptopt=Acquire::https::CAInfo \"/etc/ca.pem\"",
             "--include=bash,curl",
-            "--customize-hook=/work/customize",
+            "--customize-hook=/made/customize",
             "deb http://mirror.lan/debian trixie main",
         ] {
             assert!(args.iter().any(|a| a == wanted), "{wanted}: {args:?}");
@@ -308,8 +308,8 @@ mod tests {
     fn a_lock_is_told_to_apt() {
         for (more, old) in [("", false), ("mirror = \"http://snapshot.lan/1\"", true)] {
             let (_dir, recipe) = recipe(more);
-            let args = texts(arguments(&recipe, Path::new("/c"), mirrors_of(&recipe), &[], Some(Path::new("/work/preferences"))));
-            assert!(args.iter().any(|a| a == "--aptopt=Dir::Etc::Preferences \"/work/preferences\""), "{args:?}");
+            let args = texts(arguments(&recipe, Path::new("/c"), mirrors_of(&recipe), &[], Some(Path::new("/made/preferences"))));
+            assert!(args.iter().any(|a| a == "--aptopt=Dir::Etc::Preferences \"/made/preferences\""), "{args:?}");
             assert_eq!(args.iter().any(|a| a.contains("Check-Valid-Until")), old, "{args:?}");
         }
     }
