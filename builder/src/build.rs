@@ -21,7 +21,7 @@ use flex_runtime::Runtime;
 use futures_util::future::BoxFuture;
 use std::{
     collections::BTreeMap,
-    sync::Arc,
+    sync::{Arc, Mutex, PoisonError},
     time::{Duration, SystemTime, UNIX_EPOCH},
 };
 use tokio::{sync::mpsc, time::Instant};
@@ -157,14 +157,36 @@ impl Builder {
     pub async fn build_in(
         &self,
         prepared: Option<BoxFuture<'static, Option<Prepared>>>,
-        mut input: BuildInput,
+        input: BuildInput,
         log: mpsc::Sender<String>,
         cancel: CancellationToken,
     ) -> Result<BuildOutput, BuildError> {
+        self.build_timed(prepared, input, log, cancel).await.0
+    }
+
+    /// [`Builder::build_in`], and what the phases took of a build that failed: those of one that succeeded are in its output.
+    pub async fn build_timed(
+        &self,
+        prepared: Option<BoxFuture<'static, Option<Prepared>>>,
+        input: BuildInput,
+        log: mpsc::Sender<String>,
+        cancel: CancellationToken,
+    ) -> (Result<BuildOutput, BuildError>, Vec<PhaseTime>) {
         let deadline = Instant::now() + self.settings.timeout;
-        let watch = Watch { settings: &self.settings, log: &log, cancel: &cancel, deadline };
+        let spent = Mutex::new(Vec::new());
+        let watch = Watch { settings: &self.settings, log: &log, cancel: &cancel, deadline, spent: &spent };
+        let result = self.build_watched(prepared, input, &watch).await;
+        (result, spent.into_inner().unwrap_or_else(PoisonError::into_inner))
+    }
+
+    async fn build_watched(
+        &self,
+        prepared: Option<BoxFuture<'static, Option<Prepared>>>,
+        mut input: BuildInput,
+        watch: &Watch<'_>,
+    ) -> Result<BuildOutput, BuildError> {
         if let Source::Image(reference) = &input.source {
-            return watch.bound(self.take_image(reference, &watch)).await;
+            return watch.bound(self.take_image(reference, watch)).await;
         }
         let started = Instant::now();
         let tree = watch.bound(self.read_source(&input.source)).await?;
@@ -191,11 +213,11 @@ impl Builder {
         let url = input.config.iter().find(|(k, _)| k.as_str() == "BUILDPACK_URL").map(|(_, v)| v.expose().to_owned());
         let plan = buildpack::resolve(&input.buildpacks, url.as_deref(), &tree, &app_json, &builtins)?;
         let (listed, packs) = match plan {
-            Plan::Dockerfile => return Ok(with_commit(self.with_dockerfile(&input, &watch).await?, &input)),
+            Plan::Dockerfile => return Ok(with_commit(self.with_dockerfile(&input, watch).await?, &input)),
             Plan::Listed(packs) => (true, packs),
             Plan::Detect(packs) => (false, packs),
         };
-        let run = Run { builder: self, input: &input, tree: &tree, listed, packs: &packs, started, watch: &watch };
+        let run = Run { builder: self, input: &input, tree: &tree, listed, packs: &packs, started, watch };
         match run.go(prepared).await {
             Err(BuildError::User { code: "no_buildpack", .. }) => Err(buildpack::nothing_detected(&builtins, &tree)),
             other => {

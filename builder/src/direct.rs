@@ -101,7 +101,7 @@ impl Builder {
         if let Some(reference) = kept {
             self.layout(input.app)?.remember(&reference)?;
         }
-        let (image, ()) = built?;
+        let (image, ()) = built.inspect_err(|_| watch.spend([phase(BuildPhase::Compile, started)]))?;
         let app_json = app_json_of(tree.text("app.json")?)?;
         let mut output = plain_output(image, app_json, vec![phase(BuildPhase::Compile, started)], "Dockerfile");
         let facts = self.runtime.image_facts(&output.image.reference).await?;

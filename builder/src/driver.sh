@@ -35,6 +35,12 @@ sweep() {
 }
 
 fail() {
+  # What was under way counts as well.
+  case $1 in
+    fetch | missing | usage | unpack) phase fetch_cache ;;
+    detect | nothing) spend detect; clocks ;;
+    compile | no_compile | copy) spend compile; clocks ;;
+  esac
   fact failed "$1" "$2" "$3"
   sweep
   exit 1
@@ -144,6 +150,10 @@ spend() {
   spent[$1]=$((spent[$1] + t - started))
   started=$t
 }
+clocks() {
+  fact phase detect "${spent[detect]}"
+  fact phase compile "${spent[compile]}"
+}
 
 # Asks the buildpack; with a yes, the name that it printed is a fact.
 accepts() {
@@ -192,8 +202,7 @@ for index in "${!dirs[@]}"; do
 done
 [[ -n $dir ]] || fail nothing 1 0
 sweep
-fact phase detect "${spent[detect]}"
-fact phase compile "${spent[compile]}"
+clocks
 
 # As on Heroku, the last buildpack alone says what the app's defaults are.
 if [[ -x $dir/bin/release ]]; then

@@ -2,7 +2,7 @@
 //!
 //! The way of a build: [`source`] checks what came and spools it as a tar; `buildpack` decides how to build it; `sandbox`
 //! runs the buildpacks in a container of the [`stack`]'s build image under the limits of [`settings`]; `slug` packs the
-//! built tree as a layer; [`oci`] stores the image; the runtime takes it into the engine.
+//! built tree as a layer; [`oci`] stores the image; the runtime takes it into the engine, and gets it again from `kept` if it loses it.
 //!
 //! Must not: know apps' owners, releases or the store; run anything of the user's outside a container; hand a secret
 //! of the platform to a build.
@@ -14,6 +14,7 @@ mod container;
 mod direct;
 mod dockerfile;
 pub mod error;
+mod kept;
 pub mod oci;
 pub mod release_yaml;
 mod run;
@@ -26,6 +27,7 @@ pub mod stack;
 pub use build::{BuildInput, BuildOutput, Builder};
 pub use container::Prepared;
 pub use error::{BuildError, Limit};
+pub use kept::KeptImages;
 pub use settings::{BuildSettings, Compression};
 pub use source::Source;
 pub use stack::{StackBuilder, StackError, StackRecord, lock::Lock};

@@ -2,16 +2,19 @@
 //! plane's registry serves and `skopeo` copies.
 //!
 //! Invariants: a blob's file name is its SHA-256 and a blob is complete when it has its name; `index.json` is replaced in
-//! one step and names only manifests whose blobs are there. One writer per app at a time (builds of an app are serial).
+//! one step and names only manifests whose blobs are there. One process writes.
 
 use crate::BuildError;
 use bytes::Bytes;
+use flex_model::ImageRef;
+use flex_runtime::ImageFiles;
 use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
 use std::{
     collections::{BTreeMap, BTreeSet},
     fs, io,
     path::{Path, PathBuf},
+    sync::{Mutex, MutexGuard, PoisonError},
 };
 
 pub(crate) const LAYER_GZIP: &str = "application/vnd.oci.image.layer.v1.tar+gzip";
@@ -21,6 +24,8 @@ const CONFIG: &str = "application/vnd.oci.image.config.v1+json";
 /// Beside the layout's own files: images built from Dockerfiles, which have no blobs here.
 const ENGINE_ONLY: &str = "engine-only.json";
 const REF_NAME: &str = "org.opencontainers.image.ref.name";
+/// How the names begin of images that the engine made.
+const FROM_ENGINE: &str = "engine-";
 
 /// One layer as it is stored.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -57,6 +62,13 @@ struct Descriptor {
     annotations: BTreeMap<String, String>,
 }
 
+impl Descriptor {
+    /// The engine's id of an image that the engine made.
+    fn engine_id(&self) -> Option<String> {
+        Some(format!("sha256:{}", self.annotations.get(REF_NAME)?.strip_prefix(FROM_ENGINE)?))
+    }
+}
+
 #[derive(Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 struct Manifest {
@@ -83,6 +95,17 @@ pub(crate) fn digest_text(hash: Sha256) -> String {
     format!("sha256:{}", hex::encode(hash.finalize()))
 }
 
+/// The name in a layout of an image that the engine made, by its id there.
+pub(crate) fn engine_name(id: &str) -> String {
+    format!("{FROM_ENGINE}{}", id.trim_start_matches("sha256:"))
+}
+
+/// The digests of an image's plain layers, from the bottom up, as its configuration has them.
+pub(crate) fn diff_ids(config: &[u8]) -> Option<Vec<String>> {
+    let config: serde_json::Value = serde_json::from_slice(config).ok()?;
+    config["rootfs"]["diff_ids"].as_array()?.iter().map(|d| d.as_str().map(str::to_owned)).collect()
+}
+
 /// The exact bytes of an image configuration over these layers.
 pub(crate) fn config_bytes(config: &ImageConfig, layers: &[LayerRecord]) -> Bytes {
     let created = flex_model::Timestamp::from_micros(i64::try_from(config.created).unwrap_or(0).saturating_mul(1_000_000));
@@ -100,6 +123,13 @@ pub(crate) fn config_bytes(config: &ImageConfig, layers: &[LayerRecord]) -> Byte
         value["config"]["Cmd"] = config.command.clone().into();
     }
     Bytes::from(value.to_string())
+}
+
+/// Held while a layout's lists are read, changed and written: a build and the keeping of an image may do it at once. One for all:
+/// it takes milliseconds.
+fn turn() -> MutexGuard<'static, ()> {
+    static TURN: Mutex<()> = Mutex::new(());
+    TURN.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 /// An OCI image layout.
@@ -178,10 +208,16 @@ impl Layout {
         let manifest = Manifest {
             schema_version: 2,
             media_type: MANIFEST.into(),
-            config: descriptor(CONFIG, self.small_blob(config)?, config.len() as u64),
+            config: descriptor(CONFIG, digest_of(config), config.len() as u64),
             layers: layers.iter().map(|l| descriptor(&l.media_type, l.digest.clone(), l.size)).collect(),
         };
         let bytes = serde_json::to_vec(&manifest).map_err(|e| BuildError::platform("writing an image manifest", e))?;
+        let _turn = turn();
+        // A layer that was here before may have been collected meanwhile.
+        if let Some(lost) = layers.iter().find(|l| self.blob(&l.digest).is_none_or(|p| !p.is_file())) {
+            return Err(BuildError::Platform(format!("storing an image: layer {} is not there any more", lost.digest)));
+        }
+        self.small_blob(config)?;
         let digest = self.small_blob(&bytes)?;
         let mut index = self.index()?;
         index.manifests.retain(|m| m.annotations.get(REF_NAME).is_none_or(|name| name != tag));
@@ -192,16 +228,17 @@ impl Layout {
         Ok(digest)
     }
 
-    /// Drops every image whose manifest (or reference, if the engine alone has it) is not in `keep`, and every blob that no image is left to need and that is older
-    /// than `grace` (a build may be about to use a young one). Returns the config digests of what was dropped.
+    /// Drops every image whose manifest (or reference, if the engine made it) is not in `keep`, and every blob that no image
+    /// is left to need and that is older than `grace` (a build may be about to use a young one). Returns the config digests of what was dropped.
     pub(crate) fn collect(&self, keep: &BTreeSet<String>, grace: std::time::Duration) -> Result<Vec<String>, BuildError> {
+        let _turn = turn();
         let mut index = self.index()?;
         let mut dropped = Vec::new();
         let mut needed = BTreeSet::new();
         let mut kept_configs = BTreeSet::new();
         index.manifests.retain(|entry| {
             let manifest = self.manifest(&entry.digest);
-            let stays = keep.contains(&entry.digest);
+            let stays = keep.contains(&entry.digest) || entry.engine_id().is_some_and(|id| keep.contains(&id));
             match (stays, manifest) {
                 (true, Some(m)) => {
                     needed.insert(entry.digest.clone());
@@ -247,8 +284,61 @@ impl Layout {
         Ok(out)
     }
 
+    /// By what its images are known: manifests, configurations, the engine's ids.
+    pub(crate) fn names(&self) -> Result<BTreeSet<String>, BuildError> {
+        let mut out = BTreeSet::new();
+        for entry in self.index()?.manifests {
+            out.extend(entry.engine_id());
+            out.extend(self.manifest(&entry.digest).map(|m| m.config.digest));
+            out.insert(entry.digest);
+        }
+        Ok(out)
+    }
+
+    /// The layers that are here, by the digests of their plain tars.
+    pub(crate) fn layers(&self) -> Result<BTreeMap<String, LayerRecord>, BuildError> {
+        let mut out = BTreeMap::new();
+        for entry in self.index()?.manifests {
+            let Some(manifest) = self.manifest(&entry.digest) else { continue };
+            let config = self.blob(&manifest.config.digest).and_then(|p| fs::read(p).ok());
+            let diffs = config.as_deref().and_then(diff_ids).unwrap_or_default();
+            for (layer, diff_id) in manifest.layers.into_iter().zip(diffs) {
+                if self.blob(&layer.digest).is_some_and(|p| p.is_file()) {
+                    let (digest, size, media_type) = (layer.digest, layer.size, layer.media_type);
+                    out.insert(diff_id.clone(), LayerRecord { digest, diff_id, size, media_type });
+                }
+            }
+        }
+        Ok(out)
+    }
+
+    /// An image as files; none: it, or a part of it, is not here. `name` is what to call it, its tag left out.
+    pub(crate) fn files(&self, image: &ImageRef, name: &str) -> Result<Option<ImageFiles>, BuildError> {
+        for entry in self.index()?.manifests {
+            let Some(manifest) = self.manifest(&entry.digest) else { continue };
+            let engine = entry.engine_id();
+            let wanted = match &image.manifest {
+                Some(digest) => *digest == entry.digest,
+                None => engine.as_ref() == Some(&image.reference) || manifest.config.digest == image.reference,
+            };
+            let Some(config) = self.blob(&manifest.config.digest).filter(|_| wanted).and_then(|p| fs::read(p).ok()) else {
+                continue;
+            };
+            let diffs = diff_ids(&config).unwrap_or_default();
+            let paths: Vec<_> = manifest.layers.iter().filter_map(|l| self.blob(&l.digest).filter(|p| p.is_file())).collect();
+            if diffs.len() != manifest.layers.len() || paths.len() != diffs.len() {
+                return Ok(None);
+            }
+            let tag = entry.annotations.get(REF_NAME).map_or("latest", String::as_str);
+            let layers = diffs.into_iter().zip(paths).collect();
+            return Ok(Some(ImageFiles { tag: format!("{name}:{tag}"), config: config.into(), layers }));
+        }
+        Ok(None)
+    }
+
     /// Notes an image of the app that the engine alone has.
     pub(crate) fn remember(&self, reference: &str) -> Result<(), BuildError> {
+        let _turn = turn();
         let mut all = self.engine_only()?;
         all.insert(reference.to_owned());
         self.write_engine_only(&all)

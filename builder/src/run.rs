@@ -7,7 +7,7 @@ use crate::{
     container::Prepared,
     oci::{ImageConfig, config_bytes},
     release_yaml::{self, ReleaseInfo},
-    sandbox::{self, BUILD_DIR, Facts, Watch},
+    sandbox::{self, BUILD_DIR, Facts, Watch, driver_phase},
     slug,
     source::SourceTree,
     stack::StackRecord,
@@ -198,16 +198,6 @@ fn image_config(stack: &StackRecord, web: Option<&String>, epoch: u64) -> ImageC
 fn release_of(facts: &Facts) -> Result<ReleaseInfo, BuildError> {
     let parsed = facts.release.as_deref().map(release_yaml::parse).transpose();
     Ok(parsed.map_err(|e| BuildError::user("release_failed", e.to_string()))?.unwrap_or_default())
-}
-
-fn driver_phase(name: &str, millis: u64) -> Option<PhaseTime> {
-    let phase = match name {
-        "fetch_cache" => BuildPhase::FetchCache,
-        "detect" => BuildPhase::Detect,
-        "compile" => BuildPhase::Compile,
-        _ => return None,
-    };
-    Some(PhaseTime { phase, millis })
 }
 
 /// `23.1M`, as Heroku prints slug sizes.

@@ -6,10 +6,15 @@
 use crate::{APP_GID, APP_UID, BuildError, BuildSettings, Limit, buildpack::Pack, settings::CA_BUNDLE_INSIDE};
 use base64::Engine as _;
 use bytes::Bytes;
-use flex_model::{ConfigKey, ProcessType, Secret};
+use flex_model::{BuildPhase, ConfigKey, PhaseTime, ProcessType, Secret};
 use flex_runtime::{ExecSpec, Input, Output, RuntimeError, Sandbox, SandboxSpec, Session};
 use futures_util::{StreamExt, stream, stream::BoxStream};
-use std::{collections::BTreeMap, path::Path, time::Duration};
+use std::{
+    collections::BTreeMap,
+    path::Path,
+    sync::{Mutex, PoisonError},
+    time::Duration,
+};
 use tokio::{sync::mpsc, time::Instant};
 use tokio_util::{io::ReaderStream, sync::CancellationToken};
 
@@ -67,6 +72,8 @@ pub(crate) struct Watch<'a> {
     pub(crate) log: &'a mpsc::Sender<String>,
     pub(crate) cancel: &'a CancellationToken,
     pub(crate) deadline: Instant,
+    /// What the phases took of a build that failed.
+    pub(crate) spent: &'a Mutex<Vec<PhaseTime>>,
 }
 
 impl Watch<'_> {
@@ -84,6 +91,11 @@ impl Watch<'_> {
         let minutes = self.settings.timeout.as_secs_f64() / 60.0;
         let message = format!("the build took longer than {minutes:.1} minutes and was stopped: cache or shorten what it does");
         BuildError::limit(Limit::Time, message)
+    }
+
+    /// Notes what phases of a build that failed took.
+    pub(crate) fn spend(&self, phases: impl IntoIterator<Item = PhaseTime>) {
+        self.spent.lock().unwrap_or_else(PoisonError::into_inner).extend(phases);
     }
 
     /// Sends a line to the log. A reader that has gone away stops nothing.
@@ -122,10 +134,22 @@ impl Watch<'_> {
         let mut argv: Vec<String> = ["/bin/bash", "-c", DRIVER, "driver", mode].map(str::to_owned).into();
         argv.extend(packs.iter().flat_map(Pack::arguments));
         let exec = ExecSpec { argv, env, workdir: Some("/".into()), user: Some(user()), stdin: true, ..ExecSpec::default() };
-        let facts = tokio::select! {
-            done = self.bound(self.follow(sandbox, exec, files)) => done?,
-            e = self.watch_disk(sandbox) => return Err(e),
+        let began = Instant::now();
+        let done = tokio::select! {
+            done = self.bound(self.follow(sandbox, exec, files)) => done,
+            e = self.watch_disk(sandbox) => Err(e),
         };
+        let facts = match done {
+            Ok(facts) => facts,
+            Err(e) => {
+                // The driver was ended before it could say how far it was; compiling is what takes long.
+                self.spend([crate::build::phase(BuildPhase::Compile, began)]);
+                return Err(e);
+            }
+        };
+        if facts.failed.is_some() || !facts.finished {
+            self.spend(facts.phases.iter().filter_map(|(name, ms)| driver_phase(name, *ms)));
+        }
         match &facts.failed {
             None if facts.finished => Ok(facts),
             None => Err(self.killed()),
@@ -244,6 +268,17 @@ impl Watch<'_> {
             other => BuildError::Platform(format!("the build driver failed at {other} with status {status}")),
         }
     }
+}
+
+/// The driver's name of a phase.
+pub(crate) fn driver_phase(name: &str, millis: u64) -> Option<PhaseTime> {
+    let phase = match name {
+        "fetch_cache" => BuildPhase::FetchCache,
+        "detect" => BuildPhase::Detect,
+        "compile" => BuildPhase::Compile,
+        _ => return None,
+    };
+    Some(PhaseTime { phase, millis })
 }
 
 /// How often a build's disk use is looked at: a fast disk takes 1 GiB in that time.

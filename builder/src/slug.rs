@@ -197,8 +197,16 @@ fn in_order(settings: &BuildSettings, mut from: File, items: &[Item]) -> Result<
 
 /// Compresses a tar as a layer, computing both its digests on the way.
 pub(crate) fn compress(settings: &BuildSettings, mut plain: File) -> Result<(LayerRecord, tempfile::TempPath), BuildError> {
-    let (file, path) = temporary(settings)?;
     plain.seek(SeekFrom::Start(0)).map_err(writing)?;
+    compress_from(settings, plain)
+}
+
+/// [`compress`] of what is left in a reader.
+pub(crate) fn compress_from(
+    settings: &BuildSettings,
+    mut plain: impl Read,
+) -> Result<(LayerRecord, tempfile::TempPath), BuildError> {
+    let (file, path) = temporary(settings)?;
     let sink = Hashed::new(BufWriter::with_capacity(256 << 10, file));
     let mut diff = Sha256::new();
     let (sink, media_type) = match settings.compression {
@@ -226,7 +234,7 @@ pub(crate) fn compress(settings: &BuildSettings, mut plain: File) -> Result<(Lay
     Ok((record, path))
 }
 
-fn copy_hashed(from: &mut File, diff: &mut Sha256, out: &mut dyn Write) -> Result<(), BuildError> {
+fn copy_hashed(from: &mut impl Read, diff: &mut Sha256, out: &mut dyn Write) -> Result<(), BuildError> {
     let mut buffer = vec![0; 256 << 10];
     loop {
         let n = from.read(&mut buffer).map_err(writing)?;

@@ -111,6 +111,9 @@ impl Controller {
             let name = u.name.strip_prefix("refs/heads/").or(u.name.strip_prefix("refs/tags/")).unwrap_or(&u.name);
             let what = if is_deleted(u) { "deleted" } else { "stored, not deployed" };
             say(format!("-----> {name}: {what} (these branches deploy: {})", app.deploy_branches.join(", "))).await;
+            if let Some(branch) = app.deploy_branches.first().filter(|_| !is_deleted(u) && deploying.is_empty()) {
+                say(format!("       To deploy it: git push flex {}", refspec(&u.name, name, branch))).await;
+            }
         }
         let Some((update, _)) = deploying.first() else { return true };
         if update.new.parse::<CommitId>().is_err() {
@@ -142,5 +145,15 @@ impl Controller {
                 good
             }
         }
+    }
+}
+
+/// What to push to have a stored branch or tag deployed.
+fn refspec(full: &str, name: &str, branch: &str) -> String {
+    if full.starts_with("refs/tags/") {
+        // An annotated tag is no commit: this is the one that it is of. What is no name of a ref needs a whole one to go to.
+        format!("'{name}^{{}}:refs/heads/{branch}'")
+    } else {
+        format!("{name}:{branch}")
     }
 }

@@ -89,6 +89,9 @@ pub trait Builders: Send + Sync + 'static {
     ) -> Result<BuildProduct, BuildFailure>;
     /// Forgets an app's build cache.
     async fn purge_cache(&self, app: AppId) -> Result<(), String>;
+    /// Keeps copies of those of an app's images that nothing but the engine has: `wanted` as for `collect_garbage`. Says how many
+    /// came to it.
+    async fn keep_images(&self, app: AppId, wanted: BTreeSet<String>) -> Result<usize, String>;
     /// Drops an app's images except those in `keep`: manifests, and references of images that have none. Says how many went.
     async fn collect_garbage(&self, app: AppId, keep: BTreeSet<String>) -> Result<usize, String>;
     /// Forgets all that builds of an app left.
@@ -234,6 +237,10 @@ pub trait Runs: Send + Sync + 'static {
 pub trait Machine: Send + Sync + 'static {
     /// Checks for `flex doctor`: what, and the problem with its remedy where there is one.
     async fn checks(&self) -> Vec<(String, Option<(String, String)>)>;
+    /// Why nothing large may be received now: the disk has too little room.
+    fn no_room(&self) -> Option<String> {
+        None
+    }
 }
 
 /// Time and ids, so that tests can choose them.

@@ -290,6 +290,8 @@ async fn the_release_phase_runs_first_and_its_failure_leaves_the_old_release() {
     let (good, text) = w.push(app).await;
     assert!(!good);
     assert!(text.contains("ran migrate") && text.contains("status 3"), "{text}");
+    // What was under way by then is told as well, and kept.
+    assert!(text.contains("       release ") && text.contains("       in all "), "{text}");
     assert_eq!(w.versions_up("demo").await, [1]);
     w.builders.then(Outcome::Good(product("up-3", &[("web", "serve"), ("release", "migrate")])));
     let (good, text) = w.push(app).await;
@@ -306,6 +308,7 @@ async fn refs_that_do_not_deploy_are_told_so() {
     let zeros = "0".repeat(40);
     let (good, text) = push(vec![update("refs/heads/topic", COMMIT), update("refs/tags/v1", COMMIT)]).await;
     assert!(good && text.contains("topic: stored, not deployed") && text.contains("v1: stored"), "{text}");
+    assert!(text.contains("git push flex topic:main") && text.contains("git push flex 'v1^{}:refs/heads/main'"), "{text}");
     let (good, text) = push(vec![update("refs/heads/topic", &zeros)]).await;
     assert!(good && text.contains("deleted"), "{text}");
     let (good, text) = push(vec![update("refs/heads/main", &zeros)]).await;

@@ -142,7 +142,8 @@ impl Builders for BuilderPort {
             config: job.config.into_iter().filter_map(|(k, v)| Some((k.parse().ok()?, v))).collect(),
         };
         let ahead = self.ahead.take(job.app, None).map(|making| async { making.await.ok().flatten() }.boxed());
-        let out = self.builder.build_in(ahead, input, log, cancel).await.map_err(|e| {
+        let (result, phases) = self.builder.build_timed(ahead, input, log, cancel).await;
+        let out = result.map_err(|e| {
             if let BuildError::Platform(_) = &e {
                 tracing::error!(build = %job.build, error = %e, "a build failed for a reason of the platform's");
             }
@@ -150,7 +151,7 @@ impl Builders for BuilderPort {
                 "disk_full" => format!("the server's disk is full: make room on the server, then push again\n({e})"),
                 _ => e.to_string(),
             };
-            failed(coded(&message, e.code()))
+            BuildFailure { message: coded(&message, e.code()), phases }
         })?;
         Ok(BuildProduct {
             stack: out.stack,
@@ -169,6 +170,10 @@ impl Builders for BuilderPort {
 
     async fn purge_cache(&self, app: AppId) -> Result<(), String> {
         self.builder.purge_cache(app).await.map_err(|e| e.to_string())
+    }
+
+    async fn keep_images(&self, app: AppId, wanted: BTreeSet<String>) -> Result<usize, String> {
+        self.builder.keep_images(app, &wanted).await.map_err(|e| e.to_string())
     }
 
     async fn collect_garbage(&self, app: AppId, keep: BTreeSet<String>) -> Result<usize, String> {
@@ -191,6 +196,10 @@ const LOW_DISK: u64 = 2 << 30;
 
 #[async_trait]
 impl Machine for MachinePort {
+    fn no_room(&self) -> Option<String> {
+        no_room(&self.data_dir)
+    }
+
     async fn checks(&self) -> Vec<(String, Option<(String, String)>)> {
         let mut found = Vec::new();
         match self.runtime.facts().await {

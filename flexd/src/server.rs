@@ -7,7 +7,7 @@ use crate::ports::{BuilderPort, GatePort, MachinePort};
 use crate::runs::RunPort;
 use crate::settings::Settings;
 use flex_agent::{Agent, AgentKey, AgentSettings, ControlLink};
-use flex_builder::{BuildSettings, Builder};
+use flex_builder::{BuildSettings, Builder, KeptImages};
 use flex_controller::ports::{Clock, SystemClock};
 use flex_controller::{Controller, Deps};
 use flex_gitreceive::{GitServer, GitSettings};
@@ -48,6 +48,7 @@ pub fn build_settings(settings: &Settings, cluster: &str) -> BuildSettings {
     build.memory = settings.build.memory;
     build.disk_bytes = settings.build.disk.bytes();
     build.slug_bytes = settings.build.slug_limit.bytes();
+    build.compression = settings.build.compression;
     let named = std::env::var_os("SSL_CERT_FILE").map(PathBuf::from);
     build.ca_bundle = crate::settings::ca_bundle(settings.build.ca_bundle.as_deref(), named, build.ca_bundle);
     build
@@ -65,6 +66,7 @@ fn connect(settings: &Settings, cluster: &str, guard: Option<GuardSettings>) -> 
     let mut docker = DockerSettings::local(cluster);
     docker.socket.clone_from(&settings.docker);
     docker.guard = guard;
+    docker.images = Some(Arc::new(KeptImages::new(build_settings(settings, cluster))));
     DockerRuntime::connect(docker).map(|r| Arc::new(r) as Arc<dyn Runtime>).map_err(|e| e.to_string())
 }
 

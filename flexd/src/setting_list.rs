@@ -25,6 +25,7 @@ const IN_FILE: &[InFile] = &[
     row("build", "memory", "\"2G\"", "of a build"),
     row("build", "disk", "\"4G\"", "of a build, beside its cache"),
     row("build", "slug_limit", "\"500M\"", "largest slug"),
+    row("build", "compression", "\"gzip\"", "of slugs in blob storage, or zstd"),
     row("build", "ca_bundle", "SSL_CERT_FILE's, else the machine's own", "what builds trust"),
     row("router", "workers", "one for each processor", "threads"),
     row("router", "trusted_proxies", "[]", "whose X-Forwarded-* are believed: addresses and ranges"),

@@ -146,6 +146,7 @@ struct BuildFile {
     memory: Option<String>,
     disk: Option<String>,
     slug_limit: Option<String>,
+    compression: Option<Compression>,
     /// What builds trust.
     ca_bundle: Option<PathBuf>,
 }
@@ -337,6 +338,8 @@ pub struct Build {
     pub disk: Memory,
     /// Largest accepted slug.
     pub slug_limit: Memory,
+    /// Of slugs in blob storage.
+    pub compression: Compression,
     /// What builds trust, where it is not the machine's own bundle.
     pub ca_bundle: Option<PathBuf>,
 }
@@ -411,6 +414,7 @@ impl Settings {
                 memory: size("memory", file.build.memory, Memory::from_mib(2048))?,
                 disk: size("disk", file.build.disk, Memory::from_mib(4096))?,
                 slug_limit: size("slug_limit", file.build.slug_limit, Memory::from_mib(500))?,
+                compression: file.build.compression.unwrap_or(Compression::Gzip),
                 ca_bundle: match file.build.ca_bundle {
                     Some(path) if !path.is_absolute() || !path.is_file() => {
                         return Err(format!("build.ca_bundle: {} is not the whole path of a file", path.display()));

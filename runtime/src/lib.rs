@@ -17,7 +17,7 @@ mod types;
 pub use docker::{DockerRuntime, DockerSettings};
 pub use fake::FakeRuntime;
 pub use guard::{GuardSettings, Isolation, Net, Target, targets_in};
-pub use seam::{Runtime, Sandbox};
+pub use seam::{ImageSource, Runtime, Sandbox};
 pub use types::{
     Attached, Desired, DockerfileSpec, EngineFacts, ExecSpec, ImageFacts, ImageFiles, Input, JobSpec, LogFile, LogForm, Observed,
     ObservedPhase, Output, RuntimeError, SandboxSpec, Session, TtySize,

@@ -6,7 +6,7 @@ use crate::{
 };
 use async_trait::async_trait;
 use bytes::Bytes;
-use flex_model::{ImageRef, InstanceId};
+use flex_model::{AppId, ImageRef, InstanceId};
 use futures_util::stream::BoxStream;
 
 /// A container to build in. Dropping it does not remove it: call [`Sandbox::destroy`], or let the reaper.
@@ -22,6 +22,16 @@ pub trait Sandbox: Send + Sync {
     async fn disk_used(&self) -> Result<u64, RuntimeError>;
     /// Kills and removes it. Idempotent.
     async fn destroy(&self) -> Result<(), RuntimeError>;
+}
+
+/// Where the apps' images are kept outside the engine. An engine that lacks one gets it from there.
+#[async_trait]
+pub trait ImageSource: Send + Sync + std::fmt::Debug {
+    /// An app's image as files; none: it is not kept here. `app_name` goes into the name that people see in the engine.
+    ///
+    /// # Errors
+    /// What is kept cannot be read: asking again may help.
+    async fn files(&self, app: AppId, app_name: &str, image: &ImageRef) -> Result<Option<ImageFiles>, RuntimeError>;
 }
 
 /// A container engine.
@@ -92,6 +102,10 @@ pub trait Runtime: Send + Sync + 'static {
         context: BoxStream<'static, std::io::Result<Bytes>>,
         log: tokio::sync::mpsc::Sender<String>,
     ) -> Result<ImageRef, RuntimeError>;
+    /// An image as the archive that `docker save` writes. What has gone wrong by then ends the stream.
+    async fn export(&self, reference: &str) -> Result<BoxStream<'static, Result<Bytes, RuntimeError>>, RuntimeError> {
+        Err(RuntimeError::Refused(format!("exporting {reference}: this engine gives no images away")))
+    }
     /// Removes an image if nothing uses it; absent is fine.
     async fn remove_image(&self, reference: &str) -> Result<(), RuntimeError>;
     /// Removes a cache volume; absent is fine.

@@ -30,8 +30,26 @@ impl RedbBackend {
     pub(crate) fn open(dir: &Path) -> Result<Self, StoreError> {
         std::fs::create_dir_all(dir).map_err(|e| StoreError::Unavailable(format!("{}: {e}", dir.display())))?;
         let mut backend = Self { file: dir.join("state.redb"), db: None };
+        if !backend.file.exists() {
+            backend.make()?;
+        }
         backend.db()?;
         Ok(backend)
+    }
+
+    /// Makes the file, whole before it has its name: one that a kill left half written would count as damaged.
+    fn make(&self) -> Result<(), StoreError> {
+        let part = self.file.with_extension("new");
+        let failed = |e: std::io::Error| StoreError::Unavailable(format!("{}: {e}", part.display()));
+        match std::fs::remove_file(&part) {
+            Err(e) if e.kind() != std::io::ErrorKind::NotFound => return Err(failed(e)),
+            _ => {}
+        }
+        drop(redb::Builder::new().create(&part).map_err(unavailable)?);
+        std::fs::File::open(&part).and_then(|f| f.sync_all()).map_err(failed)?;
+        std::fs::rename(&part, &self.file).map_err(failed)?;
+        let dir = self.file.parent().unwrap_or(Path::new("."));
+        std::fs::File::open(dir).and_then(|d| d.sync_all()).map_err(failed)
     }
 
     fn db(&mut self) -> Result<&Database, StoreError> {
@@ -99,5 +117,23 @@ impl Backend for RedbBackend {
             heads.insert((), head.to_bytes().as_slice()).map_err(unavailable)?;
         }
         txn.commit().map_err(unavailable)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_a_kill_left_of_the_first_start_is_made_anew() {
+        let dir = tempfile::tempdir().unwrap();
+        std::fs::write(dir.path().join("state.new"), "half a").unwrap();
+        drop(RedbBackend::open(dir.path()).unwrap());
+        assert!(RedbBackend::open(dir.path()).unwrap().load().unwrap().entries.is_empty());
+        let names: Vec<_> = std::fs::read_dir(dir.path()).unwrap().map(|e| e.unwrap().file_name()).collect();
+        assert_eq!(names, ["state.redb"]);
+        // A file that has its name was whole once.
+        std::fs::write(dir.path().join("state.redb"), "half a").unwrap();
+        assert!(matches!(RedbBackend::open(dir.path()), Err(StoreError::Damaged(_))));
     }
 }

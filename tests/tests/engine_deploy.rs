@@ -46,7 +46,7 @@ fn run(program: &str, args: &[&str]) -> String {
 
 #[test]
 fn a_directory_an_archive_and_an_image_are_deployed() {
-    let server = Server::start();
+    let server = Server::start_with(Setup { toml: "[build]\ncompression = \"zstd\"\n".into(), ..Setup::default() });
     let user = server.admin();
     let app = repo(&user, "ways", "from a directory");
 
@@ -59,6 +59,10 @@ fn a_directory_an_archive_and_an_image_are_deployed() {
     run("tar", &["-czf", archive.to_str().unwrap(), "-C", app.dir.to_str().unwrap(), "Procfile", "server.py", "page.txt"]);
     app.flex(&["deploy", archive.to_str().unwrap()]).ok();
     assert_eq!(server.page("ways", "/").body, "from an archive");
+
+    // What was uploaded goes when it is deployed.
+    let uploads = || std::fs::read_dir(server.dir.path().join("sources")).map_or(0, Iterator::count);
+    wait_for("the uploads to go", Duration::from_secs(10), || (uploads() == 0).then_some(()));
 
     // A file that is no archive, and one that is not there: said, and nothing changes.
     let no_archive = user.home.path().join("no.tar");
@@ -83,6 +87,7 @@ fn a_directory_an_archive_and_an_image_are_deployed() {
     let manifest: serde_json::Value = serde_json::from_slice(&std::fs::read(out.join("manifest.json")).unwrap()).unwrap();
     let layers = manifest["layers"].as_array().unwrap();
     assert!(layers.len() >= 2, "the stack's layers and the slug: {manifest}");
+    assert_eq!(layers.last().unwrap()["mediaType"], "application/vnd.oci.image.layer.v1.tar+zstd");
     for layer in layers {
         let digest = layer["digest"].as_str().unwrap().strip_prefix("sha256:").unwrap();
         let size = std::fs::metadata(out.join(digest)).unwrap().len();
@@ -143,6 +148,33 @@ fn a_terminal_is_one() {
     assert_eq!(String::from_utf8_lossy(&out.stdout).split(' ').next(), expected.split(' ').next());
 }
 
+fn docked(user: &User) -> Repo<'_> {
+    let dockerfile = "FROM flex/flex-13:run\nCOPY . /app\nWORKDIR /app\nCMD [\"python3\", \"server.py\"]\n";
+    user.repo("docked", &[("Dockerfile", dockerfile), ("server.py", SERVER), ("page.txt", "from a Dockerfile")])
+}
+
+/// Whether an image that no buildpack made has been copied out of the engine.
+fn has_kept(server: &Server) -> bool {
+    let apps = std::fs::read_dir(server.dir.path().join("images")).into_iter().flatten().flatten();
+    let mut indexes = apps.filter_map(|app| std::fs::read_to_string(app.path().join("index.json")).ok());
+    indexes.any(|index| index.contains("\"engine-"))
+}
+
+/// Removes the apps' images from the engine, and the containers that would hold them. Gives the images' names.
+fn lose_images(server: &Server) -> Vec<String> {
+    for container in server.containers() {
+        server.docker(&["rm", "-f", &container]);
+    }
+    let names = format!("reference=flex-{}/*", server.cluster());
+    let list = || server.docker(&["image", "ls", "--format", "{{.Repository}}:{{.Tag}}", "--filter", &names]);
+    let all = list();
+    for name in &all {
+        server.docker(&["image", "rm", name]);
+    }
+    assert_eq!(list(), Vec::<String>::new());
+    all
+}
+
 /// Runs flexd to its end: whether it succeeded, and what it said.
 fn command(dir: &Path, args: &[&str]) -> (bool, String) {
     let out = flexd(dir).args(args).output().unwrap();
@@ -157,6 +189,10 @@ fn a_backup_brings_everything_back_and_the_store_changes_its_engine() {
     app.push().ok();
     app.flex(&["config:set", "TAIL= and secret"]).ok();
     serves(&server, "kept", "kept and secret");
+    // An image that no buildpack made is copied out of the engine soon after its deploy.
+    let docked = docked(&user);
+    docked.push().ok();
+    wait_for("the image to be kept", Duration::from_secs(300), || has_kept(&server).then_some(()));
     let backup = user.home.path().join("backup.tar.zst");
     let (ok, said) = command(server.dir.path(), &["backup", backup.to_str().unwrap()]);
     assert!(ok, "{said}");
@@ -178,7 +214,18 @@ fn a_backup_brings_everything_back_and_the_store_changes_its_engine() {
     let (ok, said) = command(server.dir.path(), &["restore", backup.to_str().unwrap()]);
     assert!(ok, "{said}");
     assert_eq!(std::fs::read(server.dir.path().join("tls/self-signed.crt")).unwrap(), shown);
+    // As on a new machine: its engine has neither containers nor images of the apps.
+    let lost = lose_images(&server);
+    assert!(lost.len() >= 2, "{lost:?}");
     server.up();
+    serves(&server, "kept", "kept and secret");
+    serves(&server, "docked", "from a Dockerfile");
+    // Somebody cleans up while it runs: what is started next gets its image again.
+    app.flex(&["ps:scale", "web=0"]).ok();
+    wait_for("the instance to go", Duration::from_secs(60), || app.flex(&["ps"]).ok().out.is_empty().then_some(()));
+    lose_images(&server);
+    assert_eq!(app.flex(&["run", "--no-tty", "cat", "page.txt"]).ok().out, "kept");
+    app.flex(&["ps:scale", "web=1"]).ok();
     serves(&server, "kept", "kept and secret");
     assert_eq!(app.flex(&["config:get", "TAIL"]).ok().out.trim_end_matches('\n'), " and secret");
     // The repository came back as well.

@@ -141,8 +141,14 @@ fn pushes_of_every_kind() {
     repo.git(&["tag", "v1.0"]).ok();
     let tag = repo.git(&["push", "flex", "v1.0"]).ok().err;
     assert!(tag.contains("v1.0: stored, not deployed"), "{tag}");
+    assert!(tag.contains("To deploy it: git push flex 'v1.0^{}:refs/heads/main'"), "{tag}");
+    repo.git(&["push", "flex", "v1.0^{}:refs/heads/main"]).ok();
+    // An annotated tag is no commit, and as a branch it is told apart.
+    repo.git(&["tag", "-a", "-m", "Two", "v2.0"]).ok();
+    repo.git(&["push", "--force", "flex", "v2.0:refs/heads/main"]).fails_with("v2.0^{}:main");
     let topic = repo.git(&["push", "flex", "main:topic"]).ok().err;
     assert!(topic.contains("topic: stored, not deployed") && topic.contains("main, master"), "{topic}");
+    assert!(topic.contains("To deploy it: git push flex topic:main"), "{topic}");
     let deleted = repo.git(&["push", "flex", ":topic"]).ok().err;
     assert!(deleted.contains("topic: deleted"), "{deleted}");
     repo.git(&["push", "flex", ":main"]).fails_with("main is deployed from and cannot be deleted");

@@ -29,6 +29,19 @@ fn app(page: &str) -> Vec<(&'static str, String)> {
         .to_vec()
 }
 
+/// That what a build that failed went through was printed and is kept, and that what it did not reach was not.
+fn has_phases(repo: &flex_tests::Repo<'_>, said: &str, through: &[&str], not: &[&str]) {
+    let kept: serde_json::Value = serde_json::from_str(&repo.flex(&["builds:info", "--json"]).ok().out).unwrap();
+    let line = |phase: &str| format!("remote:        {phase:<12}");
+    let is_kept = |phase: &str| kept["phases"].as_array().unwrap().iter().any(|p| p["phase"] == phase.replace(' ', "_"));
+    for phase in through {
+        assert!(said.contains(&line(phase)) && is_kept(phase), "{phase}: {said}\n{kept:#}");
+    }
+    for phase in not {
+        assert!(!said.contains(&line(phase)) && !is_kept(phase), "{phase}: {said}\n{kept:#}");
+    }
+}
+
 #[test]
 fn a_push_is_built_served_changed_and_survives() {
     let mut server = Server::start();
@@ -69,6 +82,7 @@ fn a_push_is_built_served_changed_and_survives() {
     repo.commit(&[("bin/compile", "#!/bin/sh\necho 'no such luck'\nexit 3\n")]);
     let refused = repo.push().fails_with("pre-receive hook declined");
     assert!(refused.err.contains("no such luck") && refused.err.contains("Push rejected"), "{}", refused.err);
+    has_phases(&repo, &refused.err, &["receive", "fetch cache", "detect", "compile"], &["start"]);
     assert_eq!(server.page("hello", "/").body, "two");
 
     // An app that never listens: the old release keeps serving, and the push shows the last lines.
@@ -77,6 +91,7 @@ fn a_push_is_built_served_changed_and_survives() {
     let refused = repo.push().fails_with("pre-receive hook declined");
     assert!(!refused.err.contains("with its cache"), "{}", refused.err);
     assert!(refused.err.contains("I give up") && refused.err.contains("keeps serving"), "{}", refused.err);
+    has_phases(&repo, &refused.err, &["receive", "compile", "pack", "release", "start"], &["routed"]);
     assert_eq!(server.page("hello", "/").body, "two");
     repo.commit(&[("server.py", SERVER)]);
     repo.push().ok();

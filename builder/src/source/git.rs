@@ -26,7 +26,14 @@ pub(crate) fn read_commit(
         odb.add_disk_alternate(dir).map_err(failed)?;
     }
     let missing = |e: git2::Error| BuildError::user("broken_source", format!("commit {commit} cannot be read: {}", e.message()));
-    let found = repo.find_commit(Oid::from_str(commit.as_str()).map_err(missing)?).map_err(missing)?;
+    let id = Oid::from_str(commit.as_str()).map_err(missing)?;
+    // Pushed as a branch, as `git push flex v1.0:main` does it.
+    if let Ok(tag) = repo.find_tag(id) {
+        let name = String::from_utf8_lossy(tag.name_bytes()).into_owned();
+        let message = format!("{name} is an annotated tag, and a branch needs the commit that it is of: push '{name}^{{}}:main' instead");
+        return Err(BuildError::user("broken_source", message));
+    }
+    let found = repo.find_commit(id).map_err(missing)?;
     let tree = found.tree().map_err(missing)?;
     let ignore = match tree.get_name(".slugignore").filter(|e| e.kind() == Some(ObjectType::Blob)) {
         Some(entry) => Ignore::parse(repo.find_blob(entry.id()).map_err(missing)?.content()),

@@ -22,7 +22,7 @@ pub(crate) use choose::choose;
 use flex_model::Timestamp;
 use flex_runtime::{ImageFiles, Runtime};
 use serde::{Deserialize, Serialize};
-use std::path::PathBuf;
+use std::{collections::BTreeMap, path::PathBuf};
 
 /// The package lists beside a stack's record.
 const RUN_LIST: &str = "run.packages";
@@ -140,6 +140,21 @@ pub(crate) fn names(settings: &BuildSettings) -> Vec<String> {
         .collect();
     names.sort();
     names
+}
+
+/// The layers of all stacks by the digests of their plain tars, and where each is.
+pub(crate) fn layers(settings: &BuildSettings) -> BTreeMap<String, (LayerRecord, PathBuf)> {
+    let mut found = BTreeMap::new();
+    // One that cannot be read has nothing to offer.
+    for stack in names(settings).iter().filter_map(|name| StackRecord::load(settings, name).ok()) {
+        for layer in stack.run.layers.iter().chain(&stack.build.layers) {
+            let path = stack.blob(settings, &layer.digest);
+            if path.is_file() {
+                found.insert(layer.diff_id.clone(), (layer.clone(), path));
+            }
+        }
+    }
+    found
 }
 
 fn stack_blob(settings: &BuildSettings, name: &str, digest: &str) -> PathBuf {

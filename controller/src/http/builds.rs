@@ -78,6 +78,9 @@ pub async fn upload(
 ) -> Answer<Shown<Nothing>> {
     let record = c.source_record(&id, &secret).await?;
     let path = c.source_path(record.id);
+    if let Some(what) = c.deps.machine.no_room() {
+        return Err(Failure(ApiError::new(ErrorId::Unavailable, format!("{what}: make room on the server, then try again."))));
+    }
     let part = path.with_extension("part");
     let failed = |e: std::io::Error| ApiError::new(ErrorId::Unavailable, format!("The source cannot be stored: {e}"));
     if let Some(dir) = path.parent() {

@@ -56,6 +56,7 @@ impl Controller {
 
     /// Not while the app builds: an image is made before its release is.
     async fn tidy_images(&self, app: &App) -> Result<(), ApiError> {
+        self.keep_images(app).await?;
         let gate = lock(&self.build_locks).entry(app.id).or_default().clone();
         let Ok(_turn) = gate.try_lock_owned() else { return Ok(()) };
         let keep = self.images_to_keep(app).await?;
@@ -66,6 +67,17 @@ impl Controller {
         let dropped = dropped.map_err(|e| ApiError::new(flex_api::ErrorId::Unavailable, e))?;
         if dropped > 0 {
             tracing::info!(app = %app.name, dropped, "removed images that nothing needs any more");
+        }
+        Ok(())
+    }
+
+    /// Copies what only the engine has of an app's images, so that a backup holds it. Pushes go on meanwhile.
+    pub(crate) async fn keep_images(&self, app: &App) -> Result<(), ApiError> {
+        let wanted = self.images_to_keep(app).await?;
+        match self.deps.builders.keep_images(app.id, wanted).await {
+            Ok(0) => {}
+            Ok(kept) => tracing::info!(app = %app.name, kept, "copied images that only the engine had"),
+            Err(e) => tracing::warn!(app = %app.name, error = %e, "an image is in the engine only; it is tried again later"),
         }
         Ok(())
     }
@@ -81,6 +93,7 @@ impl Controller {
     }
 
     async fn tidy_sources(&self) -> Result<(), ApiError> {
+        self.sweep_uploads().await;
         for s in self.db.list::<SourceRecord>("sources/").await? {
             if self.now().since(s.value.created_at) > SOURCE_LIFE {
                 self.db.commit(Tx::new().delete(s.key.clone())).await.map_err(crate::core_error)?;
@@ -88,6 +101,30 @@ impl Controller {
             }
         }
         Ok(())
+    }
+}
+
+impl Controller {
+    /// Removes uploads that broke off, and those whose promise is gone.
+    async fn sweep_uploads(&self) {
+        let Some(dir) = self.source_path(self.id()).parent().map(std::path::Path::to_owned) else { return };
+        let Ok(mut entries) = tokio::fs::read_dir(&dir).await else { return };
+        while let Ok(Some(entry)) = entries.next_entry().await {
+            let modified = entry.metadata().await.and_then(|m| m.modified());
+            // Beyond the life of its promise nobody can make use of it, and no upload takes that long.
+            if modified.is_ok_and(|at| at.elapsed().is_ok_and(|age| age > SOURCE_LIFE)) {
+                let _ = tokio::fs::remove_file(entry.path()).await;
+            }
+        }
+    }
+
+    /// Removes an upload that was deployed.
+    pub(crate) async fn drop_source(&self, id: flex_model::SourceId) {
+        if let Err(e) = self.db.commit(Tx::new().delete(keys::source(id))).await {
+            tracing::debug!(error = %e, "an upload stays for a day");
+            return;
+        }
+        let _ = tokio::fs::remove_file(self.source_path(id)).await;
     }
 }
 

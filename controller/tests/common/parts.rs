@@ -92,6 +92,9 @@ impl flex_controller::ports::Builders for Builders {
     async fn purge_cache(&self, _: AppId) -> Result<(), String> {
         Ok(())
     }
+    async fn keep_images(&self, _: AppId, _: BTreeSet<String>) -> Result<usize, String> {
+        Ok(0)
+    }
     async fn collect_garbage(&self, _: AppId, keep: BTreeSet<String>) -> Result<usize, String> {
         self.kept.lock().unwrap().push(keep);
         Ok(0)

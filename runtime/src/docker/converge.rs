@@ -204,7 +204,9 @@ impl Inner {
     async fn create_and_start(&self, want: &Desired) -> Result<(), (Option<String>, RuntimeError)> {
         self.ensure_network(&self.names.network).await.map_err(|e| (None, e))?;
         let name = super::labels::Tag::of(want).container_name(&self.names.cluster);
-        let id = self.create(&name, spec::instance(want, &self.names)).await.map_err(|e| (None, e))?;
+        let body = spec::instance(want, &self.names);
+        let made = self.create_of(&name, body, want.app, &want.app_name, &want.spec.image).await;
+        let id = made.map_err(|e| (None, e))?;
         let Some(id) = id else { return self.name_taken(&name, want.instance).await.map_err(|e| (None, e)) };
         self.start(&id).await.map_err(|e| (Some(id), e))
     }

@@ -62,7 +62,8 @@ impl Inner {
         let taken = || RuntimeError::Refused(format!("starting {}: it is running already as {name}", job.name));
         let claim = self.claim(&job.instance.to_string()).ok_or_else(taken)?;
         let body = spec::job(&job, &self.names, console_size);
-        let id = self.create(&name, body).await?.ok_or_else(taken)?;
+        let made = self.create_of(&name, body, job.app, &job.app_name, &job.spec.image).await?;
+        let id = made.ok_or_else(taken)?;
         match self.attach_and_start(&id, &job).await {
             Ok(conn) => {
                 let process = Process::Job(id, job.spec.stop_grace_seconds);

@@ -2,11 +2,12 @@
 
 use super::{
     Inner,
-    engine::{Engine, QUICK, SLOW},
+    engine::{Engine, QUICK, SLOW, refine},
 };
 use crate::{ImageFacts, RuntimeError};
 use bollard::query_parameters::{CreateImageOptionsBuilder, RemoveImageOptionsBuilder};
 use flex_model::ImageRef;
+use futures_util::{StreamExt, stream::BoxStream};
 
 impl Inner {
     pub(super) async fn has_image(&self, reference: &str) -> Result<bool, RuntimeError> {
@@ -58,6 +59,17 @@ impl Inner {
         ports.sort_unstable();
         let command = [config.entrypoint.unwrap_or_default(), config.cmd.unwrap_or_default()].concat();
         Ok(ImageFacts { command, ports, on_build: config.on_build.unwrap_or_default() })
+    }
+
+    /// The archive of an image, piece by piece.
+    pub(super) fn export(
+        &self,
+        reference: &str,
+    ) -> Result<BoxStream<'static, Result<bytes::Bytes, RuntimeError>>, RuntimeError> {
+        check_reference(reference)?;
+        let doing = format!("exporting {reference}");
+        let pieces = self.engine.docker()?.export_image(reference);
+        Ok(pieces.map(move |piece| piece.map_err(|e| refine(&doing, &e))).boxed())
     }
 
     /// Removes an image if nothing uses it; absent is fine.

@@ -29,7 +29,9 @@ impl Inner {
         self.ensure_network(&self.names.network).await?;
         let name = Tag::of_job(&job).container_name(&self.names.cluster);
         let taken = || RuntimeError::Refused(format!("starting {}: it is running already as {name}", job.name));
-        let id = self.create(&name, spec::run(&job, &self.names, console_size)).await?.ok_or_else(taken)?;
+        let body = spec::run(&job, &self.names, console_size);
+        let made = self.create_of(&name, body, job.app, &job.app_name, &job.spec.image).await?;
+        let id = made.ok_or_else(taken)?;
         if let Err(e) = self.start(&id).await {
             if matches!(&e, RuntimeError::NotFound(why) if why.contains("network")) {
                 self.forget_network(&self.names.network).await;

@@ -7,6 +7,7 @@
 //! Must not: hold anything open that would block a container when this process is stuck (no log attach), or set an OOM
 //! score below the engine's own.
 
+mod bring;
 mod converge;
 mod dockerfile;
 mod engine;
@@ -25,7 +26,7 @@ mod session;
 mod spec;
 
 use crate::{
-    Attached, Desired, DockerfileSpec, EngineFacts, ExecSpec, GuardSettings, ImageFacts, ImageFiles, Isolation, JobSpec,
+    Attached, Desired, DockerfileSpec, EngineFacts, ExecSpec, GuardSettings, ImageFacts, ImageFiles, ImageSource, Isolation, JobSpec,
     Observed, Runtime, RuntimeError, Sandbox, SandboxSpec, Session,
 };
 use async_trait::async_trait;
@@ -59,6 +60,8 @@ pub struct DockerSettings {
     pub parallel_starts: usize,
     /// What containers may reach, kept by rules of the packet filter; none: no rules are touched.
     pub guard: Option<GuardSettings>,
+    /// Who has the images that the engine lacks; none: it must have them all.
+    pub images: Option<Arc<dyn ImageSource>>,
 }
 
 impl DockerSettings {
@@ -70,6 +73,7 @@ impl DockerSettings {
             network: None,
             parallel_starts: 4,
             guard: None,
+            images: None,
         }
     }
 }
@@ -90,6 +94,8 @@ pub(crate) struct Inner {
     state: Mutex<State>,
     /// Networks known to exist; the lock is held while one is made.
     networks: tokio::sync::Mutex<HashSet<String>>,
+    /// Held while an image that the engine lost is brought back.
+    bringing: tokio::sync::Mutex<()>,
     guard: tokio::sync::Mutex<guard::Guard>,
     /// Dockerfile builds under way.
     building: std::sync::atomic::AtomicUsize,
@@ -137,6 +143,7 @@ impl DockerRuntime {
             state: Mutex::new(State::default()),
             networks: tokio::sync::Mutex::new(HashSet::new()),
             building: std::sync::atomic::AtomicUsize::new(0),
+            bringing: tokio::sync::Mutex::default(),
             guard: tokio::sync::Mutex::default(),
             guard_wake: tokio::sync::Notify::new(),
             end: end.clone(),
@@ -332,6 +339,10 @@ impl Runtime for DockerRuntime {
         log: mpsc::Sender<String>,
     ) -> Result<ImageRef, RuntimeError> {
         self.inner.build_dockerfile(spec, context, log).await
+    }
+
+    async fn export(&self, reference: &str) -> Result<BoxStream<'static, Result<Bytes, RuntimeError>>, RuntimeError> {
+        self.inner.export(reference)
     }
 
     async fn remove_image(&self, reference: &str) -> Result<(), RuntimeError> {

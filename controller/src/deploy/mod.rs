@@ -3,6 +3,11 @@
 //! A deploy goes on when whoever asked for it goes away. After a crash of the server its build counts as interrupted: the
 //! pusher's connection is gone, nothing was committed, and the same push works again.
 
+mod output;
+mod seen;
+
+pub(crate) use output::Output;
+
 use crate::core::{Actor, Controller, lock};
 use crate::db::{Tx, keys};
 use crate::ports::{BuildJob, BuildProduct, Source};
@@ -12,21 +17,23 @@ use flex_model::build::BuildSource;
 use flex_model::{
     App, AppId, Build, BuildId, BuildPhase, BuildStatus, CommitId, Event, LogSource, PhaseTime, Release, ReleaseStatus, Slug,
 };
+use output::lower_first;
+use seen::{Seen, phase};
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
-use tokio::io::AsyncWriteExt;
 use tokio::sync::mpsc;
 use tokio_util::sync::CancellationToken;
 
-/// How long a push waits for its release beyond what the planner itself allows: a safety net, not a limit that users meet.
-const SERVING_PATIENCE: Duration = Duration::from_secs(20 * 60);
+/// How long a push waits for its release: longer than the longest grace for a start (an hour) and a roll-out together, so that
+/// the planner has decided by then. A safety net, not a limit that users meet.
+const SERVING_PATIENCE: Duration = Duration::from_secs(2 * 3600);
+/// Bytes of a release phase's output that a push carries and a build keeps; the app's log has all of it.
+const PHASE_OUTPUT: usize = 10 << 20;
 /// Lines of an instance's output that a failed release shows.
 const LAST_LINES: usize = 20;
 /// Output on its way to a client that reads slowly.
 const BUFFERED_LINES: usize = 1024;
-/// How long a deploy stands still for a client that does not read; then the client misses lines, the kept output does not.
-const CLIENT_PATIENCE: Duration = Duration::from_secs(5);
 
 /// What a deploy says while it goes on.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -47,32 +54,6 @@ pub struct DeployRequest {
     pub phases: Vec<PhaseTime>,
     /// The branch that moves with it.
     pub moving: Option<Moving>,
-}
-
-/// The kept output of a build, and whoever listens.
-pub(crate) struct Output {
-    file: tokio::fs::File,
-    client: mpsc::Sender<DeployEvent>,
-    /// It did not take a line in time: nobody waits for it any more.
-    is_slow: bool,
-}
-
-impl Output {
-    pub async fn line(&mut self, text: impl AsRef<str>) {
-        let text = text.as_ref();
-        let mut bytes = text.as_bytes().to_vec();
-        bytes.push(b'\n');
-        // A full disk must not end a deploy that may still succeed; what fails for want of room says so itself.
-        let _ = self.file.write_all(&bytes).await;
-        let _ = self.file.flush().await;
-        let line = DeployEvent::Line(text.to_owned());
-        if self.is_slow {
-            let _ = self.client.try_send(line);
-        } else {
-            let sent = self.client.send_timeout(line, CLIENT_PATIENCE).await;
-            self.is_slow = matches!(sent, Err(mpsc::error::SendTimeoutError::Timeout(_)));
-        }
-    }
 }
 
 impl Controller {
@@ -134,11 +115,20 @@ impl Controller {
         lock(&self.running_builds).insert(build.id, cancel.clone());
         let (this, queued) = (self.clone(), build.clone());
         tokio::spawn(async move {
-            let mut output = Output { file, client: client.clone(), is_slow: false };
-            let id = queued.id;
+            let mut output = Output::new(file, client.clone());
+            let (id, app, source) = (queued.id, queued.app, queued.source.clone());
             let good = this.run_deploy(&actor, queued, request, &mut output, cancel).await;
             lock(&this.running_builds).remove(&id);
             let _ = client.send(DeployEvent::Verdict(good)).await;
+            drop(client);
+            if let (true, BuildSource::Archive(source)) = (good, source) {
+                this.drop_source(source).await;
+            }
+            if let (true, Ok(app)) = (good, this.find_app(&app.to_string()).await)
+                && let Err(e) = this.keep_images(&app).await
+            {
+                tracing::warn!(app = %app.name, error = %e, "whether its images are kept is not known");
+            }
         });
         Ok((build, events))
     }
@@ -211,9 +201,12 @@ impl Controller {
         output.line("-----> Launching...").await;
         if let Some(command) = &release.release_command {
             output.line(format!("-----> Release phase: {command}")).await;
-            self.wait_released(&release, output, cancel).await?;
+            let waited = self.wait_released(&release, output, cancel).await;
+            build.phases.push(phase(BuildPhase::Release, released.elapsed()));
+            waited?;
+        } else {
+            build.phases.push(phase(BuildPhase::Release, released.elapsed()));
         }
-        build.phases.push(phase(BuildPhase::Release, released.elapsed()));
         Ok(release)
     }
 
@@ -294,6 +287,7 @@ impl Controller {
 
     async fn end_failed(&self, actor: &Actor, build: &mut Build, message: &str, output: &mut Output) {
         output.line("").await;
+        output.phases(&build.phases).await;
         for (i, line) in message.lines().enumerate() {
             let what = if i == 0 { format!(" !     Push rejected, {}", lower_first(line)) } else { format!(" !     {line}") };
             output.line(what).await;
@@ -337,6 +331,7 @@ impl Controller {
         let mut passes = self.passes.subscribe();
         let query = flex_logs::LogQuery { process: Some(phase_name(release.version)), ..flex_logs::LogQuery::newest(0) };
         let mut lines = self.deps.logs.follow(release.app, query);
+        let mut room = PHASE_OUTPUT;
         loop {
             let now = self.release_for(release).await.map_err(|e| e.message)?;
             if now.released || now.status == ReleaseStatus::Failed {
@@ -344,7 +339,7 @@ impl Controller {
                 while let Ok(Some(line)) =
                     tokio::time::timeout(Duration::from_millis(100), futures_util::StreamExt::next(&mut lines)).await
                 {
-                    output.line(format!("       {}", line.text)).await;
+                    output.line_within(&mut room, &line.text.to_string(), &phase_name(release.version)).await;
                 }
                 if now.released {
                     return Ok(());
@@ -353,7 +348,7 @@ impl Controller {
             }
             tokio::select! {
                 line = futures_util::StreamExt::next(&mut lines) => if let Some(line) = line {
-                    output.line(format!("       {}", line.text)).await;
+                    output.line_within(&mut room, &line.text.to_string(), &phase_name(release.version)).await;
                 },
                 _ = passes.changed() => {}
                 () = cancel.cancelled(), if !cancelled => {
@@ -401,8 +396,11 @@ impl Controller {
             }
             match now.status {
                 ReleaseStatus::Failed => {
-                    self.say_failed(&now, output).await;
                     let mut failed = build.clone();
+                    failed.phases.extend(seen.so_far(started.elapsed()));
+                    output.line("").await;
+                    output.phases(&failed.phases).await;
+                    self.say_failed(&now, output).await;
                     failed.error = now.failure.as_deref().and_then(|f| f.lines().next()).map(str::to_owned);
                     let _ = self.save_build(&mut failed).await;
                     return false;
@@ -415,9 +413,14 @@ impl Controller {
                 }
                 _ => {}
             }
-            if started.elapsed() > SERVING_PATIENCE {
-                output.line(" !     The release is still not up. It goes on in the background: flex ps, flex logs").await;
-                return false;
+            if started.elapsed() > SERVING_PATIENCE && !cancelled {
+                // What serves later than the push is refused would not be what the branch says.
+                cancelled = true;
+                let why = "it is still not up after two hours: see flex ps and flex logs";
+                if let Err(e) = self.fail_release(release.app, release.version, why, &[]).await {
+                    output.line(format!(" !     The release is still not up, and could not be ended: {}", e.message)).await;
+                    return false;
+                }
             }
             tokio::select! {
                 _ = tokio::time::timeout(Duration::from_secs(1), passes.changed()) => {}
@@ -437,10 +440,7 @@ impl Controller {
             output.line(format!("       {} deployed to Flex", self.web_url(&app))).await;
         }
         output.line("").await;
-        for line in phase_lines(&done.phases) {
-            output.line(line).await;
-        }
-        output.line("").await;
+        output.phases(&done.phases).await;
         output.line("Verifying deploy... done.").await;
         true
     }
@@ -452,7 +452,6 @@ impl Controller {
         }
         let failure = release.failure.clone().unwrap_or_else(|| "it never became healthy".into());
         let mut lines = failure.lines();
-        output.line("").await;
         output.line(format!(" !     Release v{} failed: {}", release.version, lines.next().unwrap_or_default())).await;
         for line in lines {
             output.line(format!(" !       {line}")).await;
@@ -556,61 +555,4 @@ fn supersedes(app: &App, version: u64) -> bool {
 /// The name of a release phase's process: `release.5`.
 pub fn phase_name(version: u64) -> String {
     format!("release.{version}")
-}
-
-/// When a release passed its milestones, since it was launched.
-#[derive(Default)]
-struct Seen {
-    started: Option<Duration>,
-    healthy: Option<Duration>,
-    routed: Option<Duration>,
-}
-
-impl Seen {
-    async fn look(&mut self, controller: &Controller, release: &Release, now: &Release, since: Instant) {
-        let elapsed = since.elapsed();
-        let routes_expected = controller.expects_routes(release).await;
-        let (exists, routed) = controller.progress_of(release).await;
-        if exists && self.started.is_none() {
-            self.started = Some(elapsed);
-        }
-        if now.status == ReleaseStatus::Succeeded && self.healthy.is_none() {
-            self.healthy = Some(elapsed);
-        }
-        if now.status == ReleaseStatus::Succeeded && self.routed.is_none() && (routed || !routes_expected) {
-            self.routed = Some(elapsed);
-        }
-    }
-
-    fn phases(&self) -> Vec<PhaseTime> {
-        let (healthy, routed) = (self.healthy.unwrap_or_default(), self.routed.unwrap_or_default());
-        let started = self.started.unwrap_or_default().min(healthy);
-        vec![
-            phase(BuildPhase::Start, started),
-            phase(BuildPhase::Healthy, healthy.saturating_sub(started)),
-            phase(BuildPhase::Routed, routed.saturating_sub(healthy)),
-        ]
-    }
-}
-
-fn phase(phase: BuildPhase, took: Duration) -> PhaseTime {
-    PhaseTime { phase, millis: u64::try_from(took.as_millis()).unwrap_or(u64::MAX) }
-}
-
-fn phase_lines(phases: &[PhaseTime]) -> Vec<String> {
-    let seconds = |ms: u64| format!("{:>7.2} s", Duration::from_millis(ms).as_secs_f64());
-    let mut lines: Vec<String> = phases.iter().map(|p| format!("       {:<12}{}", p.phase, seconds(p.millis))).collect();
-    lines.push(format!("       {:<12}{}", "in all", seconds(phases.iter().map(|p| p.millis).sum())));
-    lines
-}
-
-fn lower_first(text: &str) -> String {
-    let mut chars = text.chars();
-    match chars.next() {
-        // An abbreviation or a file name keeps its capital.
-        Some(c) if chars.clone().next().is_some_and(|n| n.is_lowercase() || n == ' ') && !text.starts_with("Procfile") => {
-            c.to_lowercase().collect::<String>() + chars.as_str()
-        }
-        _ => text.to_owned(),
-    }
 }
