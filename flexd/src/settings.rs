@@ -5,6 +5,7 @@
 
 use crate::log_settings::{Logs, LogsFile};
 use clap::Args;
+use flex_builder::Compression;
 use flex_model::{DomainName, Memory, NamedSize};
 use flex_router::MinTls;
 use flex_runtime::{Net, Target};

@@ -30,7 +30,8 @@ pub(crate) fn read_commit(
     // Pushed as a branch, as `git push flex v1.0:main` does it.
     if let Ok(tag) = repo.find_tag(id) {
         let name = String::from_utf8_lossy(tag.name_bytes()).into_owned();
-        let message = format!("{name} is an annotated tag, and a branch needs the commit that it is of: push '{name}^{{}}:main' instead");
+        let message =
+            format!("{name} is an annotated tag, and a branch needs the commit that it is of: push '{name}^{{}}:main' instead");
         return Err(BuildError::user("broken_source", message));
     }
     let found = repo.find_commit(id).map_err(missing)?;

@@ -53,7 +53,8 @@ impl Output {
             }
             None => {
                 *room = 0;
-                self.line(format!("       ... it prints too much to be shown here; all of it: flex logs -n 1000 -p {process}")).await;
+                self.line(format!("       ... it prints too much to be shown here; all of it: flex logs -n 1000 -p {process}"))
+                    .await;
             }
         }
     }

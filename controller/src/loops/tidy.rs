@@ -121,7 +121,7 @@ impl Controller {
     /// Removes an upload that was deployed.
     pub(crate) async fn drop_source(&self, id: flex_model::SourceId) {
         if let Err(e) = self.db.commit(Tx::new().delete(keys::source(id))).await {
-            tracing::debug!(error = %e, "an upload stays for a day");
+            tracing::debug!(error = ?e, "an upload stays for a day");
             return;
         }
         let _ = tokio::fs::remove_file(self.source_path(id)).await;

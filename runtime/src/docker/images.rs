@@ -62,10 +62,7 @@ impl Inner {
     }
 
     /// The archive of an image, piece by piece.
-    pub(super) fn export(
-        &self,
-        reference: &str,
-    ) -> Result<BoxStream<'static, Result<bytes::Bytes, RuntimeError>>, RuntimeError> {
+    pub(super) fn export(&self, reference: &str) -> Result<BoxStream<'static, Result<bytes::Bytes, RuntimeError>>, RuntimeError> {
         check_reference(reference)?;
         let doing = format!("exporting {reference}");
         let pieces = self.engine.docker()?.export_image(reference);

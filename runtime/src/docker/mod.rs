@@ -26,8 +26,8 @@ mod session;
 mod spec;
 
 use crate::{
-    Attached, Desired, DockerfileSpec, EngineFacts, ExecSpec, GuardSettings, ImageFacts, ImageFiles, ImageSource, Isolation, JobSpec,
-    Observed, Runtime, RuntimeError, Sandbox, SandboxSpec, Session,
+    Attached, Desired, DockerfileSpec, EngineFacts, ExecSpec, GuardSettings, ImageFacts, ImageFiles, ImageSource, Isolation,
+    JobSpec, Observed, Runtime, RuntimeError, Sandbox, SandboxSpec, Session,
 };
 use async_trait::async_trait;
 use bollard::models::{NetworkCreateRequest, SystemInfoCgroupVersionEnum};
