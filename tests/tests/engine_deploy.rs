@@ -163,16 +163,19 @@ fn has_image_with(server: &Server, text: &str) -> bool {
 
 /// Removes the apps' images from the engine, and the containers that would hold them. Gives the images' names.
 fn lose_images(server: &Server) -> Vec<String> {
-    for container in server.containers() {
-        server.docker(&["rm", "-f", &container]);
-    }
     let names = format!("reference=flex-{}/*", server.cluster());
     let list = || server.docker(&["image", "ls", "--format", "{{.Repository}}:{{.Tag}}", "--filter", &names]);
     let all = list();
-    for name in &all {
-        server.docker(&["image", "rm", name]);
-    }
-    assert_eq!(list(), Vec::<String>::new());
+    // One that is just being stopped holds its image a moment longer.
+    wait_for("the images to go", Duration::from_secs(30), || {
+        for container in server.containers() {
+            server.docker(&["rm", "-f", &container]);
+        }
+        for name in list() {
+            server.docker(&["image", "rm", &name]);
+        }
+        list().is_empty().then_some(())
+    });
     all
 }
 

@@ -120,7 +120,8 @@ impl Controller {
             let good = this.run_deploy(&actor, queued, request, &mut output, cancel).await;
             lock(&this.running_builds).remove(&id);
             let _ = client.send(DeployEvent::Verdict(good)).await;
-            drop(client);
+            // Nobody waits for what follows.
+            drop((output, client));
             if let (true, BuildSource::Archive(source)) = (good, source) {
                 this.drop_source(source).await;
             }
