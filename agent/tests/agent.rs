@@ -4,6 +4,7 @@ mod support;
 
 use flex_model::{HealthProbe, InstanceId, InstanceState, Uuid};
 use flex_runtime::FakeRuntime;
+use flex_tests::Port;
 use std::{sync::Arc, time::Duration};
 use support::{Host, PATIENCE, check, item, of};
 use tempfile::TempDir;
@@ -37,16 +38,12 @@ impl World {
     }
 }
 
-/// A port that nobody else on this machine listens on now.
-async fn free_port() -> u16 {
-    TcpListener::bind("0.0.0.0:0").await.unwrap().local_addr().unwrap().port()
-}
-
 #[tokio::test]
 async fn from_assignment_to_up_and_away() {
     let world = World::new();
     let mut host = world.start();
-    let port = free_port().await;
+    let reserved = Port::reserve();
+    let port = reserved.number();
     host.assign(3, vec![item(1, &world.image, "echo hello; while true; do sleep 1; done", Some(port))]);
     let starting = host.until("it has an address", |r| of(r, 1).is_some_and(|i| i.address.is_some())).await;
     assert_eq!((starting.epoch, starting.revision, starting.host), (1, 3, support::host()));
@@ -140,7 +137,8 @@ async fn an_engine_that_is_away_changes_nothing() {
 async fn too_slow_a_start_says_so() {
     let world = World::new();
     let mut host = world.start();
-    let mut slow = item(1, &world.image, "while true; do sleep 1; done", Some(free_port().await));
+    let port = Port::reserve();
+    let mut slow = item(1, &world.image, "while true; do sleep 1; done", Some(port.number()));
     slow.spec.check.start_seconds = 1;
     host.assign(1, vec![slow]);
     let crashed = host.until_state(1, InstanceState::Crashed).await;
@@ -167,7 +165,8 @@ async fn what_cannot_be_made_says_why() {
 async fn commands_and_http_prove_health() {
     let world = World::new();
     let mut host = world.start();
-    let port = free_port().await;
+    let reserved = Port::reserve();
+    let port = reserved.number();
     let forever = "while true; do sleep 1; done";
     let mut by_command = item(1, &world.image, forever, Some(port));
     by_command.spec.check = check(HealthProbe::Command { argv: vec!["true".into()] });

@@ -1,6 +1,7 @@
 //! Certificates that are made automatically, against a real authority: Debian's `pebble` with the name server that comes
 //! with it (scripts/test installs them). The server is a process without a container engine: what is routed is enough.
 
+use flex_tests::Port;
 use serde_json::{Value, json};
 use std::net::SocketAddr;
 use std::os::unix::fs::PermissionsExt as _;
@@ -34,12 +35,6 @@ impl Drop for Process {
     }
 }
 
-/// Ports that are free at the moment, on all addresses of this machine.
-fn free<const N: usize>() -> [u16; N] {
-    let held = [(); N].map(|()| std::net::TcpListener::bind("0.0.0.0:0").unwrap());
-    held.map(|l| l.local_addr().unwrap().port())
-}
-
 /// The authority, with a name server for its world.
 struct Authority {
     dir: tempfile::TempDir,
@@ -52,6 +47,7 @@ struct Authority {
     http_port: u16,
     tls_port: u16,
     _processes: Vec<Process>,
+    _ports: [Port; 6],
 }
 
 impl Authority {
@@ -59,7 +55,8 @@ impl Authority {
     async fn start(life: u64) -> Self {
         let _ = rustls::crypto::ring::default_provider().install_default();
         let dir = tempfile::tempdir().unwrap();
-        let [acme, manage, dns, manage_dns, http_port, tls_port] = free::<6>();
+        let ports: [Port; 6] = std::array::from_fn(|_| Port::reserve());
+        let [acme, manage, dns, manage_dns, http_port, tls_port] = ports.each_ref().map(Port::number);
         let made = rcgen::generate_simple_self_signed(vec!["localhost".into()]).unwrap();
         std::fs::write(dir.path().join("cert.pem"), made.cert.pem()).unwrap();
         std::fs::write(dir.path().join("key.pem"), made.signing_key.serialize_pem()).unwrap();
@@ -87,7 +84,8 @@ impl Authority {
             Process::start(&mut pebble, &dir.path().join("pebble.log")),
         ];
         let http = reqwest::Client::builder().danger_accept_invalid_certs(true).build().unwrap();
-        let authority = Self { dir, http, dns, manage_dns, manage, acme, http_port, tls_port, _processes: processes };
+        let authority =
+            Self { dir, http, dns, manage_dns, manage, acme, http_port, tls_port, _processes: processes, _ports: ports };
         until("the authority answers", async || authority.root().await.is_some()).await;
         until("its name server answers", async || authority.name("set-txt", json!({ "host": "up.test.", "value": "x" })).await)
             .await;
@@ -154,7 +152,9 @@ struct Server {
     api: String,
     token: String,
     https: SocketAddr,
-    ports: (u16, SocketAddr),
+    /// The API's, and the one for git.
+    ports: [Port; 2],
+    plain: SocketAddr,
     http: reqwest::Client,
     process: Option<Process>,
 }
@@ -162,7 +162,7 @@ struct Server {
 impl Server {
     async fn start(authority: &Authority, more: &str) -> Self {
         let dir = tempfile::tempdir().unwrap();
-        let [api, ssh] = free::<2>();
+        let [api, ssh] = [Port::reserve(), Port::reserve()];
         let file = format!(
             "[network]\nrules = false\n[acme]\nterms_agreed = true\nemail = \"ops@example.com\"\n\
              directory = \"https://localhost:{}/dir\"\nca_file = \"{}\"\nresolver = \"127.0.0.1:{}\"\n\
@@ -175,10 +175,11 @@ impl Server {
         );
         std::fs::write(dir.path().join("flexd.toml"), file).unwrap();
         let mut server = Self {
-            api: format!("http://127.0.0.1:{api}"),
+            api: format!("http://{}", api.local()),
             token: String::new(),
             https: SocketAddr::from(([127, 0, 0, 1], authority.tls_port)),
-            ports: (ssh, SocketAddr::from(([127, 0, 0, 1], authority.http_port))),
+            ports: [api, ssh],
+            plain: SocketAddr::from(([127, 0, 0, 1], authority.http_port)),
             http: reqwest::Client::new(),
             dir,
             process: None,
@@ -204,8 +205,8 @@ impl Server {
     async fn run(&mut self) {
         let mut command = self.flexd();
         command.args(["--api", self.api.strip_prefix("http://").unwrap(), "--domain", "apps.test"]);
-        command.args(["--http", &self.ports.1.to_string(), "--https", &self.https.to_string()]);
-        command.args(["--ssh", &format!("127.0.0.1:{}", self.ports.0), "--docker", "/nowhere/docker.sock"]);
+        command.args(["--http", &self.plain.to_string(), "--https", &self.https.to_string()]);
+        command.args(["--ssh", &self.ports[1].local().to_string(), "--docker", "/nowhere/docker.sock"]);
         self.process = Some(Process::start(&mut command, &self.dir.path().join("flexd.log")));
         let (http, health) = (self.http.clone(), format!("{}/health", self.api));
         until("the server answers", async || {

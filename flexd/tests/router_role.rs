@@ -7,6 +7,7 @@ use axum::response::{IntoResponse, Response};
 use axum::routing::{get, post};
 use flex_model::table_update::TableUpdate;
 use flex_model::{AppId, AppRoute, AppState, Backend, InstanceId, RouteTable, RouterStatus, Uuid};
+use flex_tests::Port;
 use std::collections::{BTreeMap, HashMap};
 use std::net::SocketAddr;
 use std::path::Path;
@@ -165,10 +166,6 @@ fn app(n: u128, address: SocketAddr) -> AppRoute {
     AppRoute::new(AppId(Uuid::from_u128(n)), format!("app{n}").parse().unwrap(), domains, AppState::Serving, vec![backend])
 }
 
-async fn free() -> SocketAddr {
-    TcpListener::bind("127.0.0.1:0").await.unwrap().local_addr().unwrap()
-}
-
 /// One answer on a connection that is kept where the router keeps it. None: the connection failed.
 async fn ask(connection: &mut Option<TcpStream>, at: SocketAddr, host: &str) -> Option<String> {
     if connection.is_none() {
@@ -202,9 +199,12 @@ async fn routers_follow_the_server_and_do_without_it() {
     let (old, new) = (instance("old").await, instance("new").await);
     let (tables, watched) = watch::channel(Arc::new(RouteTable::new(5, [app(1, old), app(2, old)])));
     let server = Server { tables: watched, statuses: Arc::default(), lines: Arc::default(), sent: Arc::default() };
-    let serving = serve(&server, "127.0.0.1:0").await;
+    // It goes and comes back on its port.
+    let port = Port::reserve();
+    let serving = serve(&server, &port.local().to_string()).await;
     let dirs = [tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap()];
-    let at = [free().await, free().await];
+    let ports = [Port::reserve(), Port::reserve()];
+    let at = ports.each_ref().map(Port::local);
     let mut routers: Vec<Process> = ["one", "two"]
         .iter()
         .zip(&dirs)
@@ -259,7 +259,8 @@ async fn a_planned_restart_is_not_noticed() {
     let server = Server { tables: watched, statuses: Arc::default(), lines: Arc::default(), sent: Arc::default() };
     let serving = serve(&server, "127.0.0.1:0").await;
     let dir = tempfile::tempdir().unwrap();
-    let at = free().await;
+    let port = Port::reserve();
+    let at = port.local();
     let mut router = Process::start(serving.address, "one", dir.path(), at);
     until("it serves", async || says(at, "a1.test", "200 ok").await).await;
     let (done, asked) = (Arc::new(AtomicBool::new(false)), Arc::new(AtomicUsize::new(0)));

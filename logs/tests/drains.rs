@@ -5,10 +5,10 @@
 use flex_logs::drain::{DrainSpec, DrainStatus, DrainUrl, Drains, Guard};
 use flex_logs::{LogSettings, LogStore};
 use flex_model::{AppId, DrainId, LogLine, LogSource, Secret, Timestamp, ids::Uuid};
+use flex_tests::Port;
 use std::{
     collections::BTreeSet,
     fs,
-    net::TcpListener as StdListener,
     path::{Path, PathBuf},
     process::{Child, Command, Stdio},
     sync::{
@@ -55,11 +55,6 @@ async fn until(what: &str, mut done: impl FnMut() -> bool) {
         assert!(Instant::now() < deadline, "{what}");
         tokio::time::sleep(Duration::from_millis(20)).await;
     }
-}
-
-/// A port that is free now.
-fn free_port() -> u16 {
-    StdListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port()
 }
 
 struct Certificates {
@@ -172,7 +167,8 @@ impl Drop for Rsyslog {
 async fn through_rsyslog(tls: bool) {
     let dir = TempDir::new().unwrap();
     let certs = certificates(dir.path());
-    let port = free_port();
+    let reserved = Port::reserve();
+    let port = reserved.number();
     let mut receiver = Rsyslog::start(dir.path(), port, tls.then_some(&certs));
     let logs = Arc::new(LogStore::open(dir.path().join("logs"), settings()).unwrap());
     logs.append(app(1), LogLine { text: "from before".into(), ..line(0) });

@@ -5,10 +5,12 @@
 //! `FLEX_TEST_STACKS` names (made by scripts/test). Everything that a server made is removed when it goes.
 
 mod http;
+mod ports;
 mod server;
 mod user;
 
 pub use http::{Answer, get, get_with};
+pub use ports::Port;
 pub use server::{Server, Setup, binary, flexd, root, stacks};
 pub use user::{Ran, Repo, User};
 

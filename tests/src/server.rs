@@ -1,6 +1,6 @@
 //! A flexd of the test's own.
 
-use crate::{Answer, User, get, wait_for};
+use crate::{Answer, Port, User, get, wait_for};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use std::net::SocketAddr;
@@ -46,28 +46,10 @@ pub struct Server {
     pub dir: tempfile::TempDir,
     setup: Setup,
     child: Option<Child>,
-    /// Its ports are no other test's for as long as these files are locked.
-    _ports: Vec<std::fs::File>,
+    _ports: [Port; 3],
     pub api: SocketAddr,
     pub http: SocketAddr,
     pub ssh: SocketAddr,
-}
-
-/// A port that nothing else gets, also while nobody listens on it: below those that the kernel gives to whoever asks for
-/// any, and locked against other tests until the file is closed.
-fn reserved_port() -> (SocketAddr, std::fs::File) {
-    const PORTS: std::ops::Range<u16> = 12_000..32_000;
-    let folder = std::env::temp_dir().join("flex-test-ports");
-    std::fs::create_dir_all(&folder).unwrap();
-    let first = std::process::id() as usize * 7;
-    let mut ports = PORTS.cycle().skip(first % PORTS.len()).take(PORTS.len());
-    let found = ports.find_map(|port| {
-        let file = std::fs::File::create(folder.join(port.to_string())).ok()?;
-        file.try_lock().ok()?;
-        let address = SocketAddr::from(([127, 0, 0, 1], port));
-        std::net::TcpListener::bind(address).ok().map(|_| (address, file))
-    });
-    found.expect("a free port")
 }
 
 /// Where scripts/test put the stack images, or where it would by itself.
@@ -99,8 +81,9 @@ impl Server {
     /// Its directories, and nothing started.
     pub fn prepare(setup: Setup) -> Self {
         let dir = tempfile::Builder::new().prefix("flex-test-").tempdir().unwrap();
-        let [(api, a), (http, b), (ssh, c)] = std::array::from_fn(|_| reserved_port());
-        let server = Self { dir, setup, child: None, _ports: vec![a, b, c], api, http, ssh };
+        let ports: [Port; 3] = std::array::from_fn(|_| Port::reserve());
+        let [api, http, ssh] = ports.each_ref().map(Port::local);
+        let server = Self { dir, setup, child: None, _ports: ports, api, http, ssh };
         let stacks = server.setup.stack.as_ref().map_or_else(stacks, |(folder, _)| folder.clone());
         std::os::unix::fs::symlink(stacks, server.data_dir().join("stacks")).unwrap();
         if !server.setup.toml.is_empty() {

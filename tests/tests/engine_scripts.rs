@@ -1,20 +1,15 @@
 //! scripts/up and scripts/down as an operator runs them, over an installation of the test's own.
 
-use flex_tests::{binary, get, root, stacks};
-use std::net::{SocketAddr, TcpListener};
+use flex_tests::{Port, binary, get, root, stacks};
 use std::path::Path;
 use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
 struct Operator {
     home: tempfile::TempDir,
-    api: SocketAddr,
-    http: SocketAddr,
-    ssh: SocketAddr,
-}
-
-fn free() -> SocketAddr {
-    TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap()
+    api: Port,
+    http: Port,
+    ssh: Port,
 }
 
 impl Operator {
@@ -45,9 +40,9 @@ impl Operator {
             .env("FLEX_BIN", self.link())
             .env("FLEX_ADMIN_EMAIL", "operator@example.com")
             .env("FLEXD_DATA_DIR", self.data())
-            .env("FLEXD_HTTP", self.http.to_string())
+            .env("FLEXD_HTTP", self.http.local().to_string())
             .env("FLEXD_HTTPS", "127.0.0.1:0")
-            .env("FLEXD_SSH", self.ssh.to_string())
+            .env("FLEXD_SSH", self.ssh.local().to_string())
             .env("GIT_SSH_COMMAND", ssh)
             .stdin(Stdio::null())
             .output()
@@ -115,16 +110,16 @@ fn the_unit_has_the_settings_and_is_sound() {
 #[test]
 fn up_ends_with_a_served_app_and_purge_with_nothing() {
     let home = tempfile::Builder::new().prefix("flex-operator-").tempdir().unwrap();
-    let operator = Operator { home, api: free(), http: free(), ssh: free() };
+    let operator = Operator { home, api: Port::reserve(), http: Port::reserve(), ssh: Port::reserve() };
     std::fs::create_dir(operator.data()).unwrap();
     std::os::unix::fs::symlink(stacks(), operator.data().join("stacks")).unwrap();
     std::os::unix::fs::symlink(binary("flexd").parent().unwrap(), operator.link()).unwrap();
     // The scripts go by what the server goes by, which is not the environment alone.
-    std::fs::write(operator.data().join("flexd.toml"), format!("api = \"{}\"\n", operator.api)).unwrap();
+    std::fs::write(operator.data().join("flexd.toml"), format!("api = \"{}\"\n", operator.api.local())).unwrap();
 
     let (ok, said) = operator.script("up", &[]);
     assert!(ok && said.contains("Flex is up"), "{said}");
-    let page = get(operator.http, "flex-hello.localhost", "/").expect("the router answers");
+    let page = get(operator.http.local(), "flex-hello.localhost", "/").expect("the router answers");
     assert_eq!(page.status, 200, "{page:?}");
     let pid = std::fs::read_to_string(operator.data().join("flexd.pid")).unwrap();
 
@@ -141,7 +136,7 @@ fn up_ends_with_a_served_app_and_purge_with_nothing() {
     let (ok, said) = operator.script("down", &[]);
     assert!(ok, "{said}");
     assert_eq!(docker(&["ps", "-aq", "--filter", &label]), "");
-    assert!(get(operator.http, "flex-hello.localhost", "/").is_none());
+    assert!(get(operator.http.local(), "flex-hello.localhost", "/").is_none());
     let (ok, said) = operator.script("up", &[]);
     assert!(ok && said.contains("It says: It works"), "{said}");
 
