@@ -9,6 +9,8 @@ use serde_json::json;
 use std::time::{Duration, Instant};
 
 const APPS: u128 = 1000;
+/// No measurement: without the optimiser and beside other tests it must come to an end.
+const DEADLINE: Duration = Duration::from_secs(300);
 
 #[tokio::test(flavor = "multi_thread")]
 async fn one_change_among_a_thousand_apps() {
@@ -35,7 +37,7 @@ async fn one_change_among_a_thousand_apps() {
     };
     let start = Instant::now();
     while !all_serve().await {
-        assert!(start.elapsed() < Duration::from_secs(60), "a thousand apps were not placed within a minute");
+        assert!(start.elapsed() < DEADLINE, "a thousand apps were not placed within {DEADLINE:?}");
         tokio::time::sleep(Duration::from_millis(20)).await;
     }
     println!("{APPS} apps placed and routed after {:?}", start.elapsed());
