@@ -184,9 +184,14 @@ impl World {
         (String::from_utf8_lossy(&text).into_owned(), session.exit.await.unwrap().unwrap())
     }
 
+    /// The ids of this world's containers, whether they run or not.
+    pub fn containers(&self) -> Vec<String> {
+        docker(&["ps", "-aq", "--no-trunc", "--filter", &self.filter()])
+    }
+
     /// No build container of this world is left, soon.
     pub async fn no_sandbox_left(&self) {
-        self.soon("no build container is left", async || docker(&["ps", "-aq", "--filter", &self.filter()]).is_empty()).await;
+        self.soon("no build container is left", async || self.containers().is_empty()).await;
     }
 
     pub async fn soon(&self, what: &str, is_so: impl AsyncFn() -> bool) {
