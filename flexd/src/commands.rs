@@ -126,11 +126,11 @@ pub async fn run(command: Command, settings: Settings) -> Result<(), String> {
             println!("{}", setting_list::show(&settings, name.as_deref(), json)?);
             Ok(())
         }
-        Command::Agent { rest: _asked } => {
-            Err("agents on other machines are not there yet: an installation has one machine, and the agent \
-                                      for it is part of `flexd` and of `flexd server`"
-                .into())
-        }
+        Command::Agent { rest: _asked } => Err(
+            "`flexd agent` comes with installations of several hosts, which are not there yet: today an installation has one \
+                 machine, and its agent is part of `flexd` and of `flexd server`"
+                .into(),
+        ),
         Command::Backup { file } => backup::write(&settings, &file).await,
         Command::Restore { file } => {
             make_data_dir(&settings.data_dir)?;
