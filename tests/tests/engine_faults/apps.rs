@@ -1,21 +1,26 @@
 //! Broken apps: they listen where nobody asks, crash, eat memory, start slowly, ignore SIGTERM. On a first deploy the push
 //! says what is wrong; on a later one the old release serves on, and no request fails.
 
-use crate::world::{COMPILE, DETECT, Steady, files, is_sound, push_page, world};
+use crate::world::{self, COMPILE, DETECT, Steady, is_sound, push_page, world};
 use flex_tests::{Repo, Server, Setup, wait_for};
 use std::time::{Duration, Instant};
 
-/// Ten seconds to start instead of a minute.
+/// Ten seconds to start instead of a minute: for what never does.
 const IMPATIENT: &str = r#"{ "healthchecks": { "web": [{ "type": "startup", "attempts": 5, "wait": 2 }] } }"#;
 
-fn broken<'a>(procfile: &'a str, page: &'a str) -> [(&'a str, &'a str); 5] {
-    [("bin/detect", DETECT), ("bin/compile", COMPILE), ("Procfile", procfile), ("page.txt", page), ("app.json", IMPATIENT)]
+fn files<'a>(procfile: &'a str, page: &'a str, manifest: &'a str) -> [(&'a str, &'a str); 5] {
+    [("bin/detect", DETECT), ("bin/compile", COMPILE), ("Procfile", procfile), ("page.txt", page), ("app.json", manifest)]
+}
+
+/// An app with a minute to start.
+fn odd<'a>(procfile: &'a str, page: &'a str) -> [(&'a str, &'a str); 5] {
+    files(procfile, page, "{}")
 }
 
 /// Pushes it; it must be refused, and say all this.
 #[track_caller]
 fn refused(repo: &Repo<'_>, procfile: &str, says: &[&str]) {
-    repo.commit(&broken(procfile, "never"));
+    repo.commit(&files(procfile, "never", IMPATIENT));
     let said = repo.push().fails_with("pre-receive hook declined").err;
     for text in says {
         assert!(said.contains(text), "does not say {text:?}: {said}");
@@ -29,7 +34,7 @@ const CRASHES: &str = "web: echo 'out of luck'; exit 3\n";
 #[test]
 fn a_first_deploy_that_cannot_serve_says_why() {
     let (server, user) = world(Setup::default());
-    let app = user.repo("first", &broken(WRONG_PORT, "one"));
+    let app = user.repo("first", &odd(WRONG_PORT, "one"));
     refused(&app, WRONG_PORT, &["bound port 9999", "Nothing is serving yet"]);
     refused(&app, CRASHES, &["out of luck", "Nothing is serving yet"]);
     let page = server.page("first", "/");
@@ -42,7 +47,7 @@ fn a_first_deploy_that_cannot_serve_says_why() {
 #[test]
 fn a_later_deploy_that_cannot_serve_leaves_the_old_one() {
     let (server, user) = world(Setup::default());
-    let app = user.repo("later", &files("one"));
+    let app = user.repo("later", &world::files("one"));
     app.push().ok();
     let client = Steady::on(server.http, "later", &["one", "slow"]);
     refused(&app, WRONG_PORT, &["bound port 9999", "v1 keeps serving"]);
@@ -51,7 +56,7 @@ fn a_later_deploy_that_cannot_serve_leaves_the_old_one() {
     assert_eq!(is_sound(&server, &app, &["one"]), "one");
 
     // Slow to start is not broken: the old one serves until the new one does.
-    app.commit(&broken("web: sleep 5; exec httpd -f -p $PORT -h www\n", "slow"));
+    app.commit(&odd("web: sleep 5; exec httpd -f -p $PORT -h www\n", "slow"));
     let started = Instant::now();
     app.push().ok();
     assert!(started.elapsed() > Duration::from_secs(5));
@@ -62,17 +67,19 @@ fn a_later_deploy_that_cannot_serve_leaves_the_old_one() {
 #[test]
 fn apps_that_crash_later_or_do_not_stop() {
     let (server, user) = world(Setup::default());
-    let app = user.repo("unruly", &files("one"));
+    let app = user.repo("unruly", &world::files("one"));
 
-    // Killed at its memory limit a while after it was up: said, and started again.
-    let hungry = "web: httpd -p $PORT -h www; sleep 4; x=$(head -c 900000000 /dev/zero | tr '\\0' x); sleep 1000\n";
-    app.commit(&broken(hungry, "one"));
+    // Killed at its memory limit when it has been up: said, and started again.
+    let hungry = "web: httpd -p $PORT -h www; until rm /tmp/eat 2>/dev/null; do sleep 1; done; \
+                  x=$(head -c 900000000 /dev/zero | tr '\\0' x); sleep 1000\n";
+    app.commit(&odd(hungry, "one"));
     app.push().ok();
+    app.flex(&["exec", "--", "touch", "/tmp/eat"]).ok();
     logs_say(&app, "R15");
     wait_for("it to be up again", Duration::from_secs(30), || (up(&server, &app) == 200).then_some(()));
 
     // Deaf to SIGTERM: replaced without a failed request, and ended by force in its time.
-    app.commit(&broken("web: trap '' TERM; httpd -p $PORT -h www; while :; do sleep 1; done\n", "two"));
+    app.commit(&odd("web: trap '' TERM; httpd -p $PORT -h www; while :; do sleep 1; done\n", "two"));
     app.push().ok();
     assert_eq!(server.page("unruly", "/").body.trim(), "two");
     let client = Steady::on(server.http, "unruly", &["two", "three"]);
