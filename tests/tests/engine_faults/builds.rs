@@ -8,7 +8,7 @@ use std::process::Command;
 use std::time::Duration;
 
 /// Small enough that a test can run into each of them, large enough that nothing runs into two.
-const LIMITS: &str = "[build]\ntimeout_seconds = 25\nmemory = \"256M\"\ndisk = \"64M\"\nslug_limit = \"16M\"\n[runs]\nrelease_phase_seconds = 10\n";
+const LIMITS: &str = "[build]\ntimeout_seconds = 120\nmemory = \"256M\"\ndisk = \"64M\"\nslug_limit = \"16M\"\n[runs]\nrelease_phase_seconds = 10\n";
 
 /// Processes of a build.
 const MOST_PROCESSES: u32 = 2048;
@@ -69,7 +69,6 @@ fn hostile_builds_end_at_their_limits() {
     let client = Steady::on(server.http, "calm", &["calm"]);
 
     let first = [
-        hostile("hangs", "sleep 1000", &["time_limit"]),
         hostile("fills", "head -c 400000000 /dev/zero >\"$1/large\"; sleep 1000", &["disk_limit"]),
         hostile("floods", "while :; do printf '%01000d\\n' 0; done", &["output_limit"]),
         hostile("weighs", "head -c 20000000 </dev/urandom >\"$1/large\"", &["slug_limit"]),
@@ -115,6 +114,14 @@ fn hostile_builds_end_at_their_limits() {
     repo.push().ok();
     assert_eq!(is_sound_with(&server, "daemons"), "daemons");
     only_the_neighbour(&server, 1);
+}
+
+#[test]
+fn a_build_that_hangs_ends_at_its_time() {
+    let limit = "[build]\ntimeout_seconds = 8\n";
+    let (server, user) = world(Setup { toml: limit.into(), ..Setup::default() });
+    refused(&user, &hostile("hangs", "sleep 1000", &["time_limit"]));
+    wait_for("its container to go", Duration::from_secs(20), || server.containers().is_empty().then_some(()));
 }
 
 fn is_sound_with(server: &Server, app: &str) -> String {
