@@ -299,7 +299,8 @@ impl Controller {
         status
     }
 
-    /// Runs a release phase once at a time; called again and again by the plan loop until the release is over it.
+    /// Runs a release phase once at a time; called again and again by the plan loop until the release is over it. That is at
+    /// least once: what a server that ended was running is reaped, and run anew by the next one.
     pub fn start_release_phase(&self, app: Arc<App>, release: Arc<Release>) {
         let key = (app.id, release.version);
         let stop = CancellationToken::new();

@@ -1,4 +1,4 @@
-//! kill -9 of the server: idle, in the middle of a pack, in the middle of a build, and at each step of a deploy.
+//! kill -9 of the server: idle, in the middle of a pack, of a build and of a release phase, and at each step of a deploy.
 //!
 //! The steps of a deploy are found from outside, so that the binary under test is the one that users run and nothing in it
 //! could be set off by accident: a durable step is a commit, and each one raises the revision in `state.head`, which is
@@ -6,8 +6,8 @@
 //! had its effect and before its answer arrives. (What lies before a call is what follows the commit or the call before.)
 
 use crate::proxy::Proxy;
-use crate::world::{Steady, files, is_sound, kill_now, list, noise, push_in_background, push_page, world};
-use flex_tests::{Repo, Server, Setup, wait_for};
+use crate::world::{Steady, WEB, files, is_sound, kill_now, list, noise, push_in_background, push_page, world};
+use flex_tests::{Repo, Server, Setup, get, wait_for};
 use nix::sys::signal::Signal;
 use nix::unistd::Pid;
 use std::path::Path;
@@ -75,6 +75,40 @@ fn killed_while_idle_receiving_and_building() {
     assert_eq!(failed.len(), 1, "the interrupted build alone: {now:#?}");
     push_page(&server, &app, "three");
     is_sound(&server, &app, &["three"]);
+}
+
+/// What was running of it is ended by the next server, which runs it from the start; nobody has to push again.
+#[test]
+fn killed_in_a_release_phase() {
+    let (mut server, user) = world(Setup::default());
+    let app = user.repo("phase", &files("one"));
+    app.push().ok();
+    is_sound(&server, &app, &["one"]);
+    let client = Steady::on(server.http, "phase", &["one", "two", "three"]);
+    // Sums, so that the command in the log is not taken for what it prints.
+    let procfile = format!("{WEB}release: echo \"begun $((20 + 1))\"; sleep 6; echo \"done $((20 + 2))\"\n");
+    app.commit(&files("two"));
+    app.commit(&[("Procfile", &procfile)]);
+    let pid = server.pid().unwrap();
+    let pushing = push_in_background(&app, move |line| {
+        if line.contains("begun 21") {
+            kill_now(pid);
+        }
+    });
+    let ended = pushing.end();
+    assert!(ended.status != 0 && ended.err.contains("begun 21") && !ended.err.contains("done 22"), "{}", ended.err);
+    assert!(!ended.err.contains("Nothing was changed"), "{}", ended.err);
+    server.end(Signal::SIGKILL);
+    server.up();
+    wait_for("the release to be served", Duration::from_secs(60), || {
+        (get(server.http, "phase.localhost", "/")?.body.trim() == "two").then_some(())
+    });
+    is_sound(&server, &app, &["two"]);
+    let said = app.flex(&["releases:output"]).ok().out;
+    assert_eq!(said.matches("done 22").count(), 1, "{said}");
+    push_page(&server, &app, "three");
+    is_sound(&server, &app, &["three"]);
+    client.none_wrong();
 }
 
 /// Bytes of the pack that is being received.
