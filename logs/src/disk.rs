@@ -6,7 +6,7 @@
 //!
 //! Blocks the calling thread. Must not be called from an async task directly.
 
-use crate::{block, wal};
+use crate::{block, index, wal};
 use flex_model::{LogLine, Timestamp};
 use std::{
     collections::VecDeque,
@@ -168,16 +168,18 @@ impl AppDisk {
         wal.file.read_exact_at(&mut bytes, 0)?;
         let (mut entries, mut count, mut first) = (Vec::with_capacity(bytes.len()), 0u32, None);
         let (mut oldest, mut newest) = (Timestamp::from_micros(i64::MAX), Timestamp::from_micros(i64::MIN));
+        let mut index = index::Builder::new();
         for record in wal::Records::new(&bytes) {
             let Some((line, _)) = wal::get_entry(record.entry) else { continue };
             first.get_or_insert(record.seq);
             oldest = oldest.min(line.at);
             newest = newest.max(line.at);
             entries.extend_from_slice(record.entry);
+            index.add(line);
             count += 1;
         }
         if let Some(first_seq) = first {
-            let packed = block::pack(first_seq, count, oldest, newest, &entries)?;
+            let packed = block::pack(first_seq, count, oldest, newest, &entries, &index.finish())?;
             self.append_block(first_seq, &packed, newest)?;
         }
         fs::remove_file(path)?;

@@ -6,7 +6,8 @@
 //! - a line leaves the ring only after it was written, so ring plus disk is always the whole log, without gap or overlap;
 //! - every line has a sequence number within its app, which is how readers put the two together;
 //! - lines reach the write-ahead file within milliseconds (kill -9 loses at most those) and are synced every second;
-//!   full write-ahead files become zstd blocks in append-only segment files; a torn end is found by checksum and cut.
+//!   full write-ahead files become zstd blocks in append-only segment files; a torn end is found by checksum and cut;
+//! - each block has an index beside it, so that a search leaves most blocks packed.
 //!
 //! Must not: know where lines come from, or block a writer because a reader is slow.
 
@@ -14,7 +15,9 @@ mod block;
 mod disk;
 pub mod drain;
 mod follow;
+mod index;
 mod limit;
+mod literals;
 mod query;
 mod read;
 mod ring;

@@ -132,14 +132,10 @@ impl Filter<'_> {
     pub fn overlaps(&self, oldest: Timestamp, newest: Timestamp) -> bool {
         self.query.since.is_none_or(|t| newest >= t) && self.query.until.is_none_or(|t| oldest <= t)
     }
-
-    /// Whether a line within these bytes can pass.
-    pub fn may_match_in(&self, raw: &[u8]) -> bool {
-        self.finder.as_ref().is_none_or(|f| f.find(raw).is_some())
-    }
 }
 
-fn process_matches(wanted: &[u8], process: &[u8]) -> bool {
+/// Whether a process is one that a reader wants, who named a type or one of its instances.
+pub(crate) fn process_matches(wanted: &[u8], process: &[u8]) -> bool {
     process.strip_prefix(wanted).is_some_and(|rest| rest.is_empty() || (rest[0] == b'.' && !wanted.contains(&b'.')))
 }
 

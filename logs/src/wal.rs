@@ -64,7 +64,8 @@ pub fn get_entry(bytes: &[u8]) -> Option<(View<'_>, usize)> {
     Some((View { at, source, process: body.get(10..text_at)?, text: body.get(text_at..)? }, len))
 }
 
-fn entry_len(bytes: &[u8]) -> Option<usize> {
+/// How long the entry at the start of `bytes` says to be; none if it makes no sense. It may go beyond their end.
+pub fn entry_len(bytes: &[u8]) -> Option<usize> {
     let len = u32::from_le_bytes(bytes.get(..4)?.try_into().ok()?) as usize;
     (len <= MAX_ENTRY).then_some(4 + len)
 }

@@ -324,6 +324,70 @@ async fn bytes_that_are_not_utf8_are_kept_on_disk_and_found() {
     assert_eq!(found.into_iter().map(|l| l.text).collect::<Vec<_>>(), texts[254..]);
 }
 
+/// A block as earlier versions wrote it: without an index, and with one checksum for head and data.
+fn block_of_old(first: u64, lines: &[LogLine]) -> Vec<u8> {
+    let mut entries = Vec::new();
+    for l in lines {
+        let len = (10 + l.process.len() + l.text.len()) as u32;
+        entries.extend_from_slice(&len.to_le_bytes());
+        entries.extend_from_slice(&l.at.micros().to_le_bytes());
+        entries.extend_from_slice(&[u8::from(l.source == LogSource::Flex), l.process.len() as u8]);
+        entries.extend_from_slice(l.process.as_bytes());
+        entries.extend_from_slice(l.text.as_bytes());
+    }
+    let data = zstd::bulk::compress(&entries, 1).unwrap();
+    let mut block = b"FLB1".to_vec();
+    for n in [data.len(), entries.len(), lines.len()] {
+        block.extend_from_slice(&(n as u32).to_le_bytes());
+    }
+    block.extend_from_slice(&first.to_le_bytes());
+    block.extend_from_slice(&lines.first().unwrap().at.micros().to_le_bytes());
+    block.extend_from_slice(&lines.last().unwrap().at.micros().to_le_bytes());
+    let crc = crc32fast::hash(&[&block[..], &data].concat());
+    block.extend_from_slice(&crc.to_le_bytes());
+    block.extend_from_slice(&data);
+    block.extend_from_slice(&(block.len() as u32 + 4).to_le_bytes());
+    block
+}
+
+#[tokio::test]
+async fn segments_of_earlier_versions_are_read_and_go_on() {
+    let dir = TempDir::new().unwrap();
+    let app_dir = dir.path().join(app(1).to_string());
+    fs::create_dir_all(&app_dir).unwrap();
+    let old: Vec<LogLine> = (0..300).map(line).collect();
+    let segment = app_dir.join("00000000000000000000.seg");
+    // The last block is torn.
+    let torn = block_of_old(300, &old[..50]);
+    fs::write(&segment, [&block_of_old(0, &old[..100])[..], &block_of_old(100, &old[100..]), &torn[..torn.len() - 7]].concat())
+        .unwrap();
+    let store = open(dir.path());
+    assert_eq!(numbers(&store.query(app(1), LogQuery::newest(1_000)).await.unwrap()), (0..300).collect::<Vec<_>>());
+    // More than a block, so that one of today's form follows in the same file.
+    for n in 300..10_000 {
+        store.append(app(1), line(n));
+    }
+    assert!(store.flush().await);
+    drop(store);
+    assert_eq!(files(&app_dir, "seg"), [segment.as_path()]);
+    let bytes = fs::read(&segment).unwrap();
+    for form in [b"FLB1", b"FLB2"] {
+        assert!(bytes.windows(4).any(|w| w == form), "blocks of both forms");
+    }
+    let store = open(dir.path());
+    let all = store.query(app(1), LogQuery::newest(usize::MAX)).await.unwrap();
+    assert_eq!(numbers(&all), (0..10_000).collect::<Vec<_>>());
+    for (filter, found) in [
+        (TextFilter::contains("line 277").unwrap(), vec![277, 2770, 2771, 2772, 2773, 2774, 2775, 2776, 2777, 2778, 2779]),
+        (TextFilter::contains("e 42").unwrap(), (0..10_000).filter(|n| n.to_string().starts_with("42")).collect()),
+        (TextFilter::pattern("^line (17|9999)$").unwrap(), vec![17, 9_999]),
+        (TextFilter::contains("Line 277").unwrap(), vec![]),
+    ] {
+        let query = LogQuery { text: Some(filter), ..LogQuery::newest(usize::MAX) };
+        assert_eq!(numbers(&store.query(app(1), query).await.unwrap()), found);
+    }
+}
+
 #[tokio::test]
 async fn a_disk_that_fails_loses_nothing_once_it_works_again() {
     let dir = TempDir::new().unwrap();
