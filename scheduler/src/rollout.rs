@@ -3,7 +3,7 @@
 use crate::IdSource;
 use crate::hosts::Room;
 use crate::plan::{ChangeKind, Pending, Plan};
-use crate::view::{AppView, World};
+use crate::view::{AppView, Known, Placed};
 use flex_model::{
     InstanceId, InstanceReport, InstanceState, Placement, PlacementPhase, ProcessScale, ProcessType, Release, ReleaseStatus,
 };
@@ -11,14 +11,16 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
 pub(crate) struct AppPlan<'a> {
-    pub world: &'a World,
+    pub known: Known<'a>,
     pub view: &'a AppView,
     /// Of this app, on hosts that are there.
-    pub placements: Vec<&'a Placement>,
+    pub placements: Vec<&'a Placed>,
+    /// Those of them that are not over: what it would rather not be placed beside.
+    pub neighbours: &'a [&'a Placed],
 }
 
 impl<'a> AppPlan<'a> {
-    pub(crate) fn decide(mut self, room: &mut Room<'_>, ids: &mut dyn IdSource, plan: &mut Plan) {
+    pub(crate) fn decide(mut self, room: &mut Room, ids: &mut dyn IdSource, plan: &mut Plan) {
         if let Some(target) = self.pending_target() {
             if let Some((instance, why)) = self.failure(target, room, plan) {
                 let kind = ChangeKind::ReleaseFailed { app: self.view.app.id, version: target.version, instance };
@@ -42,11 +44,11 @@ impl<'a> AppPlan<'a> {
         }
     }
 
-    fn decide_rest(&mut self, room: &mut Room<'_>, ids: &mut dyn IdSource, plan: &mut Plan) {
+    fn decide_rest(&mut self, room: &mut Room, ids: &mut dyn IdSource, plan: &mut Plan) {
         let wanted = self.view.wanted_release();
         let gone = self.remove_useless(wanted.map(|r| r.version), plan);
         self.placements.retain(|p| !gone.contains(&p.instance));
-        let processes: BTreeSet<&ProcessType> = self.placements.iter().map(|p| &p.process).collect();
+        let processes: BTreeSet<&ProcessType> = self.placements.iter().map(|p| &*p.process).collect();
         let scales: BTreeMap<ProcessType, ProcessScale> =
             wanted.map(|r| self.view.wanted(r).into_iter().collect()).unwrap_or_default();
         if wanted.is_none() && self.is_in_release_phase() {
@@ -71,7 +73,7 @@ impl<'a> AppPlan<'a> {
     }
 
     /// Whether a canary made it. True: it failed, and that is committed first.
-    fn judge_canary(&self, room: &Room<'_>, plan: &mut Plan) -> bool {
+    fn judge_canary(&self, room: &Room, plan: &mut Plan) -> bool {
         let Some((release, _)) = self.view.canary().filter(|(r, _)| r.status == ReleaseStatus::Pending) else { return false };
         let (app, version) = (self.view.app.id, release.version);
         if let Some((instance, why)) = self.failure(release, room, plan) {
@@ -87,13 +89,13 @@ impl<'a> AppPlan<'a> {
     /// The canary's instances of `web`, which the rest of the plan then does not see.
     fn split_off_canary(&mut self) -> Option<(&'a Release, AppPlan<'a>)> {
         let (release, _) = self.view.canary()?;
-        let is_its = |p: &&Placement| p.version == release.version && p.process.is_web();
+        let is_its = |p: &&Placed| p.version == release.version && p.process.is_web();
         let (placements, rest) = std::mem::take(&mut self.placements).into_iter().partition(is_its);
         self.placements = rest;
-        Some((release, AppPlan { world: self.world, view: self.view, placements }))
+        Some((release, AppPlan { known: self.known, view: self.view, placements, neighbours: self.neighbours }))
     }
 
-    fn decide_canary(&self, release: &Release, room: &mut Room<'_>, ids: &mut dyn IdSource, plan: &mut Plan) {
+    fn decide_canary(&self, release: &Release, room: &mut Room, ids: &mut dyn IdSource, plan: &mut Plan) {
         let web = ProcessType::web();
         match self.view.wanted(release).into_iter().next() {
             Some((_, scale)) => self.decide_process(release, &web, scale, room, ids, plan),
@@ -111,19 +113,19 @@ impl<'a> AppPlan<'a> {
         (target.status == ReleaseStatus::Pending && target.released).then_some(target)
     }
 
-    fn active(&self, process: &ProcessType) -> impl Iterator<Item = &'a Placement> {
-        self.placements.iter().copied().filter(move |p| p.process == *process && p.phase == PlacementPhase::Active)
+    fn active(&self, process: &ProcessType) -> impl Iterator<Item = &'a Placed> {
+        self.placements.iter().copied().filter(move |p| *p.process == *process && p.phase == PlacementPhase::Active)
     }
 
-    fn of_release(&self, version: u64) -> impl Iterator<Item = &'a Placement> {
+    fn of_release(&self, version: u64) -> impl Iterator<Item = &'a Placed> {
         self.placements.iter().copied().filter(move |p| p.version == version && p.phase == PlacementPhase::Active)
     }
 
     /// Why a release that is being rolled out has no chance any more.
-    fn failure(&self, target: &Release, room: &Room<'_>, plan: &mut Plan) -> Option<(Option<InstanceId>, String)> {
+    fn failure(&self, target: &Release, room: &Room, plan: &mut Plan) -> Option<(Option<InstanceId>, String)> {
         for p in self.of_release(target.version) {
-            if let Some(r) = self.world.evidence(p)
-                && let Some(why) = hopeless(r, self.world.settings.start_attempts)
+            if let Some(r) = self.known.evidence(p)
+                && let Some(why) = hopeless(r, self.known.settings.start_attempts)
             {
                 return Some((Some(p.instance), format!("{} {why}", p.name())));
             }
@@ -132,22 +134,22 @@ impl<'a> AppPlan<'a> {
         let check = |p: &ProcessType| self.view.app.checks.get(p).unwrap_or(&target.processes[p].check).start_seconds;
         let patience = self.view.wanted(target).iter().map(|(p, _)| check(p)).max()?;
         let deadline =
-            target.updated_at.plus(Duration::from_secs(u64::from(patience) + u64::from(self.world.settings.rollout_seconds)));
-        if deadline > self.world.now {
+            target.updated_at.plus(Duration::from_secs(u64::from(patience) + u64::from(self.known.settings.rollout_seconds)));
+        if deadline > self.known.now {
             plan.wake(deadline);
             return None;
         }
         // Hosts that have not spoken since this controller started prove nothing, in either direction.
-        let silent = self.of_release(target.version).any(|p| self.world.reports.get(&p.host).is_none_or(|v| !v.counts));
+        let silent = self.of_release(target.version).any(|p| self.known.reports.get(&p.host).is_none_or(|v| !v.counts));
         (!silent && !self.is_covered(target))
             .then(|| (None, self.unplaced(target, room).unwrap_or_else(|| "it was not up in time".to_owned())))
     }
 
     /// The first instance of a release that has no place, with what the hosts lack.
-    fn unplaced(&self, release: &Release, room: &Room<'_>) -> Option<String> {
+    fn unplaced(&self, release: &Release, room: &Room) -> Option<String> {
         self.view.wanted(release).into_iter().find_map(|(process, scale)| {
             let placed: BTreeSet<u32> =
-                self.of_release(release.version).filter(|p| p.process == process).map(|p| p.index).collect();
+                self.of_release(release.version).filter(|p| *p.process == process).map(|p| p.index).collect();
             let index = self.view.indexes(release, &process).into_iter().find(|i| !placed.contains(i))?;
             Some(format!("{process}.{index} could not be placed: {}", room.why_not(scale.memory)?))
         })
@@ -159,7 +161,7 @@ impl<'a> AppPlan<'a> {
             return true;
         }
         self.view.wanted(release).iter().all(|(process, _)| {
-            let up = self.of_release(release.version).filter(|p| p.process == *process && self.world.is_up(p)).count();
+            let up = self.of_release(release.version).filter(|p| *p.process == *process && self.known.is_up(p)).count();
             up >= self.view.indexes(release, process).len()
         })
     }
@@ -170,7 +172,7 @@ impl<'a> AppPlan<'a> {
         let mut gone = BTreeSet::new();
         for p in self.placements.iter().filter(|p| Some(p.version) != wanted && Some(p.version) != self.view.app.good) {
             let was_good = self.view.releases.get(&p.version).is_some_and(|r| r.status == ReleaseStatus::Succeeded);
-            if p.phase == PlacementPhase::Active && !was_good && self.world.is_known_bad(p) {
+            if p.phase == PlacementPhase::Active && !was_good && self.known.is_known_bad(p) {
                 plan.push(ChangeKind::Remove { instance: p.instance }, format!("{}: v{} was given up", p.name(), p.version));
                 gone.insert(p.instance);
             }
@@ -183,7 +185,7 @@ impl<'a> AppPlan<'a> {
         release: &Release,
         process: &ProcessType,
         scale: ProcessScale,
-        room: &mut Room<'_>,
+        room: &mut Room,
         ids: &mut dyn IdSource,
         plan: &mut Plan,
     ) {
@@ -194,22 +196,21 @@ impl<'a> AppPlan<'a> {
             None => format!("{process} is scaled to {}", scale.quantity),
         };
         // Instances may stay through a change of config, but not those of other code that was tried meanwhile.
-        let same_code = |p: &Placement| {
+        let same_code = |p: &Placed| {
             p.version == release.version || self.view.releases.get(&p.version).is_none_or(|r| r.image == release.image)
         };
-        let active: Vec<&Placement> = self.active(process).collect();
-        let is_current = |p: &Placement| {
+        let active: Vec<&Placed> = self.active(process).collect();
+        let is_current = |p: &Placed| {
             release.covers(p.version)
                 && same_code(p)
                 && (p.memory, p.cpu_shares, p.cpu_millis) == (scale.memory, scale.cpu_shares, scale.cpu_millis)
                 && self.view.app.restart_before(process, p.index).is_none_or(|moment| p.created_at >= moment)
         };
-        let (current, old): (Vec<&Placement>, Vec<&Placement>) = active.into_iter().partition(|p| is_current(p));
+        let (current, old): (Vec<&Placed>, Vec<&Placed>) = active.into_iter().partition(|p| is_current(p));
         let current = self.retire_doubles(current, plan);
-        let (surplus, current): (Vec<&Placement>, Vec<&Placement>) =
-            current.into_iter().partition(|p| !wanted.contains(&p.index));
+        let (surplus, current): (Vec<&Placed>, Vec<&Placed>) = current.into_iter().partition(|p| !wanted.contains(&p.index));
         let running = self.view.app.wanted(process);
-        let (stopped, surplus): (Vec<&Placement>, Vec<&Placement>) =
+        let (stopped, surplus): (Vec<&Placed>, Vec<&Placed>) =
             surplus.into_iter().partition(|p| p.index <= scale.quantity && !running.contains(&p.index));
         for p in stopped {
             self.retire(p, "was stopped", plan);
@@ -217,7 +218,7 @@ impl<'a> AppPlan<'a> {
         self.retire_surplus(&current, surplus, &scaled, plan);
         let have: BTreeSet<u32> = current.iter().map(|p| p.index).collect();
         let missing: Vec<u32> = wanted.iter().copied().filter(|i| !have.contains(i)).collect();
-        let (hosts, why) = room.choose(self.view.app.id, scale.memory, missing.len());
+        let (hosts, why) = room.choose(self.neighbours, scale.memory, missing.len());
         let mut indexes = missing.into_iter();
         for host in hosts {
             let Some(index) = indexes.next() else { break };
@@ -242,7 +243,7 @@ impl<'a> AppPlan<'a> {
                 cpu_shares: scale.cpu_shares,
                 cpu_millis: scale.cpu_millis,
                 phase: PlacementPhase::Active,
-                created_at: self.world.now,
+                created_at: self.known.now,
                 reason: reason.clone(),
             };
             let line = format!("{}: {reason}", placement.name());
@@ -261,9 +262,9 @@ impl<'a> AppPlan<'a> {
     }
 
     /// Two controllers that planned at the same moment may have placed the same instance twice: the better one stays.
-    fn retire_doubles(&self, mut current: Vec<&'a Placement>, plan: &mut Plan) -> Vec<&'a Placement> {
-        current.sort_by_key(|p| (p.index, !self.world.is_up(p), self.world.is_known_bad(p), p.created_at, p.instance));
-        let mut kept: Vec<&Placement> = Vec::with_capacity(current.len());
+    fn retire_doubles(&self, mut current: Vec<&'a Placed>, plan: &mut Plan) -> Vec<&'a Placed> {
+        current.sort_by_key(|p| (p.index, !self.known.is_up(p), self.known.is_known_bad(p), p.created_at, p.instance));
+        let mut kept: Vec<&Placed> = Vec::with_capacity(current.len());
         for p in current {
             if kept.last().is_some_and(|k| k.index == p.index) {
                 self.retire(p, "was placed twice", plan);
@@ -275,10 +276,10 @@ impl<'a> AppPlan<'a> {
     }
 
     /// Lets go of what is beyond the wanted number, except for one that may serve while none of the others is known to.
-    fn retire_surplus(&self, kept: &[&Placement], surplus: Vec<&'a Placement>, why: &str, plan: &mut Plan) {
-        let covered = surplus.iter().any(|p| !p.process.is_web()) || kept.iter().any(|p| self.world.is_up(p));
-        let may_serve = |p: &&&Placement| !self.world.is_known_bad(p);
-        let best = surplus.iter().filter(may_serve).min_by_key(|p| (!self.world.is_up(p), p.index)).map(|p| p.instance);
+    fn retire_surplus(&self, kept: &[&Placed], surplus: Vec<&'a Placed>, why: &str, plan: &mut Plan) {
+        let covered = surplus.iter().any(|p| !p.process.is_web()) || kept.iter().any(|p| self.known.is_up(p));
+        let may_serve = |p: &&&Placed| !self.known.is_known_bad(p);
+        let best = surplus.iter().filter(may_serve).min_by_key(|p| (!self.known.is_up(p), p.index)).map(|p| p.instance);
         let spared = best.filter(|_| !covered);
         for p in surplus.into_iter().filter(|p| Some(p.instance) != spared) {
             self.retire(p, why, plan);
@@ -289,24 +290,24 @@ impl<'a> AppPlan<'a> {
     /// One that nothing is known of goes when the new ones alone are as many as are wanted.
     fn retire_covered(
         &self,
-        current: &[&Placement],
-        mut old: Vec<&Placement>,
+        current: &[&Placed],
+        mut old: Vec<&Placed>,
         wanted: usize,
         version: u64,
         short_of_room: bool,
         plan: &mut Plan,
     ) {
-        let up: BTreeSet<u32> = current.iter().filter(|p| self.world.is_up(p)).map(|p| p.index).collect();
+        let up: BTreeSet<u32> = current.iter().filter(|p| self.known.is_up(p)).map(|p| p.index).collect();
         old.sort_by_key(|p| (!up.contains(&p.index), std::cmp::Reverse(p.index), p.instance));
-        let serving_old = old.iter().filter(|p| self.world.is_up(p)).count();
+        let serving_old = old.iter().filter(|p| self.known.is_up(p)).count();
         let mut may_go = (up.len() + serving_old).saturating_sub(wanted);
         let all_up = up.len() >= wanted;
         for p in old {
-            let goes = if self.world.is_known_bad(p) {
+            let goes = if self.known.is_known_bad(p) {
                 // It serves nobody: nothing is lost, unless nothing else serves and it may come back. Where it takes the
                 // room that its replacement needs, it goes in any case.
                 !up.is_empty() || !self.is_hopeful(p) || short_of_room
-            } else if self.world.is_up(p) {
+            } else if self.known.is_up(p) {
                 let goes = may_go > 0;
                 may_go = may_go.saturating_sub(1);
                 goes
@@ -320,19 +321,19 @@ impl<'a> AppPlan<'a> {
     }
 
     /// A bad instance that served before may do so again.
-    fn is_hopeful(&self, p: &Placement) -> bool {
-        self.world.evidence(p).is_some_and(|r| r.was_up && r.state != InstanceState::Down)
+    fn is_hopeful(&self, p: &Placed) -> bool {
+        self.known.evidence(p).is_some_and(|r| r.was_up && r.state != InstanceState::Down)
     }
 
     /// Drains what may have requests; removes what cannot.
-    fn retire(&self, p: &Placement, why: &str, plan: &mut Plan) {
+    fn retire(&self, p: &Placed, why: &str, plan: &mut Plan) {
         let line = format!("{}: {why}", p.name());
         // Silence is not evidence: what was last heard of as serving may have requests still.
-        let host_spoke = self.world.reports.get(&p.host).is_some_and(|v| v.counts);
-        let heard = self.world.last_heard(p);
+        let host_spoke = self.known.reports.get(&p.host).is_some_and(|v| v.counts);
+        let heard = self.known.last_heard(p);
         let may_serve = p.process.is_web() && heard.map_or(!host_spoke, |r| r.address.is_some());
-        if may_serve && !self.world.is_known_bad(p) {
-            let deadline = self.world.now.plus(Duration::from_secs(u64::from(self.world.settings.drain_seconds)));
+        if may_serve && !self.known.is_known_bad(p) {
+            let deadline = self.known.now.plus(Duration::from_secs(u64::from(self.known.settings.drain_seconds)));
             plan.wake(deadline);
             plan.push(ChangeKind::Drain { instance: p.instance, deadline }, line);
         } else {

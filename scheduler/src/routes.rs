@@ -1,31 +1,40 @@
 //! The routing table: placed ∩ reported healthy, and why an app has nothing to route to.
 
-use crate::view::{AppView, World};
-use flex_model::{
-    AppId, AppRoute, AppState, Backend, CanaryShare, InstanceState, Placement, PlacementPhase, Pool, ProcessType, Release,
-};
-use std::collections::{BTreeMap, BTreeSet};
+use crate::cluster::Cluster;
+use crate::view::{AppView, Known, Placed, World};
+use flex_model::{AppId, AppRoute, AppState, Backend, CanaryShare, InstanceState, PlacementPhase, Pool, ProcessType, Release};
+use std::collections::BTreeSet;
 use std::sync::Arc;
 
 /// Every app's routes, in the order of apps.
 pub fn routes(world: &World) -> Vec<AppRoute> {
-    let mut placed: BTreeMap<AppId, Vec<&Placement>> = BTreeMap::new();
-    for p in world.placements.values().filter(|p| p.phase == PlacementPhase::Active && is_routed(world, p)) {
-        placed.entry(p.app).or_default().push(p);
+    match Cluster::of(world).take_routes() {
+        RouteChanges::All(routes) => routes,
+        RouteChanges::Some { changed, .. } => changed,
     }
-    world.apps.iter().map(|(id, view)| route(world, view, &placed.remove(id).unwrap_or_default())).collect()
 }
 
-/// Most placements of most apps are of no interest here.
-fn is_routed(world: &World, p: &Placement) -> bool {
-    p.process.is_web() || world.apps.get(&p.app).is_some_and(|v| !v.routes.is_empty())
+/// What routes became since they were last taken.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum RouteChanges {
+    /// Those of every app, in the order of apps; what else there was is gone.
+    All(Vec<AppRoute>),
+    /// Those that may differ, in the order of apps, and apps that are gone.
+    Some { changed: Vec<AppRoute>, gone: BTreeSet<AppId> },
 }
 
-fn route(world: &World, view: &AppView, placed: &[&Placement]) -> AppRoute {
+/// One app's routes.
+pub(crate) fn of_app(known: Known<'_>, view: &AppView, placements: &[Placed]) -> AppRoute {
+    // Most placements of most apps are of no interest here.
+    let is_routed = |p: &&Placed| p.phase == PlacementPhase::Active && (p.process.is_web() || !view.routes.is_empty());
+    route(known, view, &placements.iter().filter(is_routed).collect::<Vec<_>>())
+}
+
+fn route(known: Known<'_>, view: &AppView, placed: &[&Placed]) -> AppRoute {
     let web = ProcessType::web();
     let canary = view.canary().map(|(release, weight)| CanaryShare { version: release.version, weight });
     let not = canary.map(|c| c.version);
-    let (state, backends) = pool(world, view, placed, &web, None, not);
+    let (state, backends) = pool(known, view, placed, &web, None, not);
     let targets: BTreeSet<(&ProcessType, Option<u64>)> = view
         .routes
         .iter()
@@ -35,7 +44,7 @@ fn route(world: &World, view: &AppView, placed: &[&Placement]) -> AppRoute {
         .collect();
     let special = targets.into_iter().filter(|(process, version)| **process != web || version.is_some());
     let pools = special.map(|(process, version)| {
-        let (state, backends) = pool(world, view, placed, process, version, None);
+        let (state, backends) = pool(known, view, placed, process, version, None);
         Pool { process: process.clone(), version, state, backends }
     });
     let pools = pools.collect();
@@ -52,19 +61,19 @@ fn route(world: &World, view: &AppView, placed: &[&Placement]) -> AppRoute {
 }
 
 fn pool(
-    world: &World,
+    known: Known<'_>,
     view: &AppView,
-    placed: &[&Placement],
+    placed: &[&Placed],
     process: &ProcessType,
     version: Option<u64>,
     not: Option<u64>,
 ) -> (AppState, Vec<Backend>) {
-    let fits = |p: &&Placement| p.process == *process && version.is_none_or(|v| p.version == v) && not != Some(p.version);
-    let mine: Vec<&Placement> = placed.iter().copied().filter(fits).collect();
+    let fits = |p: &&Placed| *p.process == *process && version.is_none_or(|v| p.version == v) && not != Some(p.version);
+    let mine: Vec<&Placed> = placed.iter().copied().filter(fits).collect();
     // A report to an earlier controller is no reason to stop anything, and none to stop routing either: what served a
     // moment ago is the best guess until its host speaks again.
-    let backend = |p: &&Placement| {
-        let r = world.last_heard(p).filter(|r| r.state == InstanceState::Up)?;
+    let backend = |p: &&Placed| {
+        let r = known.last_heard(p).filter(|r| r.state == InstanceState::Up)?;
         Some(Backend { instance: p.instance, name: p.name(), address: r.address? })
     };
     let mut backends: Vec<Backend> = mine.iter().filter_map(backend).collect();
@@ -74,12 +83,12 @@ fn pool(
     } else if !backends.is_empty() {
         AppState::Serving
     } else {
-        without_backends(world, view, &mine, process, version)
+        without_backends(known, view, &mine, process, version)
     };
     (state, backends)
 }
 
-fn without_backends(world: &World, view: &AppView, mine: &[&Placement], process: &ProcessType, version: Option<u64>) -> AppState {
+fn without_backends(known: Known<'_>, view: &AppView, mine: &[&Placed], process: &ProcessType, version: Option<u64>) -> AppState {
     let deployed = view.releases.values().any(|r| r.image.is_some());
     if !deployed {
         return AppState::Blank;
@@ -96,6 +105,6 @@ fn without_backends(world: &World, view: &AppView, mine: &[&Placement], process:
         return if rolling_out { AppState::Starting } else { AppState::NoWeb };
     }
     let crashed =
-        |p: &&Placement| world.last_heard(p).is_some_and(|r| matches!(r.state, InstanceState::Crashed | InstanceState::Down));
+        |p: &&Placed| known.last_heard(p).is_some_and(|r| matches!(r.state, InstanceState::Crashed | InstanceState::Down));
     if !mine.is_empty() && mine.iter().all(crashed) { AppState::Crashed } else { AppState::Starting }
 }

@@ -1,8 +1,8 @@
 //! What a decision sees: desired state, placements, and what is known of reality.
 
 use flex_model::{
-    App, AppId, AppRouting, DomainName, Host, HostId, InstanceId, InstanceReport, InstanceState, Placement, ProcessScale,
-    ProcessType, Release, ReleaseStatus, Report, Route, RouterStatus, Timestamp,
+    App, AppId, AppRouting, DomainName, Host, HostId, InstanceId, InstanceReport, InstanceState, Memory, Placement,
+    PlacementPhase, ProcessScale, ProcessType, Release, ReleaseStatus, Report, Route, RouterStatus, Timestamp,
 };
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
@@ -22,7 +22,7 @@ pub struct World {
 }
 
 /// An app with what belongs to it.
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, PartialEq)]
 pub struct AppView {
     pub app: Arc<App>,
     /// At least the target, the good one, and those that have placements.
@@ -36,7 +36,7 @@ pub struct AppView {
 }
 
 /// A host's newest report.
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, PartialEq)]
 pub struct ReportView {
     pub report: Arc<Report>,
     /// It was made since this controller started: only such a report is evidence.
@@ -44,7 +44,7 @@ pub struct ReportView {
 }
 
 /// The planner's patience and taste.
-#[derive(Debug, Clone, Copy)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Settings {
     /// The longest that a drained instance may finish its requests.
     pub drain_seconds: u32,
@@ -101,23 +101,87 @@ impl AppView {
 }
 
 impl World {
+    /// What of it is no record and no report: it is told to each plan anew.
+    pub fn moment(&self) -> Moment {
+        Moment { now: self.now, routers: self.routers.clone(), table_without: self.table_without.clone() }
+    }
+}
+
+/// What is so at the moment of a plan and is not kept.
+#[derive(Debug, Clone, Default)]
+pub struct Moment {
+    pub now: Timestamp,
+    pub routers: Vec<RouterStatus>,
+    /// For each draining instance the first published routing table that lacks it.
+    pub table_without: BTreeMap<InstanceId, u64>,
+}
+
+/// What a decision reads of a placement, in little memory: a cluster has a million of them.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct Placed {
+    pub instance: InstanceId,
+    pub host: HostId,
+    /// One allocation for all instances of an app's process type.
+    pub process: Arc<ProcessType>,
+    pub index: u32,
+    pub version: u64,
+    pub memory: Memory,
+    pub cpu_shares: u32,
+    pub cpu_millis: Option<u32>,
+    pub phase: PlacementPhase,
+    pub created_at: Timestamp,
+}
+
+impl Placed {
+    /// `others` are of the same app.
+    pub(crate) fn of(p: &Placement, others: &[Self]) -> Self {
+        let same = others.iter().find(|o| *o.process == p.process).map(|o| o.process.clone());
+        Self {
+            instance: p.instance,
+            host: p.host,
+            process: same.unwrap_or_else(|| Arc::new(p.process.clone())),
+            index: p.index,
+            version: p.version,
+            memory: p.memory,
+            cpu_shares: p.cpu_shares,
+            cpu_millis: p.cpu_millis,
+            phase: p.phase,
+            created_at: p.created_at,
+        }
+    }
+
+    /// `web.1`.
+    pub(crate) fn name(&self) -> String {
+        format!("{}.{}", self.process, self.index)
+    }
+}
+
+/// What is known beside records and placements.
+#[derive(Clone, Copy)]
+pub(crate) struct Known<'a> {
+    pub now: Timestamp,
+    pub settings: Settings,
+    pub reports: &'a BTreeMap<HostId, ReportView>,
+}
+
+impl<'a> Known<'a> {
     /// What is known of an instance, where the report counts.
-    pub(crate) fn evidence(&self, p: &Placement) -> Option<&InstanceReport> {
+    pub(crate) fn evidence(&self, p: &Placed) -> Option<&'a InstanceReport> {
         let view = self.reports.get(&p.host).filter(|v| v.counts)?;
         view.report.instances.iter().find(|i| i.instance == p.instance)
     }
 
     /// What was last heard of an instance, from whatever report.
-    pub(crate) fn last_heard(&self, p: &Placement) -> Option<&InstanceReport> {
+    pub(crate) fn last_heard(&self, p: &Placed) -> Option<&'a InstanceReport> {
         self.reports.get(&p.host)?.report.instances.iter().find(|i| i.instance == p.instance)
     }
 
-    pub(crate) fn is_up(&self, p: &Placement) -> bool {
+    pub(crate) fn is_up(&self, p: &Placed) -> bool {
         self.evidence(p).is_some_and(|r| r.state == InstanceState::Up)
     }
 
     /// Reported, and reported as not serving.
-    pub(crate) fn is_known_bad(&self, p: &Placement) -> bool {
+    pub(crate) fn is_known_bad(&self, p: &Placed) -> bool {
         self.evidence(p).is_some_and(|r| r.state != InstanceState::Up)
     }
 }

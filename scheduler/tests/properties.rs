@@ -1,6 +1,8 @@
 //! What holds of one plan over any cluster, however it came to be: sizes, states, releases, reports and drains are drawn
 //! at random, not reached step by step as in the simulator.
 
+mod changes;
+
 use flex_model::{
     App, AppId, Host, HostId, HostState, ImageRef, InstanceId, InstanceReport, InstanceState, Memory, Placement, PlacementPhase,
     ProcessScale, ProcessSpec, ProcessType, Release, ReleaseId, ReleaseStatus, Report, Timestamp, UserId, Uuid,

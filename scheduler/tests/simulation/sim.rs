@@ -1,11 +1,16 @@
 //! One run: a controller around the planner, and the questions that are asked after each of its steps.
 
+mod trouble;
+
+use crate::Fault;
+use crate::feed::feed;
 use crate::fleet::{Agent, Kind, Order, Rng, Router, seconds};
+use crate::records::{id, new_app};
 use flex_model::{
-    App, AppId, Canary, Host, HostId, HostState, ImageRef, InstanceId, InstanceState, Memory, Placement, PlacementPhase,
-    ProcessScale, ProcessSpec, ProcessType, Release, ReleaseId, ReleaseStatus, RouteTable, Timestamp, UserId, Uuid,
+    App, AppId, AppRoute, Host, HostId, HostState, InstanceId, InstanceState, Memory, Placement, PlacementPhase, ProcessType,
+    Release, ReleaseStatus, RouteTable, Timestamp, Uuid,
 };
-use flex_scheduler::{AppView, ChangeKind, IdSource, Plan, ReportView, World, check, plan, routes};
+use flex_scheduler::{AppView, ChangeKind, Cluster, IdSource, Plan, ReportView, RouteChanges, World, check, plan, routes};
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
@@ -33,6 +38,13 @@ pub struct Sim {
     /// So little memory that not everything finds a place.
     tight: bool,
     world: World,
+    /// What the controller keeps, and what it was told.
+    cluster: Cluster,
+    told: World,
+    routes: BTreeMap<AppId, AppRoute>,
+    /// Everything that was ever committed.
+    committed: BTreeSet<InstanceId>,
+    fault: Option<Fault>,
     kinds: BTreeMap<(AppId, u64), Kind>,
     agents: BTreeMap<HostId, Agent>,
     routers: Vec<Router>,
@@ -47,10 +59,6 @@ type Outcome = Result<(), String>;
 
 fn ensure(good: bool, text: impl FnOnce() -> String) -> Outcome {
     if good { Ok(()) } else { Err(text()) }
-}
-
-fn id(n: u64) -> Uuid {
-    Uuid::from_u128(u128::from(n))
 }
 
 impl Sim {
@@ -87,7 +95,32 @@ impl Sim {
         let routers = (0..1 + rng.below(2)).map(|n| Router { name: format!("r{n}"), ..Router::default() }).collect();
         let (kinds, reports) = (BTreeMap::new(), Vec::new());
         let (noisy, table) = (true, RouteTable::default());
-        Self { rng, ids: Ids(0), now: 1000, noisy, tight, world, kinds, agents, routers, reports, table, epoch: 1, revision: 1 }
+        let (cluster, told, routes) = (Cluster::default(), World::default(), BTreeMap::new());
+        Self {
+            rng,
+            ids: Ids(0),
+            now: 1000,
+            noisy,
+            tight,
+            world,
+            cluster,
+            told,
+            routes,
+            committed: BTreeSet::new(),
+            fault: None,
+            kinds,
+            agents,
+            routers,
+            reports,
+            table,
+            epoch: 1,
+            revision: 1,
+        }
+    }
+
+    /// The same, with a planted fault.
+    pub fn with(seed: u64, fault: Fault) -> Self {
+        Self { fault: Some(fault), ..Self::new(seed) }
     }
 
     pub fn run(mut self) -> Outcome {
@@ -115,7 +148,12 @@ impl Sim {
         self.now += 1;
         self.world.now = seconds(self.now);
         for (host, agent) in &mut self.agents {
-            agent.tick(self.now, &self.kinds, &mut self.rng, self.noisy);
+            let before: Vec<InstanceId> = agent.containers.keys().copied().collect();
+            agent.tick(self.now, &self.kinds, &mut self.rng, self.noisy, self.fault == Some(Fault::NoFence));
+            let stopped = before.iter().find(|i| !agent.containers.contains_key(*i) && self.world.placements.contains_key(*i));
+            ensure(stopped.is_none(), || format!("second {}: {host} stopped what is placed there", self.now))?;
+            let unknown = agent.containers.keys().find(|i| !self.committed.contains(*i));
+            ensure(unknown.is_none(), || format!("second {}: {host} runs what was never committed", self.now))?;
             if !agent.off && agent.silent_until <= self.now {
                 let delay = if self.noisy { i64::try_from(self.rng.below(4)).unwrap_or(0) } else { 0 };
                 self.reports.extend(agent.report(*host, self.now).map(|r| (self.now + delay, r)));
@@ -154,14 +192,16 @@ impl Sim {
         let mut rounds = 0;
         loop {
             self.refresh();
-            let next = plan(&self.world, &mut self.ids.clone());
-            ensure(next == plan(&self.world, &mut self.ids.clone()), || "two answers to one question".into())?;
+            let next = self.next_plan()?;
             if next.changes.is_empty() {
                 self.judge_surge()?;
                 break;
             }
             // A commit that lost against another: nothing of it may have happened.
             if self.noisy && self.rng.percent(15) {
+                if self.fault == Some(Fault::ActsFirst) {
+                    self.act_on(&next);
+                }
                 break;
             }
             rounds += 1;
@@ -174,8 +214,61 @@ impl Sim {
             let broken = check(&self.world);
             ensure(broken.is_empty(), || format!("{broken:?} after {:?}", reasons(&next)))?;
         }
-        self.publish();
-        Ok(())
+        self.publish()
+    }
+
+    /// What the planner that keeps its state answers, which must be what one answers that is told everything now.
+    fn next_plan(&mut self) -> Result<Plan, String> {
+        let seen = self.seen();
+        feed(&mut self.cluster, &self.told, &seen, self.fault.and_then(Fault::deaf));
+        let next = self.cluster.plan(&seen.moment(), &mut self.ids.clone());
+        let whole = plan(&seen, &mut self.ids.clone());
+        self.told = seen;
+        ensure(next == whole, || format!("two answers: {:?}, and from everything {:?}", reasons(&next), reasons(&whole)))?;
+        Ok(next)
+    }
+
+    /// The world as the planner sees it.
+    fn seen(&self) -> World {
+        let mut seen = self.world.clone();
+        if self.fault == Some(Fault::SilenceIsDeath) {
+            let silent = |id: &HostId| {
+                let at = self.world.reports.get(id).map(|v| v.report.at);
+                at.is_some_and(|at| seconds(self.now).since(at) > std::time::Duration::from_secs(5))
+            };
+            seen.hosts.values_mut().filter(|h| silent(&h.id)).for_each(|h| h.state = HostState::Dead);
+        }
+        seen
+    }
+
+    /// Sends out what a plan says before it is committed.
+    fn act_on(&mut self, next: &Plan) {
+        let mut placements = self.world.placements.clone();
+        for change in &next.changes {
+            if let ChangeKind::Place(p) = &change.kind {
+                placements.insert(p.instance, p.clone());
+            }
+        }
+        for (host, agent) in self.agents.iter_mut().filter(|(_, a)| !a.off) {
+            agent.inbox.push((self.now, Order::of((self.revision + 1, self.epoch), &placements, *host)));
+        }
+    }
+
+    /// The routes, of which only those are made anew that changed.
+    fn next_routes(&mut self) -> Result<Vec<AppRoute>, String> {
+        let seen = self.seen();
+        feed(&mut self.cluster, &self.told, &seen, self.fault.and_then(Fault::deaf));
+        self.told = seen;
+        match self.cluster.take_routes() {
+            RouteChanges::All(all) => self.routes = all.into_iter().map(|r| (r.app, r)).collect(),
+            RouteChanges::Some { changed, gone } => {
+                self.routes.extend(changed.into_iter().map(|r| (r.app, r)));
+                self.routes.retain(|app, _| !gone.contains(app));
+            }
+        }
+        let (kept, whole) = (self.routes.values().cloned().collect(), routes(&self.world));
+        ensure(kept == whole, || format!("kept routes differ: {kept:?}, and from everything {whole:?}"))?;
+        Ok(kept)
     }
 
     fn refresh(&mut self) {
@@ -294,6 +387,7 @@ impl Sim {
             match change.kind.clone() {
                 ChangeKind::Place(p) => {
                     self.ids.instance();
+                    self.committed.insert(p.instance);
                     self.world.placements.insert(p.instance, p);
                 }
                 ChangeKind::Drain { instance, deadline } => {
@@ -337,7 +431,7 @@ impl Sim {
         }
     }
 
-    fn publish(&mut self) {
+    fn publish(&mut self) -> Outcome {
         for (host, agent) in &mut self.agents {
             let order = Order::of((self.revision, self.epoch), &self.world.placements, *host);
             let delay = if self.noisy { i64::try_from(self.rng.below(4)).unwrap_or(0) } else { 0 };
@@ -345,7 +439,7 @@ impl Sim {
                 agent.inbox.push((self.now + delay, order));
             }
         }
-        let apps = routes(&self.world);
+        let apps = self.next_routes()?;
         let table = RouteTable::new(self.table.revision + 1, apps);
         if table.apps != self.table.apps {
             self.table = table;
@@ -354,139 +448,7 @@ impl Sim {
                 router.inbox.push((self.now + delay, self.table.clone()));
             }
         }
-    }
-
-    fn trouble(&mut self) -> Outcome {
-        let apps: Vec<AppId> = self.world.apps.keys().copied().collect();
-        let hosts: Vec<HostId> = self.world.hosts.keys().copied().collect();
-        let app = apps[usize::try_from(self.rng.below(apps.len() as u64)).unwrap_or(0)];
-        let host = hosts[usize::try_from(self.rng.below(hosts.len() as u64)).unwrap_or(0)];
-        match self.rng.below(23) {
-            0..=5 => self.deploy(app, false),
-            20 => self.deploy(app, true),
-            21 => self.change_app(app, |a| a.canary = None),
-            22 => self.promote(app),
-            6..=8 => {
-                let process = if self.rng.percent(70) { ProcessType::web() } else { worker() };
-                let scale = ProcessScale::default_for(u32::try_from(self.rng.below(MAX_WEB + 1)).unwrap_or(1));
-                self.change_app(app, |a| {
-                    a.formation.insert(process, scale);
-                });
-            }
-            9 | 10 => {
-                let key = ["", "web", "web.1"][usize::try_from(self.rng.below(3)).unwrap_or(0)];
-                let now = self.world.now;
-                self.change_app(app, |a| {
-                    a.restarts.insert(key.to_owned(), now);
-                });
-            }
-            11 => {
-                let memory = Memory::from_mib(256 << self.rng.below(2));
-                self.change_app(app, |a| a.formation.values_mut().for_each(|s| s.memory = memory));
-            }
-            12 => self.set_host(host, |h| h.state = if h.state == HostState::Ready { HostState::Cordoned } else { h.state }),
-            13 => self.lose(host),
-            14 | 15 => self.give_back(host),
-            16 | 17 => {
-                let pause = 1 + i64::try_from(self.rng.below(40)).unwrap_or(0);
-                self.agents.entry(host).or_default().silent_until = self.now + pause;
-            }
-            _ => return self.restart_controller(),
-        }
         Ok(())
-    }
-
-    fn set_host(&mut self, host: HostId, change: impl FnOnce(&mut Host)) {
-        if let Some(h) = self.world.hosts.get_mut(&host) {
-            change(h);
-        }
-    }
-
-    /// The machine goes off; sometimes someone declares it dead, unless it is the last that takes anything.
-    fn lose(&mut self, host: HostId) {
-        let agent = self.agents.entry(host).or_default();
-        agent.off = true;
-        agent.reboot();
-        let others = self.world.hosts.values().filter(|h| h.id != host && h.state == HostState::Ready).count();
-        if others > 0 && self.rng.percent(60) {
-            self.set_host(host, |h| h.state = HostState::Dead);
-        }
-    }
-
-    fn give_back(&mut self, host: HostId) {
-        self.agents.entry(host).or_default().off = false;
-        self.set_host(host, |h| h.state = HostState::Ready);
-    }
-
-    /// A controller that has just started sees old reports only: it must let go of nothing that it would have kept.
-    fn restart_controller(&mut self) -> Outcome {
-        for _ in 0..12 {
-            self.refresh();
-            let next = plan(&self.world, &mut self.ids.clone());
-            self.apply(&next);
-        }
-        self.epoch += 1;
-        for view in self.world.reports.values_mut() {
-            view.counts = false;
-        }
-        self.refresh();
-        let next = plan(&self.world, &mut self.ids.clone());
-        let rash = next.changes.iter().find(|c| match c.kind {
-            ChangeKind::Remove { instance } | ChangeKind::Drain { instance, .. } => {
-                self.world.placements[&instance].phase == PlacementPhase::Active
-            }
-            ChangeKind::ReleaseFailed { .. } | ChangeKind::ReleaseSucceeded { .. } => true,
-            ChangeKind::Place(_) => false,
-        });
-        ensure(rash.is_none(), || format!("second {}: acts on silence: {:?}", self.now, rash.map(|c| &c.reason)))
-    }
-
-    /// What the controller does: the canary becomes what should run, and has to prove itself at full size.
-    fn promote(&mut self, app: AppId) {
-        let now = self.world.now;
-        let Some(view) = self.world.apps.get_mut(&app) else { return };
-        let rolling = view.app.target.is_some_and(|t| view.releases[&t].status == ReleaseStatus::Pending);
-        let Some(version) = view.canary().map(|(r, _)| r.version).filter(|_| !rolling) else { return };
-        if let Some(r) = view.releases.get_mut(&version) {
-            *r = Arc::new(Release { status: ReleaseStatus::Pending, updated_at: now, ..(**r).clone() });
-        }
-        self.change_app(app, |a| (a.target, a.canary) = (Some(version), None));
-    }
-
-    fn deploy(&mut self, app: AppId, as_canary: bool) {
-        let kind = match self.rng.below(10) {
-            0..=4 => Kind::Good,
-            5 | 6 => Kind::Slow(5 + i64::try_from(self.rng.below(20)).unwrap_or(0)),
-            7 | 8 => Kind::Crashes,
-            _ => Kind::Impossible,
-        };
-        let (released, now) = (self.rng.percent(70), self.world.now);
-        let with_worker = self.rng.percent(70);
-        let Some(view) = self.world.apps.get_mut(&app) else { return };
-        let version = view.app.last_version + 1;
-        self.kinds.insert((app, version), kind);
-        let release = new_release(app, version, released, with_worker, now);
-        view.releases.insert(version, Arc::new(release));
-        let weight = 1 + u32::try_from(self.rng.below(99)).unwrap_or(0);
-        self.change_app(app, |a| {
-            a.last_version = version;
-            if as_canary && a.good.is_some() {
-                a.canary = Some(Canary { version: Some(version), weight, built: true });
-            } else {
-                a.target = Some(version);
-            }
-        });
-    }
-
-    fn calm(&mut self) {
-        self.noisy = false;
-        let hosts: Vec<HostId> = self.world.hosts.keys().copied().collect();
-        for host in hosts {
-            self.give_back(host);
-        }
-        for agent in self.agents.values_mut() {
-            agent.silent_until = 0;
-        }
     }
 
     fn converged(&self) -> Outcome {
@@ -535,71 +497,6 @@ impl Sim {
     }
 }
 
-fn worker() -> ProcessType {
-    "worker".parse().expect("a process type")
-}
-
 fn reasons(next: &Plan) -> Vec<&str> {
     next.changes.iter().map(|c| c.reason.as_str()).collect()
-}
-
-fn new_app(n: u64) -> App {
-    App {
-        id: AppId(id(100 + n)),
-        name: format!("app-{n}").parse().expect("an app name"),
-        owner: UserId(id(1)),
-        stack: "flex-13".parse().expect("a stack"),
-        stack_by_hand: false,
-        created_at: Timestamp::default(),
-        updated_at: Timestamp::default(),
-        maintenance: false,
-        formation: BTreeMap::from([(ProcessType::web(), ProcessScale::default_for(1))]),
-        deploy_branches: Vec::new(),
-        buildpacks: Vec::new(),
-        checks: BTreeMap::new(),
-        config_rev: 0,
-        last_version: 0,
-        target: None,
-        good: None,
-        restarts: BTreeMap::new(),
-        stopped: BTreeSet::new(),
-        locked: None,
-        stop_grace_seconds: 30,
-        read_only_root: false,
-        acm: false,
-        canary: None,
-        access_lines: None,
-    }
-}
-
-fn new_release(app: AppId, version: u64, released: bool, with_worker: bool, now: Timestamp) -> Release {
-    let spec = |p: ProcessType| {
-        let check = flex_model::HealthCheck::default_for(&p);
-        (p, ProcessSpec { command: None, check })
-    };
-    Release {
-        id: ReleaseId(id(1000 * version)),
-        app,
-        version,
-        status: ReleaseStatus::Pending,
-        description: String::new(),
-        build: None,
-        slug: None,
-        image: Some(ImageRef { reference: "sha256:0".into(), manifest: None }),
-        has_launcher: false,
-        port: None,
-        commit: None,
-        config_rev: 0,
-        processes: [ProcessType::web()].into_iter().chain(with_worker.then(worker)).map(spec).collect(),
-        routes: BTreeMap::new(),
-        release_command: None,
-        read_only_root: false,
-        keeps_from: None,
-        released,
-        user: UserId(id(1)),
-        created_at: now,
-        updated_at: now,
-        failure: None,
-        superseded_by: None,
-    }
 }
