@@ -11,6 +11,7 @@ mod metrics;
 mod pack;
 mod ports;
 mod restore;
+mod router_limits;
 mod router_role;
 mod runs;
 mod server;

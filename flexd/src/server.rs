@@ -293,7 +293,7 @@ pub fn router_settings(settings: &Settings, http: std::net::SocketAddr) -> Resul
         l4_address: http.ip(),
         lines: settings.access_lines,
         limits: settings.router_limits.clone(),
-        timeouts: flex_router::Timeouts { head: settings.router_head, ..flex_router::Timeouts::default() },
+        timeouts: settings.router_timeouts.clone(),
         proxy_protocol_http: ranges("router.proxy_protocol.http", &settings.proxy_protocol_http)?,
         proxy_protocol_tcp: ranges("router.proxy_protocol.tcp", &settings.proxy_protocol_tcp)?,
         ..RouterSettings::default()

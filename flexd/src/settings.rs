@@ -171,7 +171,7 @@ struct RouterFile {
     #[serde(default)]
     access_lines: LinesFile,
     #[serde(default)]
-    limits: LimitsFile,
+    limits: crate::router_limits::File,
 }
 
 impl RouterFile {
@@ -185,56 +185,6 @@ impl RouterFile {
                     .into())
             }
             _ => Ok(()),
-        }
-    }
-}
-
-/// What bounds a router's work and memory; what is left out stays as it is by default.
-#[derive(Debug, Clone, Default, Deserialize)]
-#[serde(deny_unknown_fields, default)]
-struct LimitsFile {
-    connections: Option<usize>,
-    requests_per_app: Option<usize>,
-    held: Option<usize>,
-    held_per_app: Option<usize>,
-    queue_per_app: Option<usize>,
-    head_bytes: Option<usize>,
-    udp_sessions: Option<usize>,
-    quic_unproven: Option<usize>,
-    compressed_answers: Option<usize>,
-    metrics_apps: Option<usize>,
-    /// Seconds that a request's head may take.
-    head_seconds: Option<u64>,
-}
-
-impl LimitsFile {
-    fn checked(&self) -> Result<(flex_router::Limits, Duration), String> {
-        let mut limits = flex_router::Limits::default();
-        for (name, given, to) in [
-            ("connections", self.connections, &mut limits.connections),
-            ("requests_per_app", self.requests_per_app, &mut limits.requests_per_app),
-            ("held", self.held, &mut limits.held),
-            ("held_per_app", self.held_per_app, &mut limits.held_per_app),
-            ("queue_per_app", self.queue_per_app, &mut limits.queue_per_app),
-            ("head_bytes", self.head_bytes, &mut limits.head_bytes),
-            ("udp_sessions", self.udp_sessions, &mut limits.udp_sessions),
-            ("quic_unproven", self.quic_unproven, &mut limits.quic_unproven),
-            ("compressed_answers", self.compressed_answers, &mut limits.compressed_answers),
-            ("metrics_apps", self.metrics_apps, &mut limits.metrics_apps),
-        ] {
-            match given {
-                Some(0) => return Err(format!("router.limits.{name}: 0 would let nothing through: use 1 or more")),
-                Some(n) => *to = n,
-                None => {}
-            }
-        }
-        if limits.head_bytes < 1024 || limits.head_bytes > 1 << 20 {
-            return Err("router.limits.head_bytes: use 1024 to 1048576".into());
-        }
-        let head = self.head_seconds.map_or(flex_router::Timeouts::default().head, Duration::from_secs);
-        match head.is_zero() {
-            true => Err("router.limits.head_seconds: use 1 or more".into()),
-            false => Ok((limits, head)),
         }
     }
 }
@@ -301,8 +251,7 @@ pub struct Settings {
     pub proxy_protocol_http: Vec<String>,
     pub proxy_protocol_tcp: Vec<String>,
     pub router_limits: flex_router::Limits,
-    /// How long a request's head may take.
-    pub router_head: Duration,
+    pub router_timeouts: flex_router::Timeouts,
     /// How access lines are written, where an app says nothing else.
     pub access_lines: flex_model::LineForm,
     /// Ports that apps may have for TCP and UDP routes.
@@ -386,14 +335,14 @@ impl Settings {
             (None, Some(text)) => text.parse().map_err(|e| format!("tls_min: {e}"))?,
             (None, None) => MinTls::default(),
         };
-        let (router_limits, router_head) = file.router.limits.checked()?;
+        let (router_limits, router_timeouts) = file.router.limits.checked()?;
         file.router.check_http3(https.0)?;
         Ok(Self {
             config,
             file: table,
             log_json: flags.log_json,
             router_limits,
-            router_head,
+            router_timeouts,
             https: https.0,
             tls_min,
             http3: file.router.http3,
@@ -573,6 +522,10 @@ mod tests {
             ("[build]\nca_bundle = \"Cargo.toml\"", "build.ca_bundle"),
             ("[router.limits]\nconnections = 0", "router.limits.connections"),
             ("[router.limits]\nconections = 5", "conections"),
+            ("[router.limits]\nheaders = 300", "router.limits.headers"),
+            ("[router.limits]\nidle_seconds = 0", "router.limits.idle_seconds"),
+            ("[router.limits]\nhttp2_stream_window = 100", "router.limits.http2_stream_window"),
+            ("[router.limits]\nhttp2_connection_window = 65536\nhttp2_stream_window = 131072", "http2_connection_window"),
             ("[router.access_lines]\nsample = 2.0", "router.access_lines.sample"),
             ("[network]\ndeny = [\"10.0.0.0/40\"]", "network.deny"),
             ("[network]\nallow = [\"a b\"]", "network.allow"),

@@ -7,6 +7,7 @@
 
 pub mod app;
 pub mod app_json;
+pub mod app_list;
 pub mod build;
 pub mod certificate;
 pub mod cidr;

@@ -1,9 +1,14 @@
 //! Names that people type and programs carry about. Each has one grammar, checked here and nowhere else; everything
-//! behind the border may trust it, which is what keeps names out of shells, paths and host names' way.
+//! behind the border may trust it, which is what keeps names out of shells, paths and host names' way. A copy of a name is
+//! the same text in memory.
 
 use crate::Invalid;
 use serde::{Deserialize, Deserializer, Serialize};
-use std::{fmt, str::FromStr};
+use std::{
+    fmt,
+    str::FromStr,
+    sync::{Arc, LazyLock},
+};
 
 macro_rules! names {
     (@refused $what:literal $given:ident $rule:ident) => { Invalid::new($what, $given, $rule) };
@@ -12,7 +17,7 @@ macro_rules! names {
         $(#[$doc])*
         #[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize)]
         #[serde(transparent)]
-        pub struct $name(String);
+        pub struct $name(Arc<str>);
 
         impl $name {
             /// The name as text.
@@ -33,7 +38,7 @@ macro_rules! names {
         impl FromStr for $name {
             type Err = Invalid;
             fn from_str(s: &str) -> Result<Self, Invalid> {
-                $check(s).map(Self).map_err(|rule| names!(@refused $what s rule $($unsaid)?))
+                $check(s).map(|s| Self(s.into())).map_err(|rule| names!(@refused $what s rule $($unsaid)?))
             }
         }
         impl TryFrom<String> for $name {
@@ -72,19 +77,25 @@ impl ProcessType {
     pub const WEB: &'static str = "web";
     /// `web`.
     pub fn web() -> Self {
-        Self(Self::WEB.to_owned())
+        static NAME: LazyLock<Arc<str>> = LazyLock::new(|| Arc::from(ProcessType::WEB));
+        Self(NAME.clone())
     }
     /// Whether requests are routed to it.
     pub fn is_web(&self) -> bool {
-        self.0 == Self::WEB
+        &*self.0 == Self::WEB
     }
     /// The Procfile entry that runs once per release and is never scaled.
     pub fn is_release_phase(&self) -> bool {
-        self.0 == "release"
+        &*self.0 == "release"
     }
 }
 
 impl DomainName {
+    /// The name as text that needs no copy to be kept: 100,000 of them are in every router's table.
+    pub fn shared(&self) -> Arc<str> {
+        self.0.clone()
+    }
+
     /// Whether requests at `name` come here where nothing more special takes them: it is this name, or this is a wildcard
     /// above it.
     pub fn covers(&self, name: &Self) -> bool {
@@ -95,7 +106,7 @@ impl DomainName {
     /// The wildcards that cover it, the most special first.
     pub fn wildcards(&self) -> impl Iterator<Item = Self> {
         let bare = self.0.strip_prefix("*.").unwrap_or(&self.0);
-        bare.match_indices('.').map(|(at, _)| Self(format!("*{}", &bare[at..])))
+        bare.match_indices('.').map(|(at, _)| Self(format!("*{}", &bare[at..]).into()))
     }
 
     /// How many labels there are, the `*` of a wildcard not among them.

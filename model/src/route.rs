@@ -3,11 +3,11 @@
 //! Invariants: what is left out of the serialized form has a default, so that a table of an older control plane reads as
 //! it was meant; a field whose absence would be dangerous raises [`TABLE_FORMAT`].
 
+use crate::app_list::{Apps, Difference};
 use crate::http_policy::Pages;
 use crate::{AppId, AppName, DomainName, InstanceId, Invalid, Policy, ProcessType, RouteId, Secret, path};
 use serde::{Deserialize, Deserializer, Serialize};
 use std::{
-    cmp::Ordering,
     collections::{BTreeMap, BTreeSet},
     fmt,
     net::SocketAddr,
@@ -58,10 +58,12 @@ pub struct AppRoute {
     pub name: AppName,
     /// Exact names, and `*.` wildcards that match one or more labels. Their path `/` leads to `web`, unless one of
     /// `routes` says otherwise.
+    #[serde(deserialize_with = "fitting")]
     pub domains: Vec<DomainName>,
     /// Of `web`.
     pub state: AppState,
     /// Of `web`, whatever release.
+    #[serde(deserialize_with = "fitting")]
     pub backends: Vec<Backend>,
     /// How requests at `domains` are treated; none: the defaults.
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -81,6 +83,13 @@ pub struct AppRoute {
     /// How access lines are written; what is not set follows the router's own setting.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub lines: Option<LineForm>,
+}
+
+/// A list with no room for more: there are tables of 100,000 apps with one domain and one instance each.
+fn fitting<'de, D: Deserializer<'de>, T: Deserialize<'de>>(from: D) -> Result<Vec<T>, D::Error> {
+    let mut all = Vec::deserialize(from)?;
+    all.shrink_to_fit();
+    Ok(all)
 }
 
 /// How an app's access lines are written.
@@ -329,14 +338,13 @@ impl fmt::Display for Target {
     }
 }
 
-/// The whole table at one revision. Replaced as a whole; revisions grow.
+/// The whole table at one revision. Replaced as a whole; revisions grow. A clone shares what it holds.
 #[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
 pub struct RouteTable {
     pub revision: u64,
     /// In the order of their ids, each once. What did not change since the table before is the same allocation, so that a
     /// router sees what did without comparing.
-    #[serde(deserialize_with = "in_order")]
-    pub apps: Vec<Arc<AppRoute>>,
+    pub apps: Apps,
     /// What routers sign their cookies with; the same in all of them.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub cookie_key: Option<Secret>,
@@ -345,74 +353,48 @@ pub struct RouteTable {
 impl RouteTable {
     /// A table of these apps, put in order.
     pub fn new(revision: u64, apps: impl IntoIterator<Item = AppRoute>) -> Self {
-        let mut apps: Vec<Arc<AppRoute>> = apps.into_iter().map(Arc::new).collect();
-        order(&mut apps);
-        Self { revision, apps, cookie_key: None }
+        Self { revision, apps: apps.into_iter().map(Arc::new).collect(), cookie_key: None }
     }
 
     /// Apps that came, went or differ in the later table, in the order of their ids.
     pub fn differences(&self, after: &Self) -> Vec<Difference> {
-        let (mut old, mut new) = (self.apps.iter().peekable(), after.apps.iter().peekable());
-        let mut out = Vec::new();
-        loop {
-            let order = match (old.peek(), new.peek()) {
-                (None, None) => return out,
-                (Some(_), None) => Ordering::Less,
-                (None, Some(_)) => Ordering::Greater,
-                // Most are the same allocation: to know that, nothing of them is read.
-                (Some(a), Some(b)) if Arc::ptr_eq(a, b) => Ordering::Equal,
-                (Some(a), Some(b)) => a.app.cmp(&b.app),
-            };
-            let a = if order.is_le() { old.next() } else { None };
-            let b = if order.is_ge() { new.next() } else { None };
-            if let (Some(a), Some(b)) = (a, b)
-                && (Arc::ptr_eq(a, b) || a == b)
-            {
-                continue;
-            }
-            out.push((a.cloned(), b.cloned()));
-        }
+        self.apps.differences(&after.apps)
     }
 
     /// This table with these apps in the place of those with their ids, and without those that are gone.
-    pub fn with(&self, revision: u64, mut changed: Vec<Arc<AppRoute>>, gone: &BTreeSet<AppId>) -> Self {
-        order(&mut changed);
-        let mut apps = self.apps.clone();
-        if !gone.is_empty() {
-            apps.retain(|a| !gone.contains(&a.app));
-        }
-        changed.retain(|app| match apps.binary_search_by_key(&app.app, |a| a.app) {
-            Ok(at) => {
-                apps[at] = app.clone();
-                false
+    pub fn with(&self, revision: u64, changed: Vec<Arc<AppRoute>>, gone: &BTreeSet<AppId>) -> Self {
+        Self { revision, apps: self.apps.with(changed, gone), cookie_key: self.cookie_key.clone() }
+    }
+
+    /// The table with just these apps, which shares with this one what is the same; none: all of them are.
+    pub fn followed_by(&self, revision: u64, apps: impl IntoIterator<Item = AppRoute>) -> Option<Self> {
+        let mut gone: BTreeSet<AppId> = self.apps.iter().map(|a| a.app).collect();
+        let mut changed = Vec::new();
+        for app in apps {
+            gone.remove(&app.app);
+            if self.app(app.app).is_none_or(|known| **known != app) {
+                changed.push(Arc::new(app));
             }
-            Err(_) => true,
-        });
-        if !changed.is_empty() {
-            apps.extend(changed);
-            order(&mut apps);
         }
-        Self { revision, apps, cookie_key: self.cookie_key.clone() }
+        (!changed.is_empty() || !gone.is_empty()).then(|| self.with(revision, changed, &gone))
+    }
+
+    /// `next`, where what is the same as here is the same allocation.
+    pub fn shared_with(&self, next: &Self) -> Self {
+        let (mut changed, mut gone) = (Vec::new(), BTreeSet::new());
+        for (old, new) in self.differences(next) {
+            match new {
+                Some(app) => changed.push(app),
+                None => gone.extend(old.map(|a| a.app)),
+            }
+        }
+        Self { cookie_key: next.cookie_key.clone(), ..self.with(next.revision, changed, &gone) }
     }
 
     /// The app of that id.
     pub fn app(&self, id: AppId) -> Option<&Arc<AppRoute>> {
-        self.apps.binary_search_by_key(&id, |a| a.app).ok().map(|at| &self.apps[at])
+        self.apps.get(id)
     }
-}
-
-/// An app before and after.
-pub type Difference = (Option<Arc<AppRoute>>, Option<Arc<AppRoute>>);
-
-fn order(apps: &mut Vec<Arc<AppRoute>>) {
-    apps.sort_by_key(|a| a.app);
-    apps.dedup_by_key(|a| a.app);
-}
-
-fn in_order<'de, D: Deserializer<'de>>(from: D) -> Result<Vec<Arc<AppRoute>>, D::Error> {
-    let mut apps = Vec::deserialize(from)?;
-    order(&mut apps);
-    Ok(apps)
 }
 
 /// What a router says back, so that draining ends when the last request does.
@@ -469,8 +451,9 @@ mod tests {
         let text = r#"{"revision":7,"apps":[{"app":"00000000-0000-0000-0000-000000000001","name":"aa","domains":["aa.test"],
             "state":"serving","backends":[{"instance":"00000000-0000-0000-0000-000000000002","name":"web.1","address":"127.0.0.1:80"}]}]}"#;
         let table: RouteTable = serde_json::from_str(text).unwrap();
-        assert_eq!((table.revision, table.apps[0].backends.len()), (7, 1));
-        assert!(table.apps[0].policy.is_none() && table.apps[0].routes.is_empty());
+        let first = table.apps.iter().next().unwrap();
+        assert_eq!((table.revision, first.backends.len(), first.backends.capacity()), (7, 1, 1));
+        assert!(first.policy.is_none() && first.routes.is_empty());
         assert_eq!(serde_json::from_str::<RouteTable>(&serde_json::to_string(&table).unwrap()).unwrap(), table);
     }
 

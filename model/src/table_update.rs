@@ -62,7 +62,7 @@ impl TableUpdate {
         match self {
             Self::Alive => Ok(None),
             Self::Whole { format, .. } | Self::Change { format, .. } if format > TABLE_FORMAT => Err(UpdateError::Newer(format)),
-            Self::Whole { table, .. } => Ok(Some(Arc::unwrap_or_clone(table))),
+            Self::Whole { table, .. } => Ok(Some(before.shared_with(&table))),
             Self::Change { from, .. } if from != before.revision => Err(UpdateError::Gap(from)),
             Self::Change { revision, changed, gone, cookie_key, .. } => {
                 let gone: BTreeSet<AppId> = gone.into_iter().collect();

@@ -29,7 +29,7 @@ pub(crate) fn choose<'a>(
     let limit = app.policy.max_per_instance.unwrap_or(u32::MAX);
     let open = |b: &Arc<Backend>| !tried.contains(&b.serial) && b.in_flight() < limit;
     let fit = |b: &Arc<Backend>| open(b) && !b.is_out(now_ms);
-    let all = app.backends.as_slice();
+    let all = &*app.backends;
     if let Some(wanted) = prefer
         && let Some(backend) = all.iter().find(|b| b.instance == wanted && fit(b))
     {

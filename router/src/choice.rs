@@ -36,7 +36,7 @@ impl Worker {
     /// What the newest table has for a request.
     pub(crate) fn find(&self, request: &Request) -> Option<Arc<App>> {
         let route = self.shared.routes.find(&request.host, request.path())?;
-        let wanted = self.wanted(&route.policy, route.app, request);
+        let wanted = self.wanted(route.policy(), route.app(), request);
         route.choose_for(wanted, rand::random()).cloned()
     }
 

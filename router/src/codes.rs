@@ -172,6 +172,7 @@ pub enum Refusal {
     /// Not HTTP/1.1 as RFC 9112 has it; the reason is for the visitor and the tests.
     Bad(&'static str),
     HeadTooLarge,
+    TooManyHeaders,
     HeadTimeout,
     Version,
     /// `CONNECT`: this is no forward proxy.
@@ -181,6 +182,8 @@ pub enum Refusal {
     /// The name of the request has another certificate than the name that the connection was made for.
     Misdirected,
     ConnectionLimit,
+    /// The client's address has its most.
+    ClientConnections,
 }
 
 impl Refusal {
@@ -188,7 +191,9 @@ impl Refusal {
         let p = |status, id, title, text| Page { status, id, title, text, code: None };
         match self {
             Self::Bad(why) => p(400, "bad_request", "Bad request", why),
-            Self::HeadTooLarge => p(431, "headers_too_large", "Bad request", "The request's headers are too large."),
+            Self::HeadTooLarge | Self::TooManyHeaders => {
+                p(431, "headers_too_large", "Bad request", "The request's headers are too large.")
+            }
             Self::HeadTimeout => p(408, "request_timeout", "Request timeout", "The request's headers did not arrive in time."),
             Self::Version => p(505, "http_version", "Bad request", "This HTTP version is not spoken here."),
             Self::Method => p(405, "method_not_allowed", "Method not allowed", "CONNECT is not served here."),
@@ -200,6 +205,12 @@ impl Refusal {
                 "There is no app at this host name. Check the address, or add the domain to your app.",
             ),
             Self::Misdirected => p(421, "misdirected_request", "Misdirected request", MISDIRECTED),
+            Self::ClientConnections => p(
+                429,
+                "too_many_connections",
+                "Too many connections",
+                "There are too many connections from your address. Close some, or try again in a moment.",
+            ),
             Self::ConnectionLimit => {
                 p(503, "connection_limit", "Too many connections", "The router has no connection left. Try again in a moment.")
             }

@@ -247,15 +247,19 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Exchange<'_, '_, S> {
 
     /// Whether the client's content keeps to the route's limits.
     fn check_content(&mut self, sending: &mut Sending) -> Result<(), Broken> {
-        let Some(gate) = &self.gate else { return Ok(()) };
+        let worker = self.conn.worker;
+        let (most, least) = self.gate.as_ref().map_or((None, None), |g| (g.max_body, g.min_body_rate));
+        let least = least.unwrap_or(worker.shared.settings.limits.min_body_rate);
         let moved = sending.moved();
-        if gate.max_body.is_some_and(|most| moved > most) {
+        if most.is_some_and(|most| moved > most) {
             return Err(Broken::Refused(Code::BodyTooLarge));
         }
-        let Some(least) = gate.min_body_rate.filter(|_| !sending.is_read()) else { return Ok(()) };
+        if least == 0 || sending.is_read() {
+            return Ok(());
+        }
         let waiting = sending.waits() == Some(Waits::Source);
-        if sending.pace.is_too_slow(least, moved, waiting, self.conn.worker.now_ms()) {
-            return Err(Broken::Refused(Code::BodyTooSlow));
+        if sending.pace.is_too_slow(least, moved, waiting, worker.now_ms()) {
+            return Err(Broken::Refused(worker.counters.hit(Limit::MinBodyRate, Code::BodyTooSlow)));
         }
         Ok(())
     }

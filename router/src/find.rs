@@ -15,13 +15,13 @@ type Covering<'a> = (Option<&'a Arc<Route>>, Option<&'a Arc<Route>>);
 
 fn at_path<'a>(host: &'a Host, path: &str) -> Covering<'a> {
     let mut loose = None;
-    for e in host.iter() {
-        let covers = e.path.is_empty() || path.strip_prefix(&*e.path).is_some_and(|r| r.is_empty() || r.starts_with('/'));
+    for (begin, route) in host.entries() {
+        let covers = begin.is_empty() || path.strip_prefix(begin).is_some_and(|r| r.is_empty() || r.starts_with('/'));
         if covers {
-            return (Some(&e.route), loose.filter(|(len, _)| *len > e.path.len()).map(|(_, r)| r));
+            return (Some(route), loose.filter(|(len, _)| *len > begin.len()).map(|(_, r)| r));
         }
-        if loose.is_none() && path::begins_in_any_case(path, &e.path) {
-            loose = Some((e.path.len(), &e.route));
+        if loose.is_none() && path::begins_in_any_case(path, begin) {
+            loose = Some((begin.len(), route));
         }
     }
     (None, loose.map(|(_, r)| r))
@@ -34,7 +34,7 @@ fn suffixes(name: &str) -> impl Iterator<Item = &str> {
 
 /// The first of those that ask of a client at least what each of the others does.
 fn strictest(candidates: &[Arc<Route>]) -> Option<&Arc<Route>> {
-    let guards = |a: &Arc<Route>, b: &Arc<Route>| Arc::ptr_eq(a, b) || a.policy.http.guards_as_much_as(&b.policy.http);
+    let guards = |a: &Arc<Route>, b: &Arc<Route>| Arc::ptr_eq(a, b) || a.policy().http.guards_as_much_as(&b.policy().http);
     candidates.iter().find(|a| candidates.iter().all(|b| guards(a, b)))
 }
 
@@ -44,9 +44,9 @@ impl Routes {
     /// and neither asks all that the other does ([`Routes::is_unclear`]).
     pub(crate) fn find(&self, host: &str, path: &str) -> Option<Arc<Route>> {
         // Most hosts lead to one place, however a path is read.
-        let only = self.exact.with(host, |h| match &**h {
-            [all] if all.path.is_empty() => Some(all.route.clone()),
-            _ => None,
+        let only = self.exact.with(host, |h| match h {
+            Host::One(route) => Some(route.clone()),
+            Host::Many(_) => None,
         });
         if let Some(Some(route)) = only {
             return Some(route);
@@ -70,7 +70,7 @@ impl Routes {
     fn candidates(&self, host: &str, path: &str) -> Vec<Arc<Route>> {
         let all = self.all_of(host);
         let open = flex_model::HttpPolicy::default();
-        if all.iter().all(|r| open.guards_as_much_as(&r.policy.http)) {
+        if all.iter().all(|r| open.guards_as_much_as(&r.policy().http)) {
             // Nobody is kept out anywhere.
             return self.at(host, &path::normal(path)).0.into_iter().collect();
         }
@@ -110,7 +110,7 @@ impl Routes {
 
     /// Every route that some path of a host takes.
     fn all_of(&self, host: &str) -> Vec<Arc<Route>> {
-        let routes = |h: &Host| h.iter().map(|e| e.route.clone()).collect::<Vec<_>>();
+        let routes = |h: &Host| h.entries().map(|(_, route)| route.clone()).collect::<Vec<_>>();
         let mut all = self.exact.with(host, routes).unwrap_or_default();
         if self.wildcard.count.load(SeqCst) > 0 {
             all.extend(suffixes(host).filter_map(|s| self.wildcard.with(s, routes)).flatten());

@@ -163,6 +163,11 @@ impl Guard {
         self.expired.set(false);
     }
 
+    /// Its own time is over; the router's end is something else.
+    pub(crate) fn is_expired(&self) -> bool {
+        self.expired.get()
+    }
+
     pub(crate) fn set_idle(&self, idle: bool) {
         self.idle.set(idle);
     }

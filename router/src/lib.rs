@@ -11,6 +11,7 @@
 mod access;
 mod balance;
 mod choice;
+mod clients;
 mod codes;
 mod conn;
 mod exchange;
@@ -19,6 +20,7 @@ mod find;
 mod h1;
 mod h2;
 mod h3;
+mod instances;
 mod io;
 mod l4;
 mod metrics;

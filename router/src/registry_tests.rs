@@ -3,7 +3,7 @@ use crate::{
     shared::Dirty,
     table::{Lease, NoPlace},
 };
-use flex_model::{PathPrefix, Pool, RouteId, Uuid};
+use flex_model::{AppState, PathPrefix, Policy, Pool, RouteId, Target, Uuid};
 use proptest::prelude::*;
 use std::time::Duration;
 
@@ -37,7 +37,7 @@ fn applied(apps: Vec<AppRoute>) -> (Registry, Routes) {
 }
 
 fn find(routes: &Routes, host: &str, path: &str) -> Option<u128> {
-    routes.find(host, path).map(|r| r.app.0.as_u128())
+    routes.find(host, path).map(|r| r.app().0.as_u128())
 }
 
 #[test]
@@ -62,7 +62,7 @@ fn the_longest_path_and_only_whole_segments() {
     let one = AppRoute { routes: vec![http(9, "a.b", "/api", vec![to("api", 1)])], ..app(1, &["a.b"]) };
     let two = AppRoute { routes: vec![http(8, "a.b", "/api/v2", vec![to("web", 1)])], ..app(2, &[]) };
     let (_, routes) = applied(vec![one, two]);
-    let at = |path: &str| routes.find("a.b", path).map(|r| (r.app.0.as_u128(), r.id.map(|r| r.0.as_u128())));
+    let at = |path: &str| routes.find("a.b", path).map(|r| (r.app().0.as_u128(), r.id().map(|r| r.0.as_u128())));
     assert_eq!(at("/"), Some((1, None)));
     assert_eq!(at("/api"), Some((1, Some(9))));
     assert_eq!(at("/apis"), Some((1, None)));
@@ -107,10 +107,10 @@ fn an_absent_instance_takes_no_request_and_is_counted_until_its_last() {
     registry.apply(&routes, &Arc::new(RouteTable::new(2, [])));
     assert!(routes.find("a.b", "/").is_none());
     assert_eq!(Lease::take(&target, &backend, &dirty).unwrap_err(), NoPlace::Retired);
-    assert_eq!(registry.in_flight(), BTreeMap::from([(backend.instance, 1)]));
+    assert_eq!(registry.busy(&dirty, 0).0, BTreeMap::from([(backend.instance, 1)]));
     drop(running);
-    assert!(registry.in_flight().is_empty());
-    assert!(registry.backends.is_empty() && registry.waiting.is_empty());
+    assert!(registry.busy(&dirty, 0).0.is_empty());
+    assert!(registry.instances.is_empty() && registry.busy.is_empty());
 }
 
 #[test]
@@ -206,7 +206,7 @@ fn a_path_is_chosen_by_as_whoever_reads_it() {
         guarded(5, "/caf%c3%a9", allow()),
     ];
     let (_, found) = applied(vec![AppRoute { routes, ..app(1, &["a.b", "*.b"]) }, app(2, &["c.d"])]);
-    let at = |path: &str| found.find("a.b", path).map(|r| r.id.map_or(0, |r| r.0.as_u128()));
+    let at = |path: &str| found.find("a.b", path).map(|r| r.id().map_or(0, |r| r.0.as_u128()));
     for (path, id) in [
         ("/", 0),
         ("/admin", 1),
@@ -251,7 +251,7 @@ fn a_path_is_chosen_by_as_whoever_reads_it() {
         assert!(at(path).is_none() && found.is_unclear("a.b", path), "{path:.40}");
     }
     // Hosts that lead to one place are not looked into.
-    assert_eq!(found.find("c.d", "//x/../%61").map(|r| r.app), Some(id(2)));
+    assert_eq!(found.find("c.d", "//x/../%61").map(|r| r.app()), Some(id(2)));
     assert!(found.find("nobody.test", "//x").is_none() && !found.is_unclear("nobody.test", "//x"));
 }
 
@@ -273,9 +273,9 @@ fn ports_and_names_below_http() {
     let two = AppRoute { routes: vec![route(4, tcp(5432)), route(5, tcp(7000))], ..app(2, &[]) };
     let (mut registry, routes) = applied(vec![one.clone(), two]);
     let l4 = routes.l4.load_full();
-    assert_eq!(l4.ports[&5432].plain.as_ref().unwrap().app, id(1));
-    assert_eq!(l4.ports[&7000].plain.as_ref().unwrap().app, id(2));
-    assert_eq!(l4.ports[&7000].names.find("x.db.test").unwrap().app, id(1));
+    assert_eq!(l4.ports[&5432].plain.as_ref().unwrap().app(), id(1));
+    assert_eq!(l4.ports[&7000].plain.as_ref().unwrap().app(), id(2));
+    assert_eq!(l4.ports[&7000].names.find("x.db.test").unwrap().app(), id(1));
     assert!(l4.ports[&7000].names.find("db.test").is_none() && l4.names.find("a.test").is_some());
     assert_eq!(registry.problems().iter().map(|p| p.app).collect::<Vec<_>>(), [id(2)]);
     registry.apply(&routes, &Arc::new(RouteTable::new(2, [one])));
@@ -315,8 +315,11 @@ proptest! {
         const HOSTS: [&str; 6] = ["a.b.c", "*.b.c", "x.b.c", "*.c", "b.c", "q.z"];
         const PATHS: [&str; 4] = ["/", "/p", "/p/q", "/r"];
         let (mut registry, routes) = (Registry::default(), Routes::default());
-        let mut last = Vec::new();
+        let (mut last, mut late) = (Vec::new(), Vec::new());
         for (n, claims) in tables.iter().enumerate() {
+            // Some are asked where they lead to before the next table, some after.
+            late.extend(HOSTS.iter().filter_map(|h| routes.find(h, "/")));
+            late.iter().step_by(2).for_each(|route: &Arc<Route>| _ = route.targets().count());
             let mut apps: BTreeMap<u128, AppRoute> = BTreeMap::new();
             for (app_id, mine) in claims {
                 let entry = apps.entry(*app_id).or_insert_with(|| app(*app_id, &[]));
@@ -335,15 +338,81 @@ proptest! {
         let told = RouteTable::new(1, last.clone());
         for host in ["a.b.c", "x.b.c", "y.b.c", "b.c", "c", "q.z", "u.v.c"] {
             for path in ["/", "/p", "/pp", "/p/q/1", "/r/"] {
-                prop_assert_eq!(routes.find(host, path).map(|r| r.app), by_hand(&last, host, path), "{} {}", host, path);
+                prop_assert_eq!(routes.find(host, path).map(|r| r.app()), by_hand(&last, host, path), "{} {}", host, path);
                 let (takes, is_told) = (routes.find(host, path), told.find(host, path));
-                prop_assert_eq!(takes.map(|r| (r.app, r.id)), is_told.map(|f| (f.app.app, f.route.map(|r| r.id))), "{} {}", host, path);
+                prop_assert_eq!(takes.map(|r| (r.app(), r.id())), is_told.map(|f| (f.app.app, f.route.map(|r| r.id))), "{} {}", host, path);
             }
         }
-        let live: BTreeSet<InstanceId> = registry.backends.values().filter(|b| !b.is_retired()).map(|b| b.instance).collect();
-        for app in &last {
-            prop_assert!(app.domains.is_empty() && app.routes.is_empty() || live.contains(&app.backends[0].instance));
-        }
+        let live: BTreeSet<InstanceId> = registry.instances.backends().iter().filter(|b| !b.is_retired()).map(|b| b.instance).collect();
         prop_assert!(live.iter().all(|i| last.iter().any(|a| a.backends[0].instance == *i)));
+        // It is what it would be without all that came before: the same hosts with the same paths, which lead to the same.
+        let (scratch, anew) = applied(last.clone());
+        let told = |r: &Registry| r.problems().into_iter().map(|p| (p.app, p.route)).collect::<BTreeSet<_>>();
+        prop_assert_eq!((routes.hosts(), told(&registry)), (anew.hosts(), told(&scratch)));
+        for host in HOSTS {
+            prop_assert_eq!(routes.host(host).map(|h| shown(&h)), anew.host(host).map(|h| shown(&h)), "{}", host);
+        }
+        // Who found a route before the table changed and asks late where it leads gets no instance that left.
+        for target in late.iter().flat_map(|r| r.targets()) {
+            for backend in &target.backends {
+                let stays = last.iter().any(|a| a.app == target.id && a.backends[0].instance == backend.instance);
+                prop_assert!(stays || backend.is_retired(), "{}", backend.name);
+            }
+        }
+        registry.apply(&routes, &Arc::new(RouteTable::new(99, [])));
+        registry.busy(&Dirty::default(), 0);
+        prop_assert!(registry.instances.is_empty() && registry.contested.is_empty() && registry.problems.is_empty());
+        prop_assert_eq!(routes.hosts(), 0);
     }
+}
+
+type Shown = Vec<(String, AppId, Option<RouteId>, Vec<Vec<String>>)>;
+
+/// Everything that a host leads to.
+fn shown(host: &Host) -> Shown {
+    let names = |app: &crate::table::App| app.backends.iter().map(|b| format!("{} {}", b.name, b.is_retired())).collect();
+    let of = |(path, route): (&str, &Arc<Route>)| {
+        (path.to_owned(), route.app(), route.id(), route.targets().map(|a| names(a)).collect())
+    };
+    host.entries().map(of).collect()
+}
+
+/// What lies elsewhere is taken over, so that a table is in memory once, and what is under way on its instances stays known.
+#[test]
+fn the_same_table_from_elsewhere_replaces_the_one_before() {
+    let (mut registry, routes) = applied(vec![app(7, &["a.b"])]);
+    let dirty = Arc::new(Dirty::default());
+    let before = routes.find("a.b", "/").unwrap();
+    let target = before.choose(0).unwrap().clone();
+    let _lease = Lease::take(&target, &target.backends[0], &dirty).unwrap();
+    let again = Arc::new(RouteTable::new(2, [app(7, &["a.b"])]));
+    registry.apply(&routes, &again);
+    let after = routes.find("a.b", "/").unwrap();
+    assert!(!Arc::ptr_eq(&before, &after));
+    assert!(Arc::ptr_eq(&after.choose(0).unwrap().backends[0], &target.backends[0]));
+    assert_eq!(Arc::strong_count(again.apps.iter().next().unwrap()), 2, "the table's and the route's");
+    assert_eq!(registry.busy(&dirty, 0).0.len(), 1);
+}
+
+/// What changes costs what changed, not what there is.
+#[test]
+fn nothing_is_told_of_instances_that_nobody_asked_for() {
+    let apps = (1..=2_000).map(|n| app(n, &[&format!("h{n}.test")]));
+    let (mut registry, routes) = applied(apps.collect());
+    assert_eq!((routes.hosts(), registry.instances.backends().len()), (2_000, 0));
+    let dirty = Arc::new(Dirty::default());
+    let target = routes.find("h9.test", "/").unwrap().choose(0).unwrap().clone();
+    let backend = target.backends[0].clone();
+    for _ in 0..3 {
+        let lease = Lease::take(&target, &backend, &dirty).unwrap();
+        assert_eq!(registry.busy(&dirty, 0).0, BTreeMap::from([(backend.instance, 1)]));
+        assert_eq!(registry.busy.len(), 1);
+        drop(lease);
+        assert!(registry.busy(&dirty, 0).0.is_empty() && registry.busy.is_empty());
+    }
+    // Out, it is told of for as long as it is, though nothing is under way.
+    backend.failed(0, Duration::from_secs(1));
+    dirty.note(&backend);
+    assert_eq!(registry.busy(&dirty, 999).1, BTreeSet::from([backend.instance]));
+    assert!(registry.busy(&dirty, 1000).1.is_empty() && registry.busy.is_empty());
 }

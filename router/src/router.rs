@@ -3,6 +3,7 @@
 
 use crate::{
     AccessSink, Metrics, RouterSettings,
+    clients::Clients,
     h3::endpoint::{self as quic, Http3},
     io::Clock,
     l4,
@@ -144,6 +145,7 @@ impl Router {
             stats,
             held: AtomicUsize::new(0),
             connections: AtomicUsize::new(0),
+            clients: Clients::default(),
             compressing: AtomicUsize::new(0),
             clock: Clock::start(),
             buckets: crate::policy::Buckets::default(),
@@ -430,10 +432,10 @@ async fn publish_status(shared: Arc<Shared>, registry: Arc<Mutex<Registry>>, sta
             let mut registry = registry.lock().unwrap_or_else(PoisonError::into_inner);
             // Under the registry's lock: a table that is being applied shows up wholly or not at all.
             let revision = shared.routes.revision.load(SeqCst);
-            let (in_flight, mut problems) = (registry.in_flight(), registry.problems());
+            let (in_flight, out) = registry.busy(&shared.dirty, shared.clock.now_ms());
+            let mut problems = registry.problems();
             problems.extend(shared.port_problems.lock().unwrap_or_else(PoisonError::into_inner).iter().cloned());
             let certificates = shared.certificates.load(SeqCst);
-            let out = registry.out(shared.clock.now_ms());
             RouterStatus { router: shared.settings.name.clone(), revision, in_flight, certificates, problems, out }
         };
         some_out = !now.out.is_empty();

@@ -148,10 +148,13 @@ impl Default for Timeouts {
 pub struct Limits {
     /// A request's or answer's head in bytes, first line and all. 64 KiB lets the large cookies of real apps pass.
     pub head_bytes: usize,
-    /// Header fields of one message.
+    /// Header fields of one message, at most 256.
     pub headers: usize,
     /// Client connections over all workers. One more is answered 503 and closed.
     pub connections: usize,
+    /// Of those, connections of one client address (of IPv6, one /64); trusted proxies have as many as they like. Half of all
+    /// by default, so that no address takes every connection from the others, and whole companies behind one fit in.
+    pub connections_per_client: usize,
     /// Requests of one app under way at one time, over all workers: what an app that hangs can take from the others. One more
     /// gets H22.
     pub requests_per_app: usize,
@@ -159,6 +162,8 @@ pub struct Limits {
     pub held: usize,
     /// Of those, requests of one app.
     pub held_per_app: usize,
+    /// Instances that one request is tried with, each once, while connections to them fail.
+    pub connect_tries: usize,
     /// Idle connections kept per instance and worker.
     pub idle_per_instance: usize,
     /// Requests of one app that wait for a place on an instance, where its route limits places and not the queue.
@@ -169,6 +174,22 @@ pub struct Limits {
     pub udp_sessions: usize,
     /// QUIC handshakes under way with clients whose address is not proven. One more has to prove it first.
     pub quic_unproven: usize,
+    /// Bytes a second that a client must send of a request's content, on the whole, where the route says nothing else; 0: as
+    /// slowly as it likes, since streams both ways are silent for long.
+    pub min_body_rate: u32,
+    /// Requests of one HTTP/2 connection under way. Browsers use about a hundred.
+    pub http2_streams: u32,
+    /// Content in bytes that one request over HTTP/2 may send ahead of its instance.
+    pub http2_stream_window: u32,
+    /// The same for all requests of a connection: this is what a client can make us keep.
+    pub http2_connection_window: u32,
+    /// Requests that the client of one HTTP/2 or HTTP/3 connection may give up at once, each of which may have cost an instance
+    /// one (CVE-2023-44487); a quarter of that again each second.
+    pub http2_resets: u32,
+    /// SETTINGS, PING, PRIORITY, unknown frames and empty DATA that a client may send at once; a tenth of that again each second.
+    pub http2_control_frames: u32,
+    /// WINDOW_UPDATE frames that a client may send at once, and each second. It may send two for each frame that it gets.
+    pub http2_window_updates: u32,
     /// Process types of apps whose metrics are told apart; the others are counted together. Bounds what a scrape costs.
     pub metrics_apps: usize,
 }
@@ -179,14 +200,23 @@ impl Default for Limits {
             head_bytes: 64 << 10,
             headers: 128,
             connections: 20_000,
+            connections_per_client: 10_000,
             requests_per_app: 10_000,
             held: 2_000,
             held_per_app: 500,
+            connect_tries: 8,
             idle_per_instance: 128,
             queue_per_app: 500,
             compressed_answers: 256,
             udp_sessions: 4096,
             quic_unproven: 128,
+            min_body_rate: 0,
+            http2_streams: 128,
+            http2_stream_window: 64 << 10,
+            http2_connection_window: 512 << 10,
+            http2_resets: 200,
+            http2_control_frames: 500,
+            http2_window_updates: 20_000,
             metrics_apps: 2_000,
         }
     }

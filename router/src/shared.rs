@@ -1,13 +1,23 @@
 //! What the workers share: the current routes, the settings, and a few counts.
 
 use crate::{
-    AccessSink, RouterSettings, access, h3::endpoint::Http3, io::Clock, persist, policy::Buckets, stats::StatsBook,
-    table::Routes, tls::Tls,
+    AccessSink, RouterSettings, access,
+    clients::{ClientPlace, Clients},
+    h3::endpoint::Http3,
+    io::Clock,
+    persist,
+    policy::Buckets,
+    stats::StatsBook,
+    table::{Backend, Routes},
+    tls::Tls,
 };
 use flex_model::{AppId, CertificateTable, LineForm, RouteProblem};
-use std::sync::{
-    Arc, Mutex, PoisonError,
-    atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering::SeqCst},
+use std::{
+    net::IpAddr,
+    sync::{
+        Arc, Mutex, PoisonError,
+        atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering::SeqCst},
+    },
 };
 use tokio::sync::{Notify, watch};
 
@@ -22,6 +32,7 @@ pub(crate) struct Shared {
     pub(crate) stats: StatsBook,
     pub(crate) held: AtomicUsize,
     pub(crate) connections: AtomicUsize,
+    pub(crate) clients: Clients,
     /// Answers that are being compressed.
     pub(crate) compressing: AtomicUsize,
     pub(crate) clock: Clock,
@@ -43,6 +54,15 @@ pub(crate) struct Shared {
 }
 
 impl Shared {
+    /// A place for one more connection of this address. `None`: it has its most. Trusted proxies, which bring the connections
+    /// of many, are not counted.
+    pub(crate) fn client(&self, address: IpAddr) -> Option<Option<ClientPlace<'_>>> {
+        if self.settings.trusted_proxies.iter().any(|range| range.contains(address)) {
+            return Some(None);
+        }
+        self.clients.take(address, self.settings.limits.connections_per_client).map(Some)
+    }
+
     pub(crate) fn keep_certificates(&self, table: &CertificateTable) {
         if let Some(dir) = &self.settings.state_dir
             && let Err(e) = persist::save_certificates(dir, table)
@@ -83,9 +103,24 @@ impl Shared {
 pub(crate) struct Dirty {
     flag: AtomicBool,
     notify: Notify,
+    /// Instances that there is something to tell of, and that who tells it does not know yet.
+    noted: Mutex<Vec<Arc<Backend>>>,
 }
 
 impl Dirty {
+    /// Marks, because of this instance: requests are under way on it, or it is out. Costs one load more while that is known.
+    pub(crate) fn note(&self, backend: &Arc<Backend>) {
+        if backend.list() {
+            self.noted.lock().unwrap_or_else(PoisonError::into_inner).push(backend.clone());
+        }
+        self.mark();
+    }
+
+    /// Who was noted since the last call.
+    pub(crate) fn noted(&self) -> Vec<Arc<Backend>> {
+        std::mem::take(&mut self.noted.lock().unwrap_or_else(PoisonError::into_inner))
+    }
+
     pub(crate) fn mark(&self) {
         if !self.flag.load(SeqCst) && !self.flag.swap(true, SeqCst) {
             self.notify.notify_one();

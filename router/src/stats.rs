@@ -12,7 +12,7 @@ use flex_model::{
 use std::{
     collections::BTreeMap,
     sync::{
-        Arc, Mutex, MutexGuard, OnceLock, PoisonError,
+        Arc, LazyLock, Mutex, MutexGuard, OnceLock, PoisonError,
         atomic::{AtomicU64, Ordering::Relaxed},
     },
     time::{Duration, Instant},
@@ -146,14 +146,21 @@ impl StatsBook {
 
     /// Forgets what is counted of an app, except what `stays`.
     pub(crate) fn retain(&self, app: AppId, stays: impl Fn(&Of) -> bool) {
+        // Nothing is counted of most apps.
         let mut apps = self.lock();
-        let first = Of { app, process: ProcessType::web(), version: None };
-        // Process types that sort before `web` too: an app has few.
-        let gone: Vec<Of> = apps.keys().filter(|of| of.app == first.app && !stays(of)).cloned().collect();
+        let from = Of { app, process: first_process(), version: None };
+        let gone: Vec<Of> =
+            apps.range(from..).map(|(of, _)| of).take_while(|of| of.app == app).filter(|of| !stays(of)).cloned().collect();
         for of in gone {
             apps.remove(&of);
         }
     }
+}
+
+/// No process type sorts before it: its grammar ([`ProcessType`]) has nothing below `0` to begin with.
+fn first_process() -> ProcessType {
+    static FIRST: LazyLock<ProcessType> = LazyLock::new(|| "0".parse().unwrap_or_else(|_| ProcessType::web()));
+    FIRST.clone()
 }
 
 impl App {
@@ -161,7 +168,7 @@ impl App {
     pub(crate) fn stats(&self, book: &StatsBook) -> &Arc<AppStats> {
         self.stats.get_or_init(|| {
             let of = Of { app: self.id, process: self.process.clone(), version: self.version };
-            book.of(of, &self.name)
+            book.of(of, self.name.as_str())
         })
     }
 }
@@ -266,6 +273,9 @@ mod tests {
         // Renamed, the same counts go on; gone, there is room for another.
         assert_eq!(&*book.of(of(1), "c").name(), "c");
         assert!(Arc::ptr_eq(&a, &book.of(of(1), "c")));
+        book.retain(of(2).app, |_| false);
+        book.retain(of(0).app, |_| false);
+        assert!(book.of(of(2), "b").of.is_none());
         book.retain(of(1).app, |_| false);
         assert!(book.of(of(2), "b").of.is_some());
     }

@@ -7,14 +7,14 @@
 //! Hosts lie in shards, each a map behind one atomic pointer: a look-up ([`crate::find`]) takes no lock, and a change copies
 //! one shard.
 
-use crate::{policy::Gate, shared::Dirty, stats::AppStats, waiting::Waiting};
+use crate::{instances::Instances, policy::Gate, shared::Dirty, stats::AppStats, waiting::Waiting};
 use arc_swap::ArcSwap;
-use flex_model::{AppId, AppState, InstanceId, LineForm, Policy, ProcessType, RouteId, Secret};
+use flex_model::{AppId, AppName, AppRoute, AppState, InstanceId, LineForm, Policy, ProcessType, RouteId, Secret};
 use std::{
     collections::{BTreeMap, HashMap},
     net::SocketAddr,
     sync::{
-        Arc, OnceLock,
+        Arc, LazyLock, OnceLock,
         atomic::{AtomicBool, AtomicU32, AtomicU64, AtomicUsize, Ordering::SeqCst},
     },
     time::Duration,
@@ -42,6 +42,8 @@ pub(crate) struct Backend {
     silent: AtomicU32,
     /// In milliseconds of the shared clock; no requests before it.
     out_until: AtomicU64,
+    /// Who tells the status knows that there is something to tell of it.
+    listed: AtomicBool,
 }
 
 impl Backend {
@@ -57,7 +59,15 @@ impl Backend {
             failures: AtomicU32::new(0),
             silent: AtomicU32::new(0),
             out_until: AtomicU64::new(0),
+            listed: AtomicBool::new(false),
         }
+    }
+    /// True: it was not listed, and who asks has to do it.
+    pub(crate) fn list(&self) -> bool {
+        !self.listed.load(SeqCst) && !self.listed.swap(true, SeqCst)
+    }
+    pub(crate) fn unlist(&self) {
+        self.listed.store(false, SeqCst);
     }
     pub(crate) fn in_flight(&self) -> u32 {
         self.in_flight.load(SeqCst)
@@ -143,7 +153,7 @@ impl Lease {
         let before = backend.in_flight.fetch_add(1, SeqCst);
         let limit = app.policy.max_per_instance;
         let lease = Self { backend: backend.clone(), dirty: dirty.clone() };
-        dirty.mark();
+        dirty.note(backend);
         if backend.is_retired() {
             return Err(NoPlace::Retired);
         }
@@ -163,12 +173,12 @@ impl Drop for Lease {
 #[derive(Debug)]
 pub(crate) struct App {
     pub(crate) id: AppId,
-    pub(crate) name: Box<str>,
+    pub(crate) name: AppName,
     pub(crate) process: ProcessType,
     /// Of only this release.
     pub(crate) version: Option<u64>,
     pub(crate) state: AppState,
-    pub(crate) backends: Vec<Arc<Backend>>,
+    pub(crate) backends: Box<[Arc<Backend>]>,
     pub(crate) waiting: Arc<Waiting>,
     /// Tells who waits for a place.
     pub(crate) freed: Arc<tokio::sync::Notify>,
@@ -189,22 +199,63 @@ impl App {
     }
 }
 
-/// A route, compiled.
+/// What a route leads to.
 #[derive(Debug)]
-pub(crate) struct Route {
-    pub(crate) app: AppId,
-    pub(crate) id: Option<RouteId>,
-    pub(crate) policy: Arc<Policy>,
-    targets: Box<[(u32, Arc<App>)]>,
+pub(crate) enum Targets {
+    One(Arc<App>),
+    /// By weight.
+    Many(Box<[(u32, Arc<App>)]>),
 }
 
+/// A way into an app. What it leads to is put together when it is first asked for: of 100,000 apps, most are not asked for
+/// today, and each of those costs this and its name.
+#[derive(Debug)]
+pub(crate) struct Route {
+    source: Arc<AppRoute>,
+    instances: Arc<Instances>,
+    /// Which one of the app's routes; beyond the last: what its domains do without one.
+    index: u32,
+    targets: OnceLock<Box<Targets>>,
+}
+
+/// What holds where nothing is set.
+static DEFAULTS: LazyLock<Arc<Policy>> = LazyLock::new(Arc::default);
+
 impl Route {
-    pub(crate) fn new(app: AppId, id: Option<RouteId>, policy: Arc<Policy>, targets: Vec<(u32, Arc<App>)>) -> Self {
-        Self { app, id, policy, targets: targets.into() }
+    /// `at`: which one of the app's routes; none: what its domains do.
+    pub(crate) fn new(source: &Arc<AppRoute>, instances: &Arc<Instances>, at: Option<usize>) -> Arc<Self> {
+        let index = at.and_then(|at| u32::try_from(at).ok()).unwrap_or(u32::MAX);
+        Arc::new(Self { source: source.clone(), instances: instances.clone(), index, targets: OnceLock::new() })
+    }
+
+    pub(crate) fn app(&self) -> AppId {
+        self.source.app
+    }
+
+    /// As somebody made it; none: it is a domain's own.
+    pub(crate) fn made(&self) -> Option<&flex_model::Route> {
+        self.source.routes.get(self.index as usize)
+    }
+
+    pub(crate) fn id(&self) -> Option<RouteId> {
+        self.made().map(|r| r.id)
+    }
+
+    pub(crate) fn policy(&self) -> &Arc<Policy> {
+        let own = self.made().map_or(&self.source.policy, |r| &r.policy);
+        own.as_ref().unwrap_or(&DEFAULTS)
+    }
+
+    fn all(&self) -> &Targets {
+        self.targets.get_or_init(|| Box::new(self.instances.targets(&self.source, self)))
     }
 
     pub(crate) fn targets(&self) -> impl Iterator<Item = &Arc<App>> {
-        self.targets.iter().map(|(_, app)| app)
+        let (one, many) = match self.all() {
+            Targets::One(app) => (Some(app), [].as_slice()),
+            Targets::Many(all) => (None, &**all),
+        };
+        one.into_iter().chain(many.iter().map(|(_, app)| app))
     }
 
     /// The target that a request goes to: the one that has the instance its cookie names, else one by weight.
@@ -215,13 +266,14 @@ impl Route {
 
     /// One of the targets, by weight; of those that have no instance only when none has one. `random` decides.
     pub(crate) fn choose(&self, random: u64) -> Option<&Arc<App>> {
-        if let [(_, only)] = &*self.targets {
-            return Some(only);
-        }
+        let all = match self.all() {
+            Targets::One(only) => return Some(only),
+            Targets::Many(all) => all,
+        };
         let by_weight = |fit: &dyn Fn(&App) -> bool| {
-            let sum: u64 = self.targets.iter().filter(|(_, a)| fit(a)).map(|(w, _)| u64::from(*w)).sum();
+            let sum: u64 = all.iter().filter(|(_, a)| fit(a)).map(|(w, _)| u64::from(*w)).sum();
             let mut at = random.checked_rem(sum)?;
-            self.targets.iter().filter(|(_, a)| fit(a)).find_map(|(w, app)| match at.checked_sub(u64::from(*w)) {
+            all.iter().filter(|(_, a)| fit(a)).find_map(|(w, app)| match at.checked_sub(u64::from(*w)) {
                 Some(left) => {
                     at = left;
                     None
@@ -241,8 +293,25 @@ pub(crate) struct Entry {
     pub(crate) route: Arc<Route>,
 }
 
-/// A host's entries, the longest path first.
-pub(crate) type Host = Arc<[Entry]>;
+/// What a host does.
+#[derive(Debug, Clone)]
+pub(crate) enum Host {
+    /// The same at every path.
+    One(Arc<Route>),
+    /// By path, the longest first.
+    Many(Arc<[Entry]>),
+}
+
+impl Host {
+    /// Paths and what is there, the longest path first.
+    pub(crate) fn entries(&self) -> impl Iterator<Item = (&str, &Arc<Route>)> {
+        let (one, many) = match self {
+            Self::One(route) => (Some(("", route)), [].as_slice()),
+            Self::Many(all) => (None, &**all),
+        };
+        one.into_iter().chain(many.iter().map(|e| (&*e.path, &e.route)))
+    }
+}
 
 /// Enough that a shard of 100,000 hosts is copied in microseconds, few enough that empty ones cost nothing to speak of.
 const SHARDS: usize = 256;
@@ -286,6 +355,9 @@ impl Names {
         for (at, changes) in by_shard {
             let mut shard = Shard::clone(&self.shards[at].load());
             let before = shard.len();
+            if before == 0 {
+                shard.reserve(changes.len());
+            }
             for (name, host) in changes {
                 match host {
                     Some(host) => shard.insert(name, host),
@@ -315,7 +387,7 @@ impl SniNames {
     /// Who has it already, if somebody does.
     pub(crate) fn claim(&mut self, name: &str, route: Arc<Route>) -> Option<AppId> {
         match self.0.entry(name.into()) {
-            std::collections::hash_map::Entry::Occupied(first) => Some(first.get().app),
+            std::collections::hash_map::Entry::Occupied(first) => Some(first.get().app()),
             std::collections::hash_map::Entry::Vacant(free) => {
                 free.insert(route);
                 None
@@ -338,7 +410,7 @@ pub(crate) struct PortRoutes {
 impl PortRoutes {
     pub(crate) fn claim(&mut self, route: Arc<Route>, tls: bool) -> Option<AppId> {
         if let Some(first) = &self.plain {
-            return Some(first.app);
+            return Some(first.app());
         }
         (self.plain, self.tls) = (Some(route), tls);
         None

@@ -21,9 +21,6 @@ use std::{
 };
 use tokio::net::TcpStream;
 
-/// More instances than this are not tried for one request: then the app is broken, not an instance.
-const MAX_TRIES: usize = 8;
-
 /// A connection to an instance, with the request that it is counted for.
 pub(crate) struct Upstream {
     pub(crate) wire: Wire,
@@ -165,9 +162,12 @@ pub(crate) async fn reach<T>(
     mut kept: impl FnMut(&Backend) -> Option<T>,
 ) -> Result<(Lease, Reached<T>), NoUpstream> {
     let timeouts = &shared.settings.timeouts;
+    // Each instance once, and no more than so many: of an app whose instances hang, every request would wait for all of them.
+    // Who was tried in vain is out, so that the next request begins with others.
+    let most = shared.settings.limits.connect_tries;
     let mut tried: Vec<u64> = Vec::new();
     let mut slow: Option<Arc<Backend>> = None;
-    while tried.len() < MAX_TRIES {
+    while tried.len() < most {
         let backend = match balance::choose(app, prefer, &tried, shared.clock.now_ms(), &mut rand::rng()) {
             Choice::One(backend) => backend,
             Choice::Full => return Err(NoUpstream::Full),
@@ -177,7 +177,7 @@ pub(crate) async fn reach<T>(
         if let Some(kept) = kept(backend) {
             return Ok((lease, Reached::Kept(kept)));
         }
-        let last = slow.is_none() && tried.len() + 1 == app.backends.len();
+        let last = slow.is_none() && tried.len() + 1 == app.backends.len().min(most);
         match dial(shared, counters, app, backend, if last { timeouts.connect } else { timeouts.slow_connect }).await {
             Ok(stream) => return Ok((lease, Reached::New(stream))),
             Err(e) if is_ours(&e) => {
@@ -204,7 +204,13 @@ pub(crate) async fn reach<T>(
     }
 }
 
-async fn dial(shared: &Shared, counters: &Counters, app: &App, backend: &Backend, within: Duration) -> io::Result<TcpStream> {
+async fn dial(
+    shared: &Shared,
+    counters: &Counters,
+    app: &App,
+    backend: &Arc<Backend>,
+    within: Duration,
+) -> io::Result<TcpStream> {
     let dialed = tokio::time::timeout(within, TcpStream::connect(backend.address)).await;
     match dialed.unwrap_or_else(|_| Err(io::ErrorKind::TimedOut.into())) {
         Ok(stream) => {
@@ -219,7 +225,7 @@ async fn dial(shared: &Shared, counters: &Counters, app: &App, backend: &Backend
                 Counters::add(&counters.connects_failed, 1);
                 Counters::add(&app.stats(&shared.stats).at(counters.worker).connects_failed, 1);
                 if backend.failed(shared.clock.now_ms(), shared.settings.timeouts.eject) {
-                    ejected(shared, counters, app);
+                    ejected(shared, counters, app, backend);
                 }
             }
             Err(e)
@@ -227,17 +233,17 @@ async fn dial(shared: &Shared, counters: &Counters, app: &App, backend: &Backend
     }
 }
 
-fn ejected(shared: &Shared, counters: &Counters, app: &App) {
+fn ejected(shared: &Shared, counters: &Counters, app: &App, backend: &Arc<Backend>) {
     Counters::add(&counters.ejections, 1);
     Counters::add(&app.stats(&shared.stats).at(counters.worker).ejections, 1);
-    shared.dirty.mark();
+    shared.dirty.note(backend);
 }
 
 impl Worker {
     /// An instance took a new connection and ended it without a byte of an answer.
-    pub(crate) fn was_silent(&self, app: &App, backend: &Backend) {
+    pub(crate) fn was_silent(&self, app: &App, backend: &Arc<Backend>) {
         if backend.was_silent(self.now_ms(), self.shared.settings.timeouts.eject) {
-            ejected(&self.shared, &self.counters, app);
+            ejected(&self.shared, &self.counters, app, backend);
         }
     }
 }

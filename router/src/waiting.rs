@@ -5,7 +5,7 @@
 
 use flex_model::ProcessType;
 use std::sync::{
-    Arc, Mutex, PoisonError,
+    Arc, LazyLock, Mutex, PoisonError,
     atomic::{AtomicUsize, Ordering::SeqCst},
 };
 use tokio::sync::Notify;
@@ -26,8 +26,14 @@ pub(crate) struct Waiting {
 }
 
 impl Waiting {
-    /// Who waits in that queue hears by it, from whatever table it is. Queues that no table has are forgotten.
-    pub(crate) fn queue(&self, queue: Queue) -> Arc<Notify> {
+    /// Who waits in that queue hears by it, from whatever table it is. Queues that no table has are forgotten. Where there is
+    /// no limit nobody waits, so that most apps have none.
+    pub(crate) fn queue(&self, process: &ProcessType, version: Option<u64>, limit: Option<u32>) -> Arc<Notify> {
+        static NOBODYS: LazyLock<Arc<Notify>> = LazyLock::new(Arc::default);
+        if limit.is_none() {
+            return NOBODYS.clone();
+        }
+        let queue: Queue = (process.clone(), version, limit);
         let mut queues = self.queues.lock().unwrap_or_else(PoisonError::into_inner);
         queues.retain(|(_, notify)| Arc::strong_count(notify) > 1);
         if let Some((_, notify)) = queues.iter().find(|(known, _)| *known == queue) {

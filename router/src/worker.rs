@@ -2,6 +2,7 @@
 //! with the other workers, and nothing else.
 
 use crate::{
+    clients::ClientPlace,
     conn,
     h3::{self, endpoint::Arrived},
     io::Guard,
@@ -97,6 +98,63 @@ impl Worker {
         for guard in self.guards.borrow().slots.iter().flatten() {
             guard.sweep(now, stop);
         }
+    }
+}
+
+/// A connection as the kernel gives it.
+pub(crate) struct Accepted {
+    pub(crate) stream: TcpStream,
+    pub(crate) peer: SocketAddr,
+    pub(crate) local: SocketAddr,
+}
+
+/// A connection that is counted as open, until it is dropped.
+pub(crate) struct Admitted<'a> {
+    counters: &'a Counters,
+    _place: Place<'a>,
+}
+
+impl Drop for Admitted<'_> {
+    fn drop(&mut self) {
+        Counters::add(&self.counters.connections_ended, 1);
+    }
+}
+
+impl Worker {
+    /// Counts a connection. `None`: there is no room for it, which is counted too.
+    pub(crate) fn admit(&self) -> Option<Admitted<'_>> {
+        Counters::add(&self.counters.connections, 1);
+        match Place::take(&self.shared.connections, self.shared.settings.limits.connections) {
+            Some(place) => Some(Admitted { counters: &self.counters, _place: place }),
+            None => {
+                Counters::add(&self.counters.connections_ended, 1);
+                self.refused(Limit::Connections);
+                None
+            }
+        }
+    }
+
+    /// Counts a connection that is refused for a limit.
+    pub(crate) fn refused(&self, limit: Limit) {
+        Counters::add(&self.counters.connections_refused, 1);
+        self.counters.hit(limit, ());
+    }
+
+    /// Counts a TLS handshake that came to nothing.
+    pub(crate) fn handshake_failed(&self, guard: &Guard) {
+        Counters::add(&self.counters.tls_failed, 1);
+        if guard.is_expired() {
+            self.counters.hit(Limit::HandshakeTime, ());
+        }
+    }
+
+    /// A place among the connections of a client's address. `None`: it has its most, which is counted.
+    pub(crate) fn client(&self, address: std::net::IpAddr) -> Option<Option<ClientPlace<'_>>> {
+        let place = self.shared.client(address);
+        if place.is_none() {
+            self.refused(Limit::ConnectionsPerClient);
+        }
+        place
     }
 }
 
@@ -210,15 +268,9 @@ async fn accept_quic(worker: Rc<Worker>, mut from: mpsc::UnboundedReceiver<Arriv
         let Some(arrived) = arrived else { return };
         let worker = worker.clone();
         tokio::task::spawn_local(async move {
-            Counters::add(&worker.counters.connections, 1);
-            match Place::take(&worker.shared.connections, worker.shared.settings.limits.connections) {
-                Some(_place) => h3::serve(&worker, arrived).await,
-                None => {
-                    Counters::add(&worker.counters.connections_refused, 1);
-                    worker.counters.hit(Limit::Connections, ());
-                }
+            if let Some(_admitted) = worker.admit() {
+                h3::serve(&worker, arrived).await;
             }
-            Counters::add(&worker.counters.connections_ended, 1);
         });
         // Each begins with a signature: everything else has its turn before the next.
         tokio::task::yield_now().await;
@@ -228,21 +280,13 @@ async fn accept_quic(worker: Rc<Worker>, mut from: mpsc::UnboundedReceiver<Arriv
 async fn admit(worker: &Rc<Worker>, accepted: io::Result<(TcpStream, SocketAddr)>, local: SocketAddr, tls: bool) {
     match accepted {
         Ok((stream, peer)) => {
-            let worker = worker.clone();
-            tokio::task::spawn_local(async move {
-                Counters::add(&worker.counters.connections, 1);
-                match Place::take(&worker.shared.connections, worker.shared.settings.limits.connections) {
-                    Some(_place) if tls => conn::serve_tls(&worker, stream, peer, local).await,
-                    Some(_place) => conn::serve(&worker, stream, peer, local).await,
-                    // Words in the clear are no answer to a TLS client.
-                    None if tls => {
-                        Counters::add(&worker.counters.connections_refused, 1);
-                        worker.counters.hit(Limit::Connections, ());
-                    }
-                    None => conn::refuse_connection(&worker, &stream),
-                }
-                Counters::add(&worker.counters.connections_ended, 1);
-            });
+            let accepted = Box::new(Accepted { stream, peer, local });
+            // Two tasks: one that could do both would be as large as the larger for all.
+            if tls {
+                tokio::task::spawn_local(conn::secure(worker.clone(), accepted));
+            } else {
+                tokio::task::spawn_local(conn::plain(worker.clone(), accepted));
+            }
         }
         Err(e)
             if matches!(

@@ -2,6 +2,7 @@
 //! their flow control, and floods end the connection.
 
 mod frames;
+mod limits;
 mod support;
 use bytes::Bytes;
 use flex_model::AppState::Serving;

@@ -89,16 +89,13 @@ impl Controller {
         self.table.send_if_modified(|table| {
             // Grows over restarts too: routers keep the newest table on disk.
             let now = u64::try_from(read.world.now.micros()).unwrap_or(0);
-            let mut next = RouteTable::new(now.max(table.revision + 1), apps);
-            next.cookie_key = Some(flex_model::Secret::new(self.crypt.sign("router-cookies")));
-            for app in &mut next.apps {
-                if let Some(same) = table.app(app.app).filter(|before| *before == app) {
-                    *app = same.clone();
-                }
-            }
-            if table.apps == next.apps && table.revision > 0 {
+            let revision = now.max(table.revision + 1);
+            let next = table.followed_by(revision, apps);
+            // The first table is one even without an app.
+            let Some(mut next) = next.or_else(|| (table.revision == 0).then(|| RouteTable::new(revision, []))) else {
                 return false;
-            }
+            };
+            next.cookie_key = Some(flex_model::Secret::new(self.crypt.sign("router-cookies")));
             *table = Arc::new(next);
             self.keep_table(table);
             lock(&self.signals).published(table.revision, std::time::Instant::now());

@@ -1,7 +1,7 @@
 //! What is compared, in rounds, and the lines that come out.
 
 use crate::{
-    hosts, is_there, load,
+    attacks, hosts, is_there, load,
     load::Seen,
     rig::{Peer, Rig, runtime},
 };
@@ -94,6 +94,9 @@ const CASES: &[Case] = &[
 
 /// The cases that are named, or all.
 pub fn run(rounds: u64, length: Duration, named: &[&str]) {
+    if named == ["attacks"] {
+        return attacks::measure(rounds, length);
+    }
     for program in ["wrk", "h2load", "haproxy", "nginx"] {
         assert!(is_there(program), "{program} is not installed");
     }

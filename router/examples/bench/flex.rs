@@ -50,6 +50,16 @@ pub async fn serve(dir: &Path, backend: SocketAddr, source: SocketAddr) {
     router.serve(std::future::pending()).await.expect("serving");
 }
 
+/// One with this table. Prints its address.
+pub async fn serve_table(table: RouteTable, settings: RouterSettings) {
+    let (_tables, table) = watch::channel(Arc::new(table));
+    let (queue, mut lines) = AccessQueue::new(100_000);
+    let router = Router::bind(settings, table, Arc::new(queue)).await.expect("a router");
+    println!("{}", router.local_addr());
+    tokio::spawn(async move { while !lines.batch().await.is_empty() {} });
+    router.serve(std::future::pending()).await.expect("serving");
+}
+
 /// One that knows only what lies in `dir`. Prints its address.
 pub async fn serve_kept(dir: &Path) {
     let (_tables, table) = watch::channel(Arc::new(RouteTable::default()));

@@ -4,8 +4,11 @@
 //!
 //! `cargo run --release -p flex-router --example bench [ROUNDS [SECONDS [CASE...]]]`
 //!
+//! With `attacks` as the only CASE, it measures what a neighbour notices of each of them instead, with nothing else installed.
+//!
 //! Prints a line of JSON for each case. `wrk`, `h2load`, `haproxy` and `nginx` must be installed.
 
+mod attacks;
 mod cases;
 mod flex;
 mod hosts;
@@ -28,6 +31,12 @@ fn main() {
         ["changes", backend, seconds] => {
             hosts::changes(backend.parse().expect("an address"), seconds.parse().expect("a number"));
         }
+        ["attacked", backend, sink] => {
+            let address = |a: &str| a.parse().expect("an address");
+            rig::runtime().block_on(attacks::serve(address(backend), address(sink)));
+        }
+        ["sink"] => rig::runtime().block_on(attacks::sink()),
+        ["attack", name, address] => rig::runtime().block_on(attacks::attack(name, address.parse().expect("an address"))),
         ["pinned", ref rest @ ..] => {
             let number = |n: usize, or: u64| rest.get(n).map_or(or, |a| a.parse().expect("a number"));
             cases::run(number(0, 5), Duration::from_secs(number(1, 3)), rest.get(2..).unwrap_or_default());

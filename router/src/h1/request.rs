@@ -80,7 +80,7 @@ pub(crate) fn parse(head: &[u8], max_headers: usize, arrival: &Arrival) -> Resul
     match raw.parse_with_uninit_headers(head, &mut fields[..max]) {
         Ok(httparse::Status::Complete(n)) if n == head.len() => {}
         Ok(_) => return Err(Refusal::Bad("The request's head is malformed.")),
-        Err(httparse::Error::TooManyHeaders) => return Err(Refusal::HeadTooLarge),
+        Err(httparse::Error::TooManyHeaders) => return Err(Refusal::TooManyHeaders),
         Err(httparse::Error::Version) => return Err(Refusal::Version),
         Err(_) => return Err(Refusal::Bad("The request's head is malformed.")),
     }

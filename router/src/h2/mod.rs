@@ -32,12 +32,6 @@ use tokio::io::{AsyncRead, AsyncWrite};
 pub(crate) const PRIOR_KNOWLEDGE: &[u8] = b"PRI * HTTP/2.0\r\n\r\n";
 /// What `Via` says of requests that came so.
 pub(crate) const VIA: &[u8] = b"2.0 flex-router";
-/// Requests of one connection under way. Browsers use about a hundred.
-const STREAMS: u32 = 128;
-/// Content that one request may send ahead of its instance.
-const STREAM_WINDOW: u32 = 64 << 10;
-/// The same for all requests of a connection: this is what a client can make us keep.
-const CONNECTION_WINDOW: u32 = 512 << 10;
 /// Content of an answer that waits for its client.
 const SEND_BUFFER: usize = 64 << 10;
 
@@ -84,12 +78,12 @@ where
 {
     let settings = &worker.shared.settings;
     Counters::add(&worker.counters.h2_connections, 1);
-    let io = Tap::new(io, before, settings.limits.head_bytes, worker.counters.clone());
+    let io = Tap::new(io, before, &settings.limits, worker.counters.clone());
     let mut builder = h2::server::Builder::new();
     builder
-        .max_concurrent_streams(STREAMS)
-        .initial_window_size(STREAM_WINDOW)
-        .initial_connection_window_size(CONNECTION_WINDOW)
+        .max_concurrent_streams(settings.limits.http2_streams)
+        .initial_window_size(settings.limits.http2_stream_window)
+        .initial_connection_window_size(settings.limits.http2_connection_window)
         .max_send_buffer_size(SEND_BUFFER)
         .max_header_list_size(u32::try_from(settings.limits.head_bytes).unwrap_or(u32::MAX))
         .max_concurrent_reset_streams(32)

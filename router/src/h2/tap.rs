@@ -4,7 +4,10 @@
 //!
 //! Must not: understand frames beyond their nine-byte head; that is the protocol's own business.
 
-use crate::metrics::{Counters, Limit};
+use crate::{
+    metrics::{Counters, Limit},
+    settings::Limits,
+};
 use std::{
     io,
     pin::Pin,
@@ -31,6 +34,12 @@ pub(crate) struct Budget {
 impl Budget {
     pub(crate) fn new(most: f64, per_second: f64) -> Self {
         Self { left: most, most, per_second, at: None }
+    }
+
+    /// Requests that a client gives up.
+    pub(crate) fn resets(limits: &Limits) -> Self {
+        let most = f64::from(limits.http2_resets);
+        Self::new(most, most / 4.0)
     }
 
     /// False: it is used up. The clock is read only then.
@@ -64,23 +73,23 @@ pub(crate) struct FrameCount {
 }
 
 impl FrameCount {
-    /// `head_bytes`: the largest head accepted.
-    pub(crate) fn new(head_bytes: usize) -> Self {
+    pub(crate) fn new(limits: &Limits) -> Self {
+        let (control, windows) = (f64::from(limits.http2_control_frames), f64::from(limits.http2_window_updates));
         Self {
             skip: PREFACE,
             head: [0; 9],
             have: 0,
-            resets: Budget::new(200.0, 50.0),
-            control: Budget::new(500.0, 50.0),
-            windows: Budget::new(20_000.0, 20_000.0),
+            resets: Budget::resets(limits),
+            control: Budget::new(control, control / 10.0),
+            windows: Budget::new(windows, windows),
             continued: 0,
             // A frame holds 16 KiB; who uses small ones gets twice as many and a few.
-            most_continued: head_bytes / (8 << 10) + 4,
+            most_continued: limits.head_bytes / (8 << 10) + 4,
         }
     }
 
-    /// False: the client floods.
-    pub(crate) fn count(&mut self, mut bytes: &[u8], now: impl Fn() -> Instant) -> bool {
+    /// Which limit the client is over, if it floods.
+    pub(crate) fn count(&mut self, mut bytes: &[u8], now: impl Fn() -> Instant) -> Result<(), Limit> {
         while !bytes.is_empty() {
             let n = self.skip.min(bytes.len());
             self.skip -= n;
@@ -96,15 +105,13 @@ impl FrameCount {
                 self.have = 0;
                 let [a, b, c, kind, flags, ..] = self.head;
                 self.skip = usize::from(a) << 16 | usize::from(b) << 8 | usize::from(c);
-                if !self.frame(kind, flags, &now) {
-                    return false;
-                }
+                self.frame(kind, flags, &now)?;
             }
         }
-        true
+        Ok(())
     }
 
-    fn frame(&mut self, kind: u8, flags: u8, now: &impl Fn() -> Instant) -> bool {
+    fn frame(&mut self, kind: u8, flags: u8, now: &impl Fn() -> Instant) -> Result<(), Limit> {
         const DATA: u8 = 0;
         const HEADERS: u8 = 1;
         const RST_STREAM: u8 = 3;
@@ -113,16 +120,17 @@ impl FrameCount {
         const END_STREAM: u8 = 1;
         if kind == CONTINUATION {
             self.continued += 1;
-            return self.continued <= self.most_continued;
+            return if self.continued <= self.most_continued { Ok(()) } else { Err(Limit::Http2Continuations) };
         }
         self.continued = 0;
-        match kind {
-            HEADERS => true,
-            DATA if self.skip > 0 || flags & END_STREAM != 0 => true,
-            RST_STREAM => self.resets.spend(now),
-            WINDOW_UPDATE => self.windows.spend(now),
-            _ => self.control.spend(now),
-        }
+        let (budget, limit) = match kind {
+            HEADERS => return Ok(()),
+            DATA if self.skip > 0 || flags & END_STREAM != 0 => return Ok(()),
+            RST_STREAM => (&mut self.resets, Limit::Http2Resets),
+            WINDOW_UPDATE => (&mut self.windows, Limit::Http2WindowUpdates),
+            _ => (&mut self.control, Limit::Http2ControlFrames),
+        };
+        if budget.spend(now) { Ok(()) } else { Err(limit) }
     }
 }
 
@@ -138,8 +146,8 @@ pub(crate) struct Tap<S> {
 }
 
 impl<S> Tap<S> {
-    pub(crate) fn new(inner: S, before: Vec<u8>, head_bytes: usize, counters: Arc<Counters>) -> Self {
-        Self { inner, before, count: FrameCount::new(head_bytes), counters, out: Vec::new(), at: 0, yielded: false }
+    pub(crate) fn new(inner: S, before: Vec<u8>, limits: &Limits, counters: Arc<Counters>) -> Self {
+        Self { inner, before, count: FrameCount::new(limits), counters, out: Vec::new(), at: 0, yielded: false }
     }
 }
 
@@ -154,11 +162,9 @@ impl<S: AsyncRead + Unpin> AsyncRead for Tap<S> {
             buf.put_slice(&this.before[..n]);
             this.before.drain(..n);
         }
-        if this.count.count(&buf.filled()[begun..], Instant::now) {
-            return Poll::Ready(Ok(()));
-        }
+        let Err(limit) = this.count.count(&buf.filled()[begun..], Instant::now) else { return Poll::Ready(Ok(())) };
         Counters::add(&this.counters.h2_refused, 1);
-        this.counters.hit(Limit::Http2Flood, ());
+        this.counters.hit(limit, ());
         Poll::Ready(Err(io::Error::new(io::ErrorKind::InvalidData, "too many HTTP/2 frames")))
     }
 }
@@ -220,18 +226,21 @@ mod tests {
     fn floods_are_seen_however_they_are_cut_and_use_is_not() {
         let now = Instant::now();
         let run = |frames: Vec<Vec<u8>>, step: usize| {
-            let mut count = FrameCount::new(64 << 10);
+            let mut count = FrameCount::new(&Limits::default());
             let bytes = [vec![b'P'; PREFACE], frames.concat()].concat();
-            bytes.chunks(step).all(|part| count.count(part, || now))
+            bytes.chunks(step).try_for_each(|part| count.count(part, || now))
         };
+        let (control, resets) = (Err(Limit::Http2ControlFrames), Err(Limit::Http2Resets));
         for step in [1, 7, 4096, usize::MAX] {
-            assert!(!run(vec![frame(4, 0, 6); 501], step), "settings");
-            assert!(!run(vec![frame(6, 0, 8); 501], step), "pings");
-            assert!(!run(vec![frame(0, 0, 0); 501], step), "empty data");
-            assert!(!run(vec![[frame(1, 5, 20), frame(3, 0, 4)].concat(); 201], step), "rapid reset");
-            assert!(!run([vec![frame(1, 1, 20)], vec![frame(9, 0, 0); 13]].concat(), step), "continuation");
-            assert!(run(vec![[frame(1, 5, 20), frame(8, 0, 4), frame(0, 0, 100)].concat(); 5000], step), "use");
-            assert!(run(vec![frame(3, 0, 4); 200], step), "some resets");
+            assert_eq!(run(vec![frame(4, 0, 6); 501], step), control, "settings");
+            assert_eq!(run(vec![frame(6, 0, 8); 501], step), control, "pings");
+            assert_eq!(run(vec![frame(0, 0, 0); 501], step), control, "empty data");
+            assert_eq!(run(vec![[frame(1, 5, 20), frame(3, 0, 4)].concat(); 201], step), resets, "rapid reset");
+            let continued = run([vec![frame(1, 1, 20)], vec![frame(9, 0, 0); 13]].concat(), step);
+            assert_eq!(continued, Err(Limit::Http2Continuations));
+            assert_eq!(run(vec![frame(8, 0, 4); 20_001], step), Err(Limit::Http2WindowUpdates));
+            assert_eq!(run(vec![[frame(1, 5, 20), frame(8, 0, 4), frame(0, 0, 100)].concat(); 5000], step), Ok(()), "use");
+            assert_eq!(run(vec![frame(3, 0, 4); 200], step), Ok(()), "some resets");
         }
     }
 }

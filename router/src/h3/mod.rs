@@ -116,6 +116,10 @@ pub(crate) async fn serve(worker: &Rc<Worker>, arrived: Arrived) {
     let Ok(connecting) = incoming.accept() else { return failed() };
     let Some(Ok(connection)) = Box::pin(within(guard, connecting)).await else { return failed() };
     drop(unproven);
+    // Not before: until now, the address could be somebody else's.
+    let Some(_client) = worker.client(connection.remote_address().ip()) else {
+        return connection.close(code::EXCESSIVE_LOAD, b"too many connections from this address");
+    };
     Counters::add(&worker.counters.tls_handshakes, 1);
     Counters::add(&worker.counters.h3_connections, 1);
     let seen = connection.handshake_data().and_then(|d| d.downcast::<HandshakeData>().ok());
@@ -130,7 +134,7 @@ pub(crate) async fn serve(worker: &Rc<Worker>, arrived: Arrived) {
         connection,
         meeting,
         open: Rc::new(Open::default()),
-        resets: RefCell::new(Budget::new(200.0, 50.0)),
+        resets: RefCell::new(Budget::resets(&worker.shared.settings.limits)),
         sides: Cell::default(),
     });
     Box::pin(run(worker, &shared, guard)).await;

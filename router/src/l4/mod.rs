@@ -18,13 +18,13 @@ use crate::{
     table::{App, L4, Route},
     upstream::{NoUpstream, Reached, reach},
 };
-use flex_model::RouteProblem;
+use flex_model::{RouteId, RouteProblem};
 use std::{
     collections::BTreeMap,
     io,
     net::SocketAddr,
     sync::{
-        Arc, PoisonError,
+        Arc, Mutex, PoisonError,
         atomic::{AtomicU64, AtomicUsize, Ordering::SeqCst},
     },
     time::{Duration, Instant},
@@ -49,8 +49,7 @@ struct Ground {
     shared: Arc<Shared>,
     counters: Arc<Counters>,
     open: AtomicUsize,
-    /// Connections by route, where a route limits them.
-    by_route: std::sync::Mutex<BTreeMap<flex_model::RouteId, Arc<AtomicUsize>>>,
+    by_route: ByRoute,
     /// True once connections that are still open are cut off.
     cut: watch::Sender<bool>,
     /// Numbers connections, for their names.
@@ -58,10 +57,29 @@ struct Ground {
     stop: watch::Receiver<bool>,
 }
 
+/// How many connections of a route are open. A route without any is forgotten, so that there are never many more than routes
+/// with connections.
+#[derive(Default)]
+struct ByRoute(Mutex<BTreeMap<RouteId, Arc<AtomicUsize>>>);
+
+/// Fewer than this are not looked through.
+const FEW_ROUTES: usize = 32;
+
+impl ByRoute {
+    /// Kept for as long as somebody has it.
+    fn count(&self, route: RouteId) -> Arc<AtomicUsize> {
+        let mut counts = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        // At each doubling, so that a connection costs the same however many routes there are.
+        if counts.len() >= FEW_ROUTES && counts.len().is_power_of_two() && !counts.contains_key(&route) {
+            counts.retain(|_, count| Arc::strong_count(count) > 1);
+        }
+        counts.entry(route).or_default().clone()
+    }
+}
+
 impl Ground {
     fn route_count(&self, route: &Route) -> Arc<AtomicUsize> {
-        let Some(id) = route.id else { return Arc::default() };
-        self.by_route.lock().unwrap_or_else(PoisonError::into_inner).entry(id).or_default().clone()
+        route.id().map_or_else(Arc::default, |id| self.by_route.count(id))
     }
 }
 
@@ -86,7 +104,7 @@ pub(crate) async fn run(
         shared,
         counters,
         open: AtomicUsize::new(0),
-        by_route: std::sync::Mutex::default(),
+        by_route: ByRoute::default(),
         cut: watch::Sender::new(false),
         serial: AtomicU64::new(u64::from(rand::random::<u32>()) << 32),
         stop: stop.clone(),
@@ -157,7 +175,7 @@ fn follow(ground: &Arc<Ground>, listening: &mut BTreeMap<Port, AbortHandle>) -> 
                     Port::Udp(n) => ("UDP", n),
                 };
                 let message = format!("{kind} port {number} cannot be opened: {e}");
-                problems.push(RouteProblem { app: route.app, route: route.id, message });
+                problems.push(RouteProblem { app: route.app(), route: route.id(), message });
             }
         }
     }
@@ -285,5 +303,23 @@ impl Ended<'_> {
         }
         let _ = write!(out, "{} bytes={} protocol={}", self.bytes.0, self.bytes.1, self.protocol);
         out
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use flex_model::Uuid;
+
+    #[test]
+    fn routes_without_connections_are_forgotten_and_others_are_not() {
+        let counts = ByRoute::default();
+        let id = |n| RouteId(Uuid::from_u128(n));
+        let kept = counts.count(id(0));
+        for n in 1..100_000 {
+            counts.count(id(n));
+        }
+        assert!(counts.0.lock().unwrap().len() <= FEW_ROUTES);
+        assert!(Arc::ptr_eq(&kept, &counts.count(id(0))));
     }
 }

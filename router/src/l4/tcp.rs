@@ -90,9 +90,14 @@ pub(super) fn pass(ground: &Arc<Ground>, passed: Passed) {
     tokio::spawn(async move {
         let ground = &open.0;
         let Passed { stream, origin, port, name, ahead } = passed;
-        let Some(_place) = Place::take(&ground.shared.connections, ground.shared.settings.limits.connections) else {
-            return Counters::add(&ground.counters.connections_refused, 1);
+        let refused = |limit| {
+            Counters::add(&ground.counters.connections_refused, 1);
+            ground.counters.hit(limit, ());
         };
+        let Some(_place) = Place::take(&ground.shared.connections, ground.shared.settings.limits.connections) else {
+            return refused(Limit::Connections);
+        };
+        let Some(_client) = ground.shared.client(origin.source.ip()) else { return refused(Limit::ConnectionsPerClient) };
         let Ok(stream) = TcpStream::from_std(stream) else { return };
         let _ = stream.set_nodelay(true);
         let wanted = name.clone();
@@ -120,6 +125,10 @@ async fn serve(ground: &Ground, mut stream: TcpStream, peer: SocketAddr, port: u
     } else {
         Counters::add(&ground.counters.proxy_refused, 1);
         return tracing::info!(peer = %peer, port, "a connection that does not come through a load balancer was refused");
+    };
+    let Some(_client) = ground.shared.client(origin.source.ip()) else {
+        Counters::add(&ground.counters.connections_refused, 1);
+        return ground.counters.hit(Limit::ConnectionsPerClient, ());
     };
     let by_name = ground.shared.routes.l4.load().ports.get(&port).is_some_and(|on| !on.names.is_empty());
     let mut ahead = Vec::new();
@@ -188,12 +197,12 @@ impl Connection<'_> {
         let lines = route.targets().next().map(|app| app.lines).unwrap_or_default();
         let id = format!("{:016x}", self.ground.serial.fetch_add(1, Relaxed));
         let count = self.ground.route_count(route);
-        let most = route.policy.max_connections.map_or(usize::MAX, |n| n as usize);
+        let most = route.policy().max_connections.map_or(usize::MAX, |n| n as usize);
         let Some(_place) = Place::take(&count, most) else {
             Counters::add(&self.ground.counters.connections_refused, 1);
             self.ground.counters.hit(Limit::MaxConnections, ());
             let line = self.ended(&id).with(Code::TooManyConnections);
-            return self.ground.shared.tell(route.app, lines, true, || line);
+            return self.ground.shared.tell(route.app(), lines, true, || line);
         };
         let (app, lease, mut instance) = match connect(self.ground, find).await {
             Ok(connected) => connected,
@@ -203,7 +212,7 @@ impl Connection<'_> {
                 }
                 let mut line = self.ended(&id);
                 line.connect = Some(begun.elapsed());
-                return self.ground.shared.tell(route.app, lines, true, || line.with(code));
+                return self.ground.shared.tell(route.app(), lines, true, || line.with(code));
             }
         };
         let connected = Instant::now();
@@ -245,7 +254,7 @@ impl Connection<'_> {
         let mut line = self.ended(&id);
         (line.dyno, line.bytes, line.code) = (&lease.backend.name, bytes, code);
         (line.connect, line.service) = (Some(connected - begun), Some(connected.elapsed()));
-        self.ground.shared.tell(route.app, lines, code.is_some(), || line.line());
+        self.ground.shared.tell(route.app(), lines, code.is_some(), || line.line());
     }
 
     /// Tells the instance who is coming, if its route says so.

@@ -16,7 +16,7 @@ mod rate;
 pub(crate) use answer::Extra;
 pub(crate) use auth::Check;
 pub(crate) use compress::Encoder;
-pub(crate) use rate::Buckets;
+pub(crate) use rate::{Buckets, subscriber};
 
 use crate::{
     Code,

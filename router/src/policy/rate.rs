@@ -78,7 +78,7 @@ impl Buckets {
 }
 
 /// Whom an address belongs to: an IPv6 subscriber has at least a /64, and could use an address for each request.
-fn subscriber(ip: IpAddr) -> u128 {
+pub(crate) fn subscriber(ip: IpAddr) -> u128 {
     match ip.to_canonical() {
         IpAddr::V4(ip) => u128::from(u32::from(ip)),
         IpAddr::V6(ip) => u128::from(ip) >> 64 << 64,
