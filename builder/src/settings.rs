@@ -30,6 +30,9 @@ pub struct BuildSettings {
     /// The machine's CA bundle, mounted into builds at `/etc/ssl/certs/ca-certificates.crt`. Default: that same path if
     /// the machine has it.
     pub ca_bundle: Option<PathBuf>,
+    /// Certificates (`*.crt`, in folders too) that stacks are made to trust: a proxy's, a company's own authority. Default
+    /// `/usr/local/share/ca-certificates`, where the machine keeps its own.
+    pub certificates: PathBuf,
     /// The longest build. Default 15 minutes, as Heroku.
     pub timeout: Duration,
     /// Memory of a build. Default 2 GiB: a linker or a bundler of JavaScript needs more than an instance.
@@ -71,6 +74,7 @@ impl BuildSettings {
             image_namespace: "flex-app".to_owned(),
             env: BTreeMap::new(),
             ca_bundle: bundle.is_file().then_some(bundle),
+            certificates: "/usr/local/share/ca-certificates".into(),
             timeout: Duration::from_secs(15 * 60),
             memory: Memory::from_mib(2048),
             pids: 2048,

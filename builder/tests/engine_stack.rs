@@ -3,11 +3,14 @@
 #[allow(dead_code, reason = "each test file uses a part of it")]
 mod engine_support;
 
-use engine_support::world;
+use engine_support::{World, world};
 use flex_builder::{BuildSettings, StackBuilder, StackError};
 use flex_model::Command;
 use flex_runtime::Runtime;
-use std::{fs, path::Path};
+use std::{
+    fs,
+    path::{Path, PathBuf},
+};
 use tokio::sync::mpsc;
 
 fn recipe(dir: &Path, text: &str) -> std::path::PathBuf {
@@ -16,6 +19,21 @@ fn recipe(dir: &Path, text: &str) -> std::path::PathBuf {
     fs::write(dir.join("stack.toml"), text).unwrap();
     engine_support::script(&dir.join("rootfs/opt/flex/launch"), "exec bash -c \"$1\"");
     dir
+}
+
+/// A folder with an authority of the company's own, a level down; and its certificate.
+fn authority(dir: &Path) -> (PathBuf, String) {
+    let made = rcgen::generate_simple_self_signed(vec!["company.example".into()]).unwrap().cert.pem();
+    let folder = dir.join("certificates");
+    fs::create_dir_all(folder.join("company")).unwrap();
+    fs::write(folder.join("company/root.crt"), &made).unwrap();
+    (folder, made)
+}
+
+/// What programs in an image trust.
+async fn bundle(w: &World, image: &str) -> String {
+    let image = flex_model::ImageRef { reference: image.into(), manifest: None };
+    w.run(&image, Command::Exec(vec!["/bin/cat".into(), "/etc/ssl/certs/ca-certificates.crt".into()])).await.0
 }
 
 #[tokio::test]
@@ -53,7 +71,8 @@ async fn a_stack_of_packages_is_complete_and_made_once() {
 #[tokio::test]
 async fn a_stack_over_an_image_builds_and_runs() {
     let w = world(|_| {}).await;
-    let own = BuildSettings { data_dir: w.dir.path().join("own"), ..w.builder.settings().clone() };
+    let (certificates, trusted) = authority(w.dir.path());
+    let own = BuildSettings { data_dir: w.dir.path().join("own"), certificates, ..w.builder.settings().clone() };
     let builder = StackBuilder::new(own.clone(), w.runtime.clone());
     let name = format!("over-{:x}", std::process::id());
     let text = format!("name = \"{name}\"\nbase_image = \"docker-daemon:flex/flex-mini:build\"\n");
@@ -64,6 +83,8 @@ async fn a_stack_over_an_image_builds_and_runs() {
     assert_eq!(record.run.layers.len(), 3);
     let image = flex_model::ImageRef { reference: record.run.id.clone(), manifest: None };
     assert_eq!(w.run(&image, Command::Launch("id -un; pwd".into())).await, ("app\n/app\n".into(), 0));
+    let all = bundle(&w, &record.run.id).await;
+    assert!(all.contains(trusted.trim()) && all.matches("BEGIN CERTIFICATE").count() > 10, "{all}");
     assert!(!builder.build(&dir, false, log.clone()).await.unwrap().1);
     // An engine that somebody cleaned up has the images again for the next build. The command's container is removed
     // behind its exit status.
@@ -86,17 +107,20 @@ async fn a_stack_over_an_image_builds_and_runs() {
     }
 }
 
-/// The same packages give the same images, on another day and in another place, and a lock holds them to it.
+/// The same packages give the same images, on another day and in another place, and a lock holds them to it. What the
+/// machine trusts, they trust.
 #[tokio::test]
 async fn the_same_packages_make_the_same_stack() {
     let w = world(|_| {}).await;
     let name = format!("twice-{:x}", std::process::id());
-    let text = format!("name = \"{name}\"\n[run]\npackages = [\"bash\"]\n[build]\npackages = [\"make\"]\n");
+    let text = format!("name = \"{name}\"\n[run]\npackages = [\"bash\", \"ca-certificates\"]\n[build]\npackages = [\"make\"]\n");
     let dir = recipe(w.dir.path(), &text);
     let (log, mut lines) = mpsc::channel(64);
     tokio::spawn(async move { while lines.recv().await.is_some() {} });
+    let (certificates, trusted) = authority(w.dir.path());
     let make_in = |folder: &str| {
-        let own = BuildSettings { data_dir: w.dir.path().join(folder), ..w.builder.settings().clone() };
+        let (data_dir, certificates) = (w.dir.path().join(folder), certificates.clone());
+        let own = BuildSettings { data_dir, certificates, ..w.builder.settings().clone() };
         StackBuilder::new(own, w.runtime.clone())
     };
     let first = make_in("first");
@@ -105,6 +129,10 @@ async fn the_same_packages_make_the_same_stack() {
     let (one, made) = first.build(&dir, false, log.clone()).await.unwrap();
     let lock = first.lock_of(&one).unwrap();
     assert!(made && lock.run.contains_key("bash") && lock.build.contains_key("make") && !lock.run.contains_key("make"));
+    for image in [&one.run.id, &one.build.id] {
+        let all = bundle(&w, image).await;
+        assert!(all.contains(trusted.trim()) && all.matches("BEGIN CERTIFICATE").count() > 10, "{all}");
+    }
     fs::write(dir.join("stack.lock"), lock.text().unwrap()).unwrap();
     assert!(!first.build_locked(&dir, false, log.clone()).await.unwrap().1, "it has the versions of the lock");
 

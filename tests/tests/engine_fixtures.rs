@@ -194,6 +194,18 @@ fn two_stacks() -> tempfile::TempDir {
 fn the_stack_is_chosen() {
     let stacks = two_stacks();
     let server = Server::start_with(Setup { stack: Some((stacks.path().to_owned(), "flex-13".into())), ..Setup::default() });
+    let listed = |args: &[&str]| {
+        let out = server.flexd().args([&["stack", "list"], args].concat()).output().unwrap();
+        assert!(out.status.success(), "{}", String::from_utf8_lossy(&out.stderr));
+        String::from_utf8(out.stdout).unwrap()
+    };
+    let lines = listed(&[]);
+    for text in ["flex-13  built ", "flex-twin  built ", "  flex/flex-13:run ", "  flex/flex-13:build "] {
+        assert!(lines.contains(text), "{text}: {lines}");
+    }
+    let all: Vec<serde_json::Value> = serde_json::from_str(&listed(&["--json"])).unwrap();
+    assert_eq!(all.iter().map(|s| s["name"].as_str().unwrap()).collect::<Vec<_>>(), ["flex-13", "flex-twin"]);
+    assert!(all[0]["packages"]["run"]["bash"].is_string(), "{}", all[0]);
     let user = server.admin();
     let server_py = std::fs::read_to_string(root().join("tests/fixtures/apps/procfile-only/server.py")).unwrap();
     let manifest = |stack: &str| format!("{{ \"stack\": \"{stack}\" }}");

@@ -1,7 +1,7 @@
 //! Stacks over an image that is there already: `skopeo` copies it, one layer adds what apps need (the user, `/app`, the
 //! recipe's `rootfs/`, this machine's certificates). Nothing of it is run here, so there are no hooks.
 
-use super::{StackError, bootstrap::local_certificates, build::NewLayer, recipe::RecipeDir};
+use super::{StackError, bootstrap::certificates_in, build::NewLayer, recipe::RecipeDir};
 use crate::{APP_GID, APP_UID, BuildError, BuildSettings, oci::LayerRecord, slug};
 use serde_json::Value;
 use std::{
@@ -94,7 +94,7 @@ fn read(layout: &Path, recipe: &RecipeDir, dir: &Path, settings: &BuildSettings)
         layers.push(NewLayer { record: LayerRecord { digest, diff_id, size, media_type }, plain: path, plain_bytes, blob: copy });
     }
     let plain = dir.join("added.tar");
-    write_added(&plain, recipe, &found).map_err(io)?;
+    write_added(&plain, recipe, &settings.certificates, &found).map_err(io)?;
     layers.push(slug_layer(settings, plain)?);
     Ok(Base { layers, env: texts(&config["config"]["Env"]) })
 }
@@ -118,7 +118,7 @@ fn open(path: &Path, media_type: &str) -> io::Result<Box<dyn Read>> {
     })
 }
 
-fn write_added(path: &Path, recipe: &RecipeDir, found: &BTreeMap<&str, Vec<u8>>) -> io::Result<()> {
+fn write_added(path: &Path, recipe: &RecipeDir, certificates: &Path, found: &BTreeMap<&str, Vec<u8>>) -> io::Result<()> {
     let epoch = recipe.recipe.source_date_epoch;
     let header = |kind, mode, size: u64, owner: u64| {
         let mut h = tar::Header::new_gnu();
@@ -143,7 +143,7 @@ fn write_added(path: &Path, recipe: &RecipeDir, found: &BTreeMap<&str, Vec<u8>>)
         tar.append_data(&mut header(tar::EntryType::Regular, 0o644, text.len() as u64, 0), key, text.as_slice())?;
     }
     let mut bundle = text(EXTENDED[2]);
-    for certificate in local_certificates() {
+    for certificate in certificates_in(certificates) {
         bundle.push(b'\n');
         bundle.extend(fs::read(certificate)?);
     }

@@ -6,8 +6,8 @@ use super::{
     recipe::RecipeDir,
     sources::{self, Mirrors},
 };
+use crate::BuildSettings;
 use std::{
-    collections::BTreeMap,
     ffi::OsString,
     fs,
     path::{Path, PathBuf},
@@ -24,9 +24,6 @@ const PREFERENCES: &str = "preferences";
 
 /// Run by mmdebstrap at the end.
 pub(super) const CUSTOMIZE: &str = include_str!("customize.sh");
-
-/// Local additions to the machine's trust store: a proxy's certificate, a company's own authority.
-const LOCAL_CERTIFICATES: &str = "/usr/local/share/ca-certificates";
 
 /// What of this process's environment the tools see: proxies and CA bundles, and nothing else of the platform.
 const PASSED: [&str; 16] = [
@@ -75,13 +72,8 @@ impl Trees {
     }
 }
 
-/// Certificates that this machine trusts besides its distribution's.
-pub(super) fn local_certificates() -> Vec<PathBuf> {
-    certificates_in(Path::new(LOCAL_CERTIFICATES))
-}
-
 /// `*.crt` in a folder and those below it, in order: as update-ca-certificates finds them.
-fn certificates_in(top: &Path) -> Vec<PathBuf> {
+pub(super) fn certificates_in(top: &Path) -> Vec<PathBuf> {
     let (mut out, mut todo) = (Vec::new(), vec![(top.to_owned(), 0)]);
     while let Some((dir, depth)) = todo.pop() {
         for path in fs::read_dir(dir).into_iter().flatten().flatten().map(|e| e.path()) {
@@ -107,11 +99,11 @@ fn passed(environment: impl Fn(&str) -> Option<OsString>) -> Vec<(&'static str, 
     PASSED.iter().filter_map(|name| Some((*name, environment(name)?))).collect()
 }
 
-/// Makes both trees in the empty directory `work`. `env` is `[build.env]`: hooks download through the same mirrors as builds.
+/// Makes both trees in the empty directory `work`. Hooks download through the same mirrors as builds (`[build.env]`).
 pub(super) async fn trees(
     recipe: &RecipeDir,
     lock: Option<&Lock>,
-    env: &BTreeMap<String, String>,
+    settings: &BuildSettings,
     work: &Path,
     log: &mpsc::Sender<String>,
 ) -> Result<Trees, StackError> {
@@ -122,8 +114,8 @@ pub(super) async fn trees(
         fs::create_dir(work.join("out"))?;
         let certs = work.join("certs");
         fs::create_dir(&certs)?;
-        for cert in local_certificates() {
-            fs::copy(&cert, certs.join(flat_name(Path::new(LOCAL_CERTIFICATES), &cert)))?;
+        for cert in certificates_in(&settings.certificates) {
+            fs::copy(&cert, certs.join(flat_name(&settings.certificates, &cert)))?;
         }
         if let Some(lock) = lock {
             fs::write(work.join(PREFERENCES), lock.preferences())?;
@@ -149,7 +141,7 @@ pub(super) async fn trees(
         .env("FLEX_CERTS", certs)
         .env("FLEX_OUT", work.join("out"))
         .env("FLEX_BUILD_PACKAGES", recipe.recipe.build.packages.join(" "))
-        .envs(env)
+        .envs(&settings.env)
         .envs(passed(|name| std::env::var_os(name)))
         .stdin(Stdio::null())
         .stdout(Stdio::null())

@@ -110,7 +110,7 @@ impl StackBuilder {
         log: mpsc::Sender<String>,
     ) -> Result<(StackRecord, bool), StackError> {
         let salt = format!("{FORMAT} {:?} {}", self.settings.compression, bootstrap::CUSTOMIZE);
-        let recipe = RecipeDir::load(dir, &bootstrap::local_certificates(), &salt)?;
+        let recipe = RecipeDir::load(dir, &bootstrap::certificates_in(&self.settings.certificates), &salt)?;
         let name = recipe.recipe.name.as_str();
         let failed =
             |doing: &str, e: &dyn std::fmt::Display| StackError::Build { name: name.into(), problem: format!("{doing}: {e}") };
@@ -163,7 +163,7 @@ impl StackBuilder {
     ) -> Result<Made, StackError> {
         let failed =
             |e: &dyn std::fmt::Display| StackError::Build { name: recipe.recipe.name.to_string(), problem: e.to_string() };
-        let trees = bootstrap::trees(recipe, lock, &self.settings.env, dir, log).await?;
+        let trees = bootstrap::trees(recipe, lock, &self.settings, dir, log).await?;
         if let Some(lock) = lock {
             let read = |image: &str| fs::read_to_string(trees.packages(image)).map_err(|e| failed(&e));
             lock.held(&read("run")?, &read("build")?).map_err(|e| failed(&e))?;
