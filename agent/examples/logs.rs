@@ -233,17 +233,26 @@ async fn backlog_and_search(dir: &Path, form: LogForm, megabytes: u64) {
         disk as f64 / raw as f64,
         raw >> 20
     );
-    for (what, filter) in [
-        ("a text that is nowhere", TextFilter::contains("no such text anywhere").unwrap()),
-        ("a text in one line", TextFilter::contains(&format!("n={} ", lines / 3)).unwrap()),
-        ("a pattern in one line", TextFilter::pattern(&format!("^level=info n={} ", lines / 3)).unwrap()),
+    let id = format!("{:016x}", (lines / 2).wrapping_mul(0x9e37_79b9_7f4a_7c15));
+    let pattern = |text: &str| TextFilter::pattern(text).unwrap();
+    let text = |text: &str| TextFilter::contains(text).unwrap();
+    // How many lines there are to be found. The last four are those that an index helps least with, or not at all.
+    for (what, filter, number) in [
+        ("a text that is nowhere", text("no such text anywhere"), 0),
+        ("a text in one line", text(&format!("n={} ", lines / 3)), 1),
+        ("an id in one line", text(&id), 1),
+        ("a pattern in one line", pattern(&format!("^level=info n={} ", lines / 3)), 1),
+        ("the newest 100 with a word of every line", text("duration="), 100),
+        ("words of every line that never follow each other", text("status=200 duration=200"), 0),
+        ("a word in any case that is nowhere", pattern("(?i)timeout"), 0),
+        ("three letters that are nowhere", text("zzq"), 0),
     ] {
         let query = LogQuery { lines: 100, text: Some(filter), ..LogQuery::default() };
         let (mut times, mut used) = (Vec::new(), Vec::new());
         for _ in 0..3 {
             let (began, before) = (Instant::now(), processor(None));
             let found = logs.query(from.app, query.clone()).await.unwrap();
-            assert_eq!(found.len(), usize::from(what != "a text that is nowhere"));
+            assert_eq!(found.len(), number, "{what}");
             times.push(began.elapsed().as_secs_f64());
             used.push((processor(None) - before).as_secs_f64());
         }

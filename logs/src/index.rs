@@ -1,8 +1,9 @@
 //! What a block's index says of its lines, so that a search need not unpack blocks in which nothing can match.
 //!
-//! An index has the sources and processes of the block's lines, and a filter: a Bloom filter with one hash over every four
-//! bytes in a row (4-grams) of the lines' texts. A text of n bytes has n - 3 of them, so that a text which is not there is
-//! told apart many times over, and one hash each is best. The filter is as small as half of its bits set allow.
+//! An index has the sources and processes of the block's lines, and a filter: a Bloom filter with one hash over every five
+//! bytes in a row (5-grams) of the lines' texts. A text of n bytes has n - 4 of them, so that a text which is not there is
+//! told apart many times over, and one hash each is best. Four would not do: a block of numbers has nearly all fours of
+//! digits. The filter is as small as six tenths of its bits set allow.
 //!
 //! An index may say that lines may match where none does, and never the other way round. Must not: decide whether a line
 //! matches.
@@ -18,7 +19,8 @@ use crate::{
 use flex_model::LogSource;
 use memchr::memmem::Finder;
 
-const FORM: u8 = 1;
+/// 1 was an index with 4-grams, which is passed over.
+const FORM: u8 = 2;
 /// Processes that are not told any more.
 const MANY: u8 = u8::MAX;
 /// Processes of one block that are told; an app with more at a time writes blocks that have lines of nearly all of them.
@@ -28,16 +30,17 @@ const BITS: usize = 1 << 18;
 /// Longest index believed: the filter, and processes with the longest names.
 pub const MAX_BYTES: usize = BITS / 8 + MAX_PROCESSES * 256 + 3;
 /// Bytes that the filter takes together.
-const GRAM: usize = 4;
+const GRAM: usize = 5;
 
-/// Where the filter has the bit of a 4-gram; smaller filters take the low bits of it.
-fn slot(gram: u32) -> usize {
-    let mixed = gram.wrapping_mul(0x9e37_79b1);
-    (mixed ^ (mixed >> 15)) as usize & (BITS - 1)
-}
-
+/// Where the filter has the bits of a text's 5-grams; smaller filters take the low bits of each.
 fn slots(text: &[u8]) -> impl Iterator<Item = usize> {
-    text.windows(GRAM).map(|w| slot(u32::from_le_bytes([w[0], w[1], w[2], w[3]])))
+    let mut gram = 0u64;
+    text.iter().enumerate().filter_map(move |(n, byte)| {
+        gram = gram >> 8 | u64::from(*byte) << (8 * (GRAM - 1));
+        // The high bits of a product depend on all bits of its factor.
+        let mixed = gram.wrapping_mul(0x9e37_79b9_7f4a_7c15) >> (64 - BITS.ilog2());
+        (n + 1 >= GRAM).then_some(mixed as usize)
+    })
 }
 
 fn source_bit(source: LogSource) -> u8 {
@@ -96,12 +99,12 @@ impl<'a> Builder<'a> {
     }
 }
 
-/// Halves a filter as long as at most half of its bits are set then.
+/// Halves a filter as long as at most six tenths of its bits are set then.
 fn fold(filter: &mut Vec<u64>) {
     while filter.len() > 1 {
         let (low, high) = filter.split_at(filter.len() / 2);
         let ones: u32 = low.iter().zip(high).map(|(l, h)| (l | h).count_ones()).sum();
-        if ones as usize * 2 > low.len() * 64 {
+        if ones as usize * 10 > low.len() * 64 * 6 {
             return;
         }
         *filter = low.iter().zip(high).map(|(l, h)| l | h).collect();
@@ -157,7 +160,7 @@ impl<'a> Index<'a> {
 pub struct Probe<'a> {
     source: Option<LogSource>,
     process: Option<&'a [u8]>,
-    /// Of each of these, at least one must be in a line's text; as the slots of its 4-grams.
+    /// Of each of these, at least one must be in a line's text; as the slots of its 5-grams.
     needs: Vec<Vec<Vec<usize>>>,
     /// Bytes that every line which matches has in its text.
     needle: Option<Finder<'static>>,
@@ -225,6 +228,7 @@ mod tests {
     fn what_is_not_there_is_told_and_what_is_may_be() {
         let bytes = index_of([(LogSource::App, "web.1", &b"GET /items/17"[..]), (LogSource::App, "worker.2", b"done")]);
         assert!(bytes.len() < 64, "few lines have a small index: {}", bytes.len());
+        assert!(Index::parse(&[&[FORM - 1], &bytes[1..]].concat()).is_none(), "one of another form is passed over");
         let index = Index::parse(&bytes).unwrap();
         let excluded = |query: &LogQuery| Probe::new(query).excludes(&index);
         for there in ["GET /items/17", "items", "T /", "done", ""] {
@@ -240,7 +244,7 @@ mod tests {
             assert_eq!(excluded(&LogQuery { source: Some(source), ..LogQuery::default() }), gone, "{source:?}");
         }
         assert!(!excluded(&LogQuery::default()) && !Probe::new(&LogQuery::default()).asks());
-        assert!(!Probe::new(&texts("abc")).asks(), "three bytes have no 4-gram");
+        assert!(!Probe::new(&texts("four")).asks(), "four bytes have no 5-gram");
     }
 
     #[test]
