@@ -80,8 +80,12 @@ pub fn lock(dir: &Path) -> Result<Flock<File>, String> {
         .mode(0o600)
         .open(&path)
         .map_err(|e| format!("cannot open {}: {e}", path.display()))?;
-    let lock = Flock::lock(file, FlockArg::LockExclusiveNonblock)
-        .map_err(|_| format!("another flexd is running on {}; stop it, or give this one its own --data-dir", dir.display()))?;
+    let lock = Flock::lock(file, FlockArg::LockExclusiveNonblock).map_err(|_| {
+        let dir = dir.display();
+        format!(
+            "another flexd is running on {dir}; take over from it with --take-over, stop it, or give this one its own --data-dir"
+        )
+    })?;
     crate::restore::finish_interrupted(dir)?;
     Ok(lock)
 }

@@ -5,6 +5,7 @@ mod acme_settings;
 mod backup;
 mod commands;
 mod control;
+mod front;
 mod installation;
 mod log_settings;
 mod metrics;
@@ -20,6 +21,7 @@ mod settings;
 mod ssh_sessions;
 mod stacks;
 mod tls;
+mod upgrade;
 
 use clap::Parser;
 use settings::{Flags, Settings};
@@ -28,6 +30,7 @@ use std::process::ExitCode;
 const EXAMPLES: &str = "
 Examples:
   flexd                                     serve, with every role on this machine
+  flexd --take-over                         the same, in place of the one that runs here, with no failed request
   flexd server                              everything but the router
   flexd router --server https://flex.example.com --token-file router.token
                                             a router alone, here or on another machine
@@ -42,6 +45,9 @@ Examples:
 struct Cli {
     #[command(flatten)]
     flags: Flags,
+    /// Take over from the flexd that runs on the data directory: its sockets first, so that no request fails
+    #[arg(long, global = true)]
+    take_over: bool,
     #[command(subcommand)]
     command: Option<commands::Command>,
 }
@@ -79,14 +85,15 @@ fn main() -> ExitCode {
         // That there are none is no reason not to route, to make a token or to restore.
         flags.buildpacks = Some("/".into());
     }
+    let take_over = cli.take_over;
     let result = Settings::load(flags).and_then(|settings| {
         let runtime =
             tokio::runtime::Builder::new_multi_thread().enable_all().build().map_err(|e| format!("cannot start: {e}"))?;
         let result = runtime.block_on(async {
             match cli.command {
-                None => server::serve(settings, server::Roles::All).await,
-                Some(commands::Command::Server) => server::serve(settings, server::Roles::ServerAlone).await,
-                Some(commands::Command::Router(args)) => router_role::serve(settings, args).await,
+                None => server::serve(settings, server::Roles::All, take_over).await,
+                Some(commands::Command::Server) => server::serve(settings, server::Roles::ServerAlone, take_over).await,
+                Some(commands::Command::Router(args)) => router_role::serve(settings, args, take_over).await,
                 Some(command) => commands::run(command, settings).await,
             }
         });

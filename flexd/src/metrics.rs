@@ -59,12 +59,12 @@ pub fn router(metrics: Metrics, access: AccessQueue) -> Arc<dyn Fn() -> String +
     })
 }
 
-/// Takes the address of a listener for scrapers.
+/// Takes the address of a listener for scrapers, or a socket that listens there already.
 ///
 /// # Errors
 /// A sentence for the operator.
-pub async fn listen(address: SocketAddr) -> Result<tokio::net::TcpListener, String> {
-    tokio::net::TcpListener::bind(address)
+pub async fn listen(address: SocketAddr, taken: Option<std::net::TcpListener>) -> Result<tokio::net::TcpListener, String> {
+    crate::server::listener(address, taken)
         .await
         .map_err(|e| format!("cannot listen for metrics on {address}: {e}. Set another address with --metrics"))
 }

@@ -1,11 +1,12 @@
 //! `flexd router`: a router alone, fed by a control plane elsewhere. It dials out and needs no port that the control plane
 //! could reach; while that is away it goes on by the table that it has, after a restart by the one on its disk.
 
+use crate::front::METRICS;
 use crate::settings::Settings;
 use clap::Args;
 use flex_model::table_update::TableUpdate;
 use flex_model::{AppId, CertificateTable, CertificateUpdate, RouteTable, RouterStatus, Secret};
-use flex_router::{AccessLines, AccessQueue, Router};
+use flex_router::{AccessLines, AccessQueue, Predecessor, Router};
 use futures_util::StreamExt;
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -39,8 +40,11 @@ pub struct RouterArgs {
     /// The token itself. Others on the machine can read command lines: the file or FLEXD_ROUTER_TOKEN is better
     #[arg(long, env = "FLEXD_ROUTER_TOKEN", value_name = "TOKEN", hide_env_values = true)]
     token: Option<String>,
+    /// Send the token and take the routes over plain HTTP from another machine: only where nobody can listen in between
+    #[arg(long, env = "FLEXD_PLAIN_HTTP")]
+    plain_http: bool,
     /// Take the certificates with their keys also over plain HTTP from another machine: only where nobody can listen in between
-    #[arg(long, env = "FLEXD_PLAIN_CERTIFICATES")]
+    #[arg(long, env = "FLEXD_PLAIN_CERTIFICATES", requires = "plain_http")]
     plain_certificates: bool,
 }
 
@@ -57,11 +61,11 @@ impl RouterArgs {
     }
 }
 
-/// Serves until SIGTERM or SIGINT; then it lets running requests end.
+/// Serves until SIGTERM or SIGINT, or until another process takes over; then it lets running requests end.
 ///
 /// # Errors
 /// A sentence for the operator.
-pub async fn serve(settings: Settings, args: RouterArgs) -> Result<(), String> {
+pub async fn serve(settings: Settings, args: RouterArgs, take_over: bool) -> Result<(), String> {
     let link = Link::new(&args)?;
     let link_name = args.server.clone();
     let (tables, table) = watch::channel(Arc::new(RouteTable::default()));
@@ -70,10 +74,24 @@ pub async fn serve(settings: Settings, args: RouterArgs) -> Result<(), String> {
     let mut router = crate::server::router_settings(&settings, http)?;
     let (certificates, shown) = watch::channel(Arc::default());
     router.tls.certificates = Some(shown);
-    let router = Router::bind(router, table, Arc::new(access.clone())).await.map_err(|e| crate::server::chain(&e))?;
+    let before = match take_over {
+        true => Predecessor::find(&settings.data_dir.join("router")).await,
+        false => None,
+    };
+    let taken = |address| before.as_ref()?.take(METRICS, address).pop().map(std::net::TcpListener::from);
+    let metrics = settings.metrics.map(|address| (address, taken(address)));
+    let follows = before.is_some();
+    let router = Router::bind_after(before, router, table, Arc::new(access.clone())).await;
+    let router = router.map_err(|e| crate::server::chain(&e))?;
+    if follows {
+        crate::upgrade::tell_systemd(&format!("MAINPID={}", std::process::id()));
+    }
+    let mut handover = router.handover();
     let stop = CancellationToken::new();
-    if let Some(address) = settings.metrics {
-        let (listener, router) = (crate::metrics::listen(address).await?, crate::metrics::router(router.metrics(), access));
+    if let Some((address, taken)) = metrics {
+        let listener = crate::metrics::listen(address, taken).await?;
+        crate::front::hand_on(&handover, METRICS, address, &listener)?;
+        let router = crate::metrics::router(router.metrics(), access);
         let source: crate::metrics::Source = Arc::new(move || {
             let text = crate::metrics::process() + &router();
             Box::pin(std::future::ready(text))
@@ -82,10 +100,17 @@ pub async fn serve(settings: Settings, args: RouterArgs) -> Result<(), String> {
     }
     let signals = tokio::spawn(link.clone().send_signals(router.metrics(), stop.clone()));
     let feed = tokio::spawn(link.clone().follow(tables));
-    let told = tokio::spawn(link.clone().report(router.status()));
+    let (report, mut taken_over) = (link.clone().report(router.status()), router.handover());
+    let told = tokio::spawn(async move {
+        tokio::select! {
+            () = report => {}
+            // That process tells what this one still has, under the same name.
+            () = taken_over.done() => {}
+        }
+    });
     let lines = tokio::spawn(link.clone().send_lines(lines));
     let certificates = tokio::spawn(async move {
-        if link.is_private() || args.plain_certificates {
+        if is_private(&link.server) || args.plain_certificates {
             return link.follow_certificates(certificates).await;
         }
         tracing::warn!(
@@ -104,9 +129,13 @@ pub async fn serve(settings: Settings, args: RouterArgs) -> Result<(), String> {
     );
     let ended = stop.clone();
     tokio::spawn(async move {
-        crate::server::signalled().await;
+        tokio::select! {
+            () = crate::server::signalled() => {}
+            () = handover.done() => {}
+        }
         ended.cancel();
     });
+    tokio::spawn(crate::upgrade::on_signal());
     let result = router.serve(stop.cancelled_owned()).await.map_err(|e| crate::server::chain(&e));
     // The last requests' lines.
     tokio::time::sleep(Duration::from_millis(200)).await;
@@ -129,6 +158,12 @@ impl Link {
         let server = args.server.trim_end_matches('/').to_owned();
         if !server.starts_with("http://") && !server.starts_with("https://") {
             return Err(format!("--server: {server} is no URL: use https://HOST"));
+        }
+        if !args.plain_http && !is_private(&server) {
+            return Err(format!(
+                "--server: {server} is another machine, and http:// would send it the router's token, and the routes back, for \
+                 everyone between to read. Use https://, or --plain-http where nobody can listen"
+            ));
         }
         let http =
             reqwest::Client::builder().connect_timeout(TIMEOUT).build().map_err(|e| format!("cannot make a client: {e}"))?;
@@ -191,15 +226,6 @@ impl Link {
             buffer[..last].split(|b| *b == b'\n').try_for_each(&mut take)?;
             buffer = rest;
         }
-    }
-
-    /// Whether nobody between could read what is sent.
-    fn is_private(&self) -> bool {
-        let Some(rest) = self.server.strip_prefix("http://") else { return true };
-        let authority = rest.split('/').next().unwrap_or(rest);
-        let host = authority.rsplit_once(':').map_or(authority, |(host, _)| host);
-        let host = host.trim_start_matches('[').trim_end_matches(']');
-        host == "localhost" || host.parse::<std::net::IpAddr>().is_ok_and(|ip| ip.is_loopback())
     }
 
     /// Keeps the certificates in step with the control plane's, for ever. It begins with the whole: what is on the disk
@@ -276,6 +302,14 @@ impl Link {
     }
 }
 
+/// Whether nobody between could read what is sent to this URL.
+fn is_private(server: &str) -> bool {
+    let Ok(url) = reqwest::Url::parse(server) else { return false };
+    let host = url.host_str().unwrap_or_default();
+    let host = host.trim_start_matches('[').trim_end_matches(']');
+    url.scheme() == "https" || host == "localhost" || host.parse::<std::net::IpAddr>().is_ok_and(|ip| ip.is_loopback())
+}
+
 /// A batch in parts that the control plane takes. A line is never cut: it is a few KiB at most.
 fn parts(batch: &[(AppId, String)]) -> impl Iterator<Item = &[(AppId, String)]> {
     let mut rest = batch;
@@ -295,6 +329,30 @@ fn parts(batch: &[(AppId, String)]) -> impl Iterator<Item = &[(AppId, String)]> 
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_token_does_not_travel_in_the_clear_unasked() {
+        let _ = rustls::crypto::ring::default_provider().install_default();
+        let args = |server: &str, plain_http| RouterArgs {
+            server: server.into(),
+            token_file: None,
+            token: Some("secret".into()),
+            plain_http,
+            plain_certificates: false,
+        };
+        let elsewhere =
+            ["http://10.0.0.1:7070", "http://flex.example.com/", "http://localhost.example.com", "http://[2001:db8::1]"];
+        // A name before the @ is no host.
+        for server in elsewhere.into_iter().chain(["http://localhost:7070@flex.example.com"]) {
+            let said = Link::new(&args(server, false)).err().unwrap_or_else(|| panic!("{server} is taken"));
+            assert!(said.contains("--plain-http") && !said.contains("secret"), "{said}");
+            assert!(Link::new(&args(server, true)).is_ok(), "{server}");
+        }
+        for server in ["https://flex.example.com", "http://127.0.0.1:7070", "http://localhost:7070/", "http://[::1]:7070"] {
+            assert!(Link::new(&args(server, false)).is_ok(), "{server}");
+        }
+        assert!(Link::new(&args("flex.example.com", true)).is_err());
+    }
 
     #[test]
     fn lines_go_in_parts_that_are_taken() {

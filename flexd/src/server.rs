@@ -2,6 +2,7 @@
 //! reverse. Stopping leaves the apps running.
 
 use crate::control;
+use crate::front::{self, Feeds, Front};
 use crate::installation::Installation;
 use crate::ports::{BuilderPort, GatePort, MachinePort};
 use crate::runs::RunPort;
@@ -15,7 +16,7 @@ use flex_logs::LogStore;
 use flex_logs::drain::Drains;
 use flex_model::host::HostState;
 use flex_model::{Host, LogLine, LogSource, Memory};
-use flex_router::{AccessLines, AccessQueue, Router, RouterSettings};
+use flex_router::{AccessLines, Handover, RouterSettings};
 use flex_runtime::{DockerRuntime, DockerSettings, GuardSettings, Runtime, Target, targets_in};
 use flex_store::EmbeddedStore;
 use std::path::PathBuf;
@@ -24,8 +25,6 @@ use std::time::Duration;
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 
-/// Access lines on their way to the log; beyond it they are dropped and counted.
-const ACCESS_LINES: usize = 8192;
 /// How soon containers of an earlier life are looked for again while the engine does not answer.
 const REAP_AGAIN: Duration = Duration::from_secs(2);
 /// How often the state is written to a snapshot, if it changed.
@@ -34,6 +33,8 @@ const SNAPSHOT_EVERY: Duration = Duration::from_secs(300);
 const FIRST_SNAPSHOT: Duration = Duration::from_secs(15);
 /// What an engine that does not answer yet is taken to have.
 const UNKNOWN_MEMORY: Memory = Memory::from_mib(1024);
+/// So long may what is left of the work take to let go of the store.
+const LETTING_GO: Duration = Duration::from_secs(5);
 /// CPU may be promised several times over: most instances wait most of the time.
 const CPU_OVERCOMMIT: u64 = 4;
 /// A release that is not up by then is overtaken by the next push of its branch. Most are up in a second or two.
@@ -107,31 +108,31 @@ pub enum Roles {
     ServerAlone,
 }
 
-/// Serves until SIGTERM or SIGINT.
+/// Serves until SIGTERM or SIGINT, or until another process takes over.
 ///
 /// # Errors
 /// A sentence for the operator: why it could not start, or had to stop.
-pub async fn serve(settings: Settings, roles: Roles) -> Result<(), String> {
-    let installation = Installation::open(&settings.data_dir, settings.store)?;
+pub async fn serve(settings: Settings, roles: Roles, take_over: bool) -> Result<(), String> {
     let stop = CancellationToken::new();
+    let (mut front, listeners) = match take_over {
+        true => Front::take_over(&settings, roles, &stop).await?,
+        false => <_>::default(),
+    };
+    let installation = Installation::open(&settings.data_dir, settings.store)?;
     let store = open_store(&settings).await?;
-    if roles == Roles::All {
-        // The router's listeners share their ports between its threads, and so with whoever else does the same: two
-        // installations on one port would each get half of the requests, and nobody would be told.
-        unused(settings.http, "HTTP", "--http")?;
-        if let Some(https) = settings.https {
-            unused(https, "HTTPS", "--https")?;
-        }
+    if roles == Roles::All && front.is_none() {
+        are_unused(&settings)?;
     }
-    let http = probe_port(settings.http)?;
+    let http = front.as_ref().map_or_else(|| probe_port(settings.http), |f| Ok(f.http))?;
     let runtime = connect(&settings, &installation.cluster, guard(&settings, http.port()))?;
     let (logs, drains) = open_logs(&settings)?;
 
     let gate = Arc::new(LateGate::default());
-    let git = GitServer::bind(git_settings(&settings)?, gate.clone()).await.map_err(|e| chain(&e))?;
+    let git = GitSettings { listener: listeners.ssh.map(Arc::new), ..git_settings(&settings)? };
+    let git = GitServer::bind(git, gate.clone()).await.map_err(|e| chain(&e))?;
     let ssh = git.local_addr().map_err(|e| e.to_string())?;
 
-    let api = tokio::net::TcpListener::bind(settings.api)
+    let api = listener(settings.api, listeners.api)
         .await
         .map_err(|e| format!("cannot listen for the API on {}: {e}. Set another address with --api", settings.api))?;
     let api_addr = api.local_addr().map_err(|e| e.to_string())?;
@@ -161,7 +162,7 @@ pub async fn serve(settings: Settings, roles: Roles) -> Result<(), String> {
     let mut tasks = JoinSet::new();
     controller.expose_too(Arc::new(crate::metrics::process));
     if let Some(address) = settings.metrics {
-        let (listener, told) = (crate::metrics::listen(address).await?, controller.clone());
+        let (listener, told) = (crate::metrics::listen(address, None).await?, controller.clone());
         tracing::info!(address = %address, "metrics are told without a token");
         let source: crate::metrics::Source = Arc::new(move || {
             let told = told.clone();
@@ -169,10 +170,13 @@ pub async fn serve(settings: Settings, roles: Roles) -> Result<(), String> {
         });
         spawn(&mut tasks, "metrics", crate::metrics::serve(listener, source, stop.clone()));
     }
-    let https = match roles {
-        Roles::All => start_router(&mut tasks, &settings, http, &controller, &logs, &stop).await?,
-        Roles::ServerAlone => "off".to_owned(),
-    };
+    if roles == Roles::All && front.is_none() {
+        front = Some(Front::start(&settings, http, Feeds::of(&controller), None, &stop).await?);
+    }
+    let https = front.as_ref().map_or_else(|| "off".to_owned(), |f| f.https.clone());
+    let handover = front.as_ref().map(|f| f.handover.clone());
+    front::hand_on_both(handover.as_ref(), (api_addr, &api), (ssh, git.listener()))?;
+    let router = front.map(|f| f.connect(&mut tasks, &controller, &logs, &stop));
     let agent = Agent::new(
         AgentSettings {
             host: installation.host,
@@ -205,15 +209,48 @@ pub async fn serve(settings: Settings, roles: Roles) -> Result<(), String> {
         env!("CARGO_PKG_VERSION"),
         settings.data_dir.display()
     );
-    let result = wait(&mut tasks).await;
+    tokio::spawn(crate::upgrade::on_signal());
+    let result = wait(&mut tasks, handover).await;
     stop.cancel();
+    drop((controller, gate));
+    end(tasks, &settings, (store, logs, installation), router).await;
+    result
+}
+
+/// Ends the roles, closes what they kept, and then waits for the router: its requests may take long to end, and a process that
+/// takes over waits for the data directory.
+async fn end(
+    mut tasks: JoinSet<Task>,
+    settings: &Settings,
+    (store, logs, installation): (Arc<EmbeddedStore>, Arc<LogStore>, Installation),
+    router: Option<tokio::task::JoinHandle<Result<(), String>>>,
+) {
     while tasks.join_next().await.is_some() {}
     logs.flush().await;
     if let Err(e) = flex_store::snapshot_now(&store, &settings.data_dir) {
         tracing::warn!(error = %e, "the last snapshot could not be written");
     }
+    drop(logs);
+    let kept = let_go(store, installation).await;
+    if let Some(router) = router {
+        let _ = router.await;
+    }
+    drop(kept);
+}
+
+/// Closes the store and gives the data directory free. What somebody still uses stays until the process ends.
+async fn let_go(store: Arc<EmbeddedStore>, installation: Installation) -> Option<(Arc<EmbeddedStore>, Installation)> {
+    let until = tokio::time::Instant::now() + LETTING_GO;
+    while Arc::strong_count(&store) > 1 {
+        if tokio::time::Instant::now() > until {
+            tracing::warn!("something still uses the state: the data directory is free when this process has ended");
+            return Some((store, installation));
+        }
+        tokio::time::sleep(Duration::from_millis(5)).await;
+    }
+    drop(store);
     drop(installation);
-    result
+    None
 }
 
 /// The apps' logs, and what sends them on.
@@ -223,38 +260,6 @@ fn open_logs(settings: &Settings) -> Result<(Arc<LogStore>, Arc<Drains>), String
     let places = settings.data_dir.join("log-drains");
     let drains = Drains::new(logs.clone(), places, settings.logs.guard(), settings.logs.drain_ca.as_deref())?;
     Ok((logs, Arc::new(drains)))
-}
-
-/// The router of this process, fed by the controller's own table. Gives its HTTPS address.
-async fn start_router(
-    tasks: &mut JoinSet<Task>,
-    settings: &Settings,
-    http: std::net::SocketAddr,
-    controller: &Controller,
-    logs: &Arc<LogStore>,
-    stop: &CancellationToken,
-) -> Result<String, String> {
-    let (access, lines) = AccessQueue::new(ACCESS_LINES);
-    let mut router = router_settings(settings, http)?;
-    router.tls.certificates = Some(controller.certificate_table());
-    let router = Router::bind(router, controller.routes(), Arc::new(access.clone())).await.map_err(|e| chain(&e))?;
-    controller.expose_too(crate::metrics::router(router.metrics(), access));
-    let (seen, told) = (router.metrics(), controller.clone());
-    let signals = crate::metrics::signals(seen, stop.clone(), move |s| {
-        told.take_signals(s);
-        std::future::ready(())
-    });
-    spawn(tasks, "signals", async move {
-        signals.await;
-        Ok(())
-    });
-    let https = router.local_tls_addrs().first().map_or_else(|| "off".to_owned(), ToString::to_string);
-    let status = relay_status(router.status(), controller.router_status(), stop.clone());
-    let ended = stop.clone();
-    spawn(tasks, "router", async move { router.serve(ended.cancelled_owned()).await.map_err(|e| chain(&e)) });
-    spawn(tasks, "access lines", access_lines(lines, logs.clone(), stop.clone()));
-    spawn(tasks, "router status", status);
-    Ok(https)
 }
 
 /// Ends with SIGTERM or SIGINT.
@@ -291,6 +296,7 @@ pub fn router_settings(settings: &Settings, http: std::net::SocketAddr) -> Resul
             http3_port: settings.http3_port,
         },
         l4_address: http.ip(),
+        hand_over: true,
         lines: settings.access_lines,
         limits: settings.router_limits.clone(),
         timeouts: settings.router_timeouts.clone(),
@@ -305,7 +311,7 @@ fn ranges(name: &str, texts: &[String]) -> Result<Vec<flex_router::Cidr>, String
 }
 
 /// Tells the controller what the router says.
-async fn relay_status(
+pub async fn relay_status(
     mut status: tokio::sync::watch::Receiver<flex_model::RouterStatus>,
     to: tokio::sync::mpsc::Sender<flex_model::RouterStatus>,
     stop: CancellationToken,
@@ -320,18 +326,27 @@ async fn relay_status(
     }
 }
 
-type Task = (&'static str, Result<(), String>);
+pub type Task = (&'static str, Result<(), String>);
 
-fn spawn(tasks: &mut JoinSet<Task>, name: &'static str, work: impl Future<Output = Result<(), String>> + Send + 'static) {
+pub fn spawn(tasks: &mut JoinSet<Task>, name: &'static str, work: impl Future<Output = Result<(), String>> + Send + 'static) {
     tasks.spawn(async move { (name, work.await) });
 }
 
-/// Until a signal, or until a part ends that must not.
-async fn wait(tasks: &mut JoinSet<Task>) -> Result<(), String> {
+/// Until a signal, until another process takes over, or until a part ends that must not.
+async fn wait(tasks: &mut JoinSet<Task>, handover: Option<Handover>) -> Result<(), String> {
     use tokio::signal::unix::{SignalKind, signal};
     let mut terminate = signal(SignalKind::terminate()).map_err(|e| e.to_string())?;
     let mut interrupt = signal(SignalKind::interrupt()).map_err(|e| e.to_string())?;
+    let taken_over = async {
+        match handover {
+            Some(mut handover) => handover.done().await,
+            None => std::future::pending().await,
+        }
+    };
     tokio::select! {
+        // A router that has been taken over from ends, which is no fault then.
+        biased;
+        () = taken_over => Ok(()),
         _ = terminate.recv() => { tracing::info!("stopping; the apps keep running"); Ok(()) }
         _ = interrupt.recv() => { tracing::info!("stopping; the apps keep running"); Ok(()) }
         ended = tasks.join_next() => Err(match ended {
@@ -350,10 +365,28 @@ async fn open_store(settings: &Settings) -> Result<Arc<EmbeddedStore>, String> {
 }
 
 /// The path of this executable, also after it was replaced by an upgrade.
-fn own_path() -> Result<PathBuf, String> {
+pub fn own_path() -> Result<PathBuf, String> {
     let path = std::env::current_exe().map_err(|e| format!("cannot tell where this executable is: {e}"))?;
     let text = path.to_string_lossy();
     Ok(text.strip_suffix(" (deleted)").map_or(path.clone(), PathBuf::from))
+}
+
+/// Takes an address, or a socket that listens there already.
+pub async fn listener(
+    address: std::net::SocketAddr,
+    taken: Option<std::net::TcpListener>,
+) -> std::io::Result<tokio::net::TcpListener> {
+    match taken {
+        Some(listener) => tokio::net::TcpListener::from_std(listener),
+        None => tokio::net::TcpListener::bind(address).await,
+    }
+}
+
+/// Whether nobody has the router's ports. Its listeners share them between its threads, and so with whoever else does the same:
+/// two installations on one port would each get half of the requests, and nobody would be told.
+fn are_unused(settings: &Settings) -> Result<(), String> {
+    unused(settings.http, "HTTP", "--http")?;
+    settings.https.map_or(Ok(()), |https| unused(https, "HTTPS", "--https"))
 }
 
 /// Whether nobody listens there.
@@ -469,7 +502,7 @@ async fn snapshots(store: Arc<EmbeddedStore>, data_dir: PathBuf, stop: Cancellat
     }
 }
 
-async fn access_lines(mut lines: AccessLines, logs: Arc<LogStore>, stop: CancellationToken) -> Result<(), String> {
+pub async fn access_lines(mut lines: AccessLines, logs: Arc<LogStore>, stop: CancellationToken) -> Result<(), String> {
     loop {
         let batch = tokio::select! {
             batch = lines.batch() => batch,

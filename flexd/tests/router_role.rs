@@ -1,204 +1,23 @@
-//! `flexd router` as a process: fed by a server, alone with its disk, replaced under load. The server here speaks what the
-//! real one does, with the same types; that the real one does is tested with the controller.
+//! `flexd router` as a process: fed by a server, alone with its disk, replaced under load, one of two killed.
 
-use axum::extract::{Query, State};
-use axum::http::{HeaderMap, StatusCode};
-use axum::response::{IntoResponse, Response};
-use axum::routing::{get, post};
-use flex_model::table_update::TableUpdate;
-use flex_model::{AppId, AppRoute, AppState, Backend, InstanceId, RouteTable, RouterStatus, Uuid};
+mod support;
+use flex_model::{AppRoute, Match, ProcessType, Route, RouteId, RouteTable, Target, Uuid};
 use flex_tests::Port;
-use std::collections::{BTreeMap, HashMap};
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
 use std::net::SocketAddr;
-use std::path::Path;
-use std::process::{Child, Command, Stdio};
+use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering::SeqCst};
-use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
-use tokio::io::{AsyncReadExt, AsyncWriteExt};
-use tokio::net::{TcpListener, TcpStream};
+use support::*;
+use tokio::net::{UdpSocket, UnixDatagram};
 use tokio::sync::watch;
-
-const DEADLINE: Duration = Duration::from_secs(30);
-
-#[derive(Clone)]
-struct Server {
-    tables: watch::Receiver<Arc<RouteTable>>,
-    statuses: Arc<Mutex<BTreeMap<String, RouterStatus>>>,
-    lines: Arc<Mutex<Vec<String>>>,
-    /// How often the whole table was sent, and how often a change.
-    sent: Arc<(AtomicUsize, AtomicUsize)>,
-}
-
-fn router_of(headers: &HeaderMap) -> Option<String> {
-    headers.get("authorization")?.to_str().ok()?.strip_prefix("Bearer token-of-").map(str::to_owned)
-}
-
-async fn table(State(s): State<Server>, headers: HeaderMap, Query(query): Query<HashMap<String, u64>>) -> Response {
-    if router_of(&headers).is_none() {
-        return StatusCode::UNAUTHORIZED.into_response();
-    }
-    let first = s.tables.borrow().clone();
-    let had = (query["from"] == first.revision).then_some(first);
-    let stream = futures_util::stream::unfold((s.tables.clone(), had, true), move |(mut tables, had, first)| {
-        let sent = s.sent.clone();
-        async move {
-            if !first {
-                let _ = tokio::time::timeout(Duration::from_secs(1), tables.changed()).await;
-            }
-            let now = tables.borrow_and_update().clone();
-            let update = match &had {
-                None => {
-                    sent.0.fetch_add(1, SeqCst);
-                    TableUpdate::whole(now.clone())
-                }
-                Some(before) if before.revision == now.revision => TableUpdate::Alive,
-                Some(before) => {
-                    sent.1.fetch_add(1, SeqCst);
-                    TableUpdate::between(before, &now)
-                }
-            };
-            let line = format!("{}\n", serde_json::to_string(&update).unwrap());
-            Some((Ok::<_, std::io::Error>(line), (tables, Some(now), false)))
-        }
-    });
-    axum::body::Body::from_stream(stream).into_response()
-}
-
-async fn status(State(s): State<Server>, headers: HeaderMap, axum::Json(status): axum::Json<RouterStatus>) -> StatusCode {
-    let Some(name) = router_of(&headers) else { return StatusCode::UNAUTHORIZED };
-    s.statuses.lock().unwrap().insert(name, status);
-    StatusCode::OK
-}
-
-async fn lines(State(s): State<Server>, body: axum::Json<serde_json::Value>) -> StatusCode {
-    let texts = body["lines"].as_array().unwrap().iter().map(|l| l[1].as_str().unwrap().to_owned());
-    s.lines.lock().unwrap().extend(texts);
-    StatusCode::OK
-}
-
-struct Serving {
-    address: SocketAddr,
-    task: tokio::task::JoinHandle<()>,
-}
-
-async fn serve(server: &Server, at: &str) -> Serving {
-    let listener = TcpListener::bind(at).await.unwrap();
-    let address = listener.local_addr().unwrap();
-    let app = axum::Router::new().route("/router/table", get(table)).route("/router/status", post(status));
-    let app = app.route("/router/lines", post(lines)).with_state(server.clone());
-    Serving { address, task: tokio::spawn(async move { axum::serve(listener, app).await.unwrap() }) }
-}
-
-struct Process(Child);
-
-impl Process {
-    fn start(server: SocketAddr, name: &str, data: &Path, http: SocketAddr) -> Self {
-        let child = Command::new(env!("CARGO_BIN_EXE_flexd"))
-            .args(["router", "--server", &format!("http://{server}"), "--http", &http.to_string(), "--https", "off"])
-            .arg("--data-dir")
-            .arg(data)
-            .env("FLEXD_ROUTER_TOKEN", format!("token-of-{name}"))
-            .stdout(Stdio::null())
-            .spawn()
-            .unwrap();
-        Self(child)
-    }
-
-    fn terminate(&self) {
-        let pid = nix::unistd::Pid::from_raw(i32::try_from(self.0.id()).unwrap());
-        nix::sys::signal::kill(pid, nix::sys::signal::Signal::SIGTERM).unwrap();
-    }
-
-    async fn ended(&mut self) -> bool {
-        let deadline = Instant::now() + DEADLINE;
-        while Instant::now() < deadline {
-            if let Some(status) = self.0.try_wait().unwrap() {
-                return status.success();
-            }
-            tokio::time::sleep(Duration::from_millis(10)).await;
-        }
-        false
-    }
-}
-
-impl Drop for Process {
-    fn drop(&mut self) {
-        let _ = self.0.kill();
-        let _ = self.0.wait();
-    }
-}
-
-async fn until(what: &str, mut is_so: impl AsyncFnMut() -> bool) {
-    let deadline = Instant::now() + DEADLINE;
-    while !is_so().await {
-        assert!(Instant::now() < deadline, "{what}");
-        tokio::time::sleep(Duration::from_millis(2)).await;
-    }
-}
-
-/// Answers every request with its text.
-async fn instance(text: &'static str) -> SocketAddr {
-    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
-    let address = listener.local_addr().unwrap();
-    tokio::spawn(async move {
-        while let Ok((mut stream, _)) = listener.accept().await {
-            tokio::spawn(async move {
-                let mut buf = Vec::new();
-                while stream.read_buf(&mut buf).await.is_ok_and(|n| n > 0) {
-                    while let Some(at) = buf.windows(4).position(|w| w == b"\r\n\r\n") {
-                        buf.drain(..at + 4);
-                        let answer = format!("HTTP/1.1 200 OK\r\nContent-Length: {}\r\n\r\n{text}", text.len());
-                        if stream.write_all(answer.as_bytes()).await.is_err() {
-                            return;
-                        }
-                    }
-                }
-            });
-        }
-    });
-    address
-}
-
-fn app(n: u128, address: SocketAddr) -> AppRoute {
-    let backend = Backend { instance: InstanceId(Uuid::from_u128(n)), name: "web.1".into(), address };
-    let domains = vec![format!("a{n}.test").parse().unwrap()];
-    AppRoute::new(AppId(Uuid::from_u128(n)), format!("app{n}").parse().unwrap(), domains, AppState::Serving, vec![backend])
-}
-
-/// One answer on a connection that is kept where the router keeps it. None: the connection failed.
-async fn ask(connection: &mut Option<TcpStream>, at: SocketAddr, host: &str) -> Option<String> {
-    if connection.is_none() {
-        *connection = Some(TcpStream::connect(at).await.ok()?);
-    }
-    let stream = connection.as_mut()?;
-    stream.write_all(format!("GET / HTTP/1.1\r\nHost: {host}\r\n\r\n").as_bytes()).await.ok()?;
-    let mut buf = Vec::new();
-    loop {
-        if stream.read_buf(&mut buf).await.ok()? == 0 {
-            return None;
-        }
-        let text = String::from_utf8_lossy(&buf).into_owned();
-        let Some((head, body)) = text.split_once("\r\n\r\n") else { continue };
-        let length = head.lines().find_map(|l| l.strip_prefix("Content-Length: "))?.parse().ok()?;
-        if body.len() >= length {
-            if head.contains("Connection: close") {
-                *connection = None;
-            }
-            return Some(format!("{} {body}", head.split(' ').nth(1)?));
-        }
-    }
-}
-
-async fn says(at: SocketAddr, host: &str, answer: &str) -> bool {
-    ask(&mut None, at, host).await.is_some_and(|a| a == answer)
-}
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn routers_follow_the_server_and_do_without_it() {
     let (old, new) = (instance("old").await, instance("new").await);
     let (tables, watched) = watch::channel(Arc::new(RouteTable::new(5, [app(1, old), app(2, old)])));
-    let server = Server { tables: watched, statuses: Arc::default(), lines: Arc::default(), sent: Arc::default() };
+    let server = Server::of(watched);
     // It goes and comes back on its port.
     let port = Port::reserve();
     let serving = serve(&server, &port.local().to_string()).await;
@@ -225,25 +44,46 @@ async fn routers_follow_the_server_and_do_without_it() {
     for at in at {
         until("the change is routed", async || says(at, "a1.test", "200 new").await).await;
     }
-    assert!(changed.elapsed() < Duration::from_secs(5), "{:?}", changed.elapsed());
+    println!("the first change was live after {:?}", changed.elapsed());
     assert_eq!((server.sent.0.load(SeqCst), server.sent.1.load(SeqCst)), (2, 2));
     until("both say that", async || told(6)()).await;
+    // Within 100 ms in both, the machine allowing: the best of three series, since others use it too.
+    let mut revision = 6;
+    let mut medians = Vec::new();
+    for _ in 0..3 {
+        let mut took = Vec::new();
+        for _ in 0..10 {
+            revision += 1;
+            let (instance, answer) = if revision % 2 == 0 { (new, "200 new") } else { (old, "200 old") };
+            let changed = Instant::now();
+            tables.send_replace(Arc::new(RouteTable::new(revision, [app(1, instance), app(2, old)])));
+            for at in at {
+                until("the change is routed", async || says(at, "a1.test", answer).await).await;
+            }
+            took.push(changed.elapsed());
+        }
+        took.sort();
+        println!("a change is live in both routers: median {:?}, at most {:?}", took[5], took[9]);
+        medians.push(took[5]);
+    }
+    assert!(*medians.iter().min().unwrap() < Duration::from_millis(100), "{medians:?}");
     until("access lines arrive", async || server.lines.lock().unwrap().iter().any(|l| l.contains("host=a1.test"))).await;
     // Without the server they serve, and one that is started now serves by its disk.
     let address = serving.address;
     serving.task.abort();
     let _ = serving.task.await;
     until("it is on disk", async || {
-        std::fs::read_to_string(dirs[0].path().join("router/routes.json")).is_ok_and(|t| t.contains("\"revision\":6"))
+        std::fs::read_to_string(dirs[0].path().join("router/routes.json"))
+            .is_ok_and(|t| t.contains(&format!("\"revision\":{revision}")))
     })
     .await;
     assert!(says(at[1], "a1.test", "200 new").await);
-    routers[0].terminate();
+    routers[0].signal(Signal::SIGTERM);
     assert!(routers[0].ended().await);
     routers[0] = Process::start(address, "one", dirs[0].path(), at[0]);
     until("it serves alone", async || says(at[0], "a1.test", "200 new").await).await;
     // The server comes back with a newer table. The second router is sent what changed since it left, if that is known.
-    tables.send_replace(Arc::new(RouteTable::new(7, [app(1, old)])));
+    tables.send_replace(Arc::new(RouteTable::new(revision + 1, [app(1, old)])));
     let again = serve(&server, &address.to_string()).await;
     for at in at {
         until("the newest table is routed", async || says(at, "a1.test", "200 old").await).await;
@@ -252,53 +92,214 @@ async fn routers_follow_the_server_and_do_without_it() {
     again.task.abort();
 }
 
-#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_planned_restart_is_not_noticed() {
-    let instance = instance("ok").await;
-    let (_tables, watched) = watch::channel(Arc::new(RouteTable::new(5, [app(1, instance)])));
-    let server = Server { tables: watched, statuses: Arc::default(), lines: Arc::default(), sent: Arc::default() };
-    let serving = serve(&server, "127.0.0.1:0").await;
-    let dir = tempfile::tempdir().unwrap();
-    let port = Port::reserve();
-    let at = port.local();
-    let mut router = Process::start(serving.address, "one", dir.path(), at);
-    until("it serves", async || says(at, "a1.test", "200 ok").await).await;
-    let (done, asked) = (Arc::new(AtomicBool::new(false)), Arc::new(AtomicUsize::new(0)));
-    let mut clients = tokio::task::JoinSet::new();
-    for _ in 0..6 {
-        let (done, asked) = (done.clone(), asked.clone());
-        clients.spawn(async move {
+/// What clients got while something was done to the router.
+struct Load {
+    done: Arc<AtomicBool>,
+    asked: Arc<AtomicUsize>,
+    clients: tokio::task::JoinSet<Vec<String>>,
+}
+
+impl Load {
+    fn new() -> Self {
+        Self { done: Arc::default(), asked: Arc::default(), clients: tokio::task::JoinSet::new() }
+    }
+
+    /// Asks without pause; `kept`: on a connection that is kept where the router keeps it.
+    fn add(&mut self, at: SocketAddr, kept: bool) {
+        let (done, asked) = (self.done.clone(), self.asked.clone());
+        self.clients.spawn(async move {
             let (mut connection, mut failed) = (None, Vec::new());
             while !done.load(SeqCst) {
                 match ask(&mut connection, at, "a1.test").await {
                     Some(answer) if answer == "200 ok" => {}
                     other => {
-                        failed.push(format!("{other:?}"));
+                        failed.push(format!("{at} {kept}: {other:?}"));
                         connection = None;
                     }
+                }
+                if !kept {
+                    connection = None;
                 }
                 asked.fetch_add(1, SeqCst);
             }
             failed
         });
     }
-    for n in 0..3 {
-        let before = asked.load(SeqCst);
-        until("requests go on", async || asked.load(SeqCst) > before + 50).await;
-        let next = Process::start(serving.address, &format!("next-{n}"), dir.path(), at);
-        until("the next one has the table", async || {
-            server.statuses.lock().unwrap().get(&format!("next-{n}")).is_some_and(|s| s.revision == 5)
-        })
-        .await;
-        router.terminate();
+
+    /// Sends a datagram, waits for its echo, and so on. One may be lost, as datagrams are, but not one after another.
+    fn add_datagrams(&mut self, at: SocketAddr) {
+        let (done, asked) = (self.done.clone(), self.asked.clone());
+        self.clients.spawn(async move {
+            let socket = UdpSocket::bind("127.0.0.1:0").await.unwrap();
+            socket.connect(at).await.unwrap();
+            let (mut failed, mut lost) = (Vec::new(), 0);
+            for n in 0_u64.. {
+                if done.load(SeqCst) {
+                    break;
+                }
+                socket.send(&n.to_be_bytes()).await.unwrap();
+                let mut buf = [0; 64];
+                // One that was given up may come late.
+                let answered = async { while !matches!(socket.recv(&mut buf).await, Ok(8) if buf[..8] == n.to_be_bytes()) {} };
+                match tokio::time::timeout(Duration::from_secs(2), answered).await {
+                    Ok(()) => lost = 0,
+                    Err(_) if lost < 2 => lost += 1,
+                    Err(_) => failed.push(format!("datagram {n} and those before")),
+                }
+                asked.fetch_add(1, SeqCst);
+                tokio::time::sleep(Duration::from_millis(1)).await;
+            }
+            failed
+        });
+    }
+
+    async fn goes_on(&self) {
+        let before = self.asked.load(SeqCst);
+        until("requests go on", async || self.asked.load(SeqCst) > before + 200).await;
+    }
+
+    async fn none_failed(self) {
+        self.done.store(true, SeqCst);
+        let failed = self.clients.join_all().await.concat();
+        assert!(failed.is_empty(), "{} of {}: {:?}", failed.len(), self.asked.load(SeqCst), failed.first());
+    }
+}
+
+async fn echo() -> SocketAddr {
+    let socket = UdpSocket::bind("127.0.0.1:0").await.unwrap();
+    let address = socket.local_addr().unwrap();
+    tokio::spawn(async move {
+        let mut buf = [0; 64];
+        while let Ok((n, from)) = socket.recv_from(&mut buf).await {
+            let _ = socket.send_to(&buf[..n], from).await;
+        }
+    });
+    address
+}
+
+fn with_route(mut app: AppRoute, n: u128, matches: Match) -> AppRoute {
+    let targets = vec![Target::to(ProcessType::web())];
+    app.routes.push(Route { id: RouteId(Uuid::from_u128(n)), matches, targets, policy: None });
+    app
+}
+
+/// A process that nobody waits for.
+struct Stray(Pid);
+
+impl Drop for Stray {
+    fn drop(&mut self) {
+        let _ = kill(self.0, Signal::SIGKILL);
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn no_upgrade_is_noticed() {
+    let (instance, datagrams) = (instance("ok").await, echo().await);
+    let ports: [Port; 3] = std::array::from_fn(|_| Port::reserve());
+    let [at, tcp, udp] = ports.each_ref().map(Port::local);
+    let apps = [
+        with_route(app(1, instance), 1, Match::Tcp { port: tcp.port().try_into().unwrap(), tls: false }),
+        with_route(app(2, datagrams), 2, Match::Udp { port: udp.port().try_into().unwrap() }),
+    ];
+    let (_tables, watched) = watch::channel(Arc::new(RouteTable::new(5, apps)));
+    let server = Server::of(watched);
+    let serving = serve(&server, "127.0.0.1:0").await;
+    let dir = tempfile::tempdir().unwrap();
+    // What systemd would be told.
+    let notify = dir.path().join("notify");
+    let told = UnixDatagram::bind(&notify).unwrap();
+    let start = || Process::start_with(serving.address, "one", dir.path(), at, &["--take-over"], &notify);
+    let mut router = start();
+    until("it serves", async || says(at, "a1.test", "200 ok").await).await;
+    until("so do its TCP routes", async || says(tcp, "a1.test", "200 ok").await).await;
+    let mut load = Load::new();
+    // Each twice. A connection through a TCP route is nobody's to close: kept, it would be cut off at the end of the drain.
+    for (at, kept) in [(at, true), (at, false), (tcp, false)].repeat(2) {
+        load.add(at, kept);
+    }
+    load.add_datagrams(udp);
+    for _ in 0..3 {
+        load.goes_on().await;
+        let next = start();
         assert!(router.ended().await);
         router = next;
     }
-    done.store(true, SeqCst);
-    let failed = clients.join_all().await.concat();
-    // Without this setting the kernel resets who connects in the moment between a socket's last accept and its closing.
-    let migrates = std::fs::read_to_string("/proc/sys/net/ipv4/tcp_migrate_req").is_ok_and(|t| t.trim() == "1");
-    let most = if migrates { 0 } else { 3 };
-    assert!(failed.len() <= most, "{} of {}: {:?}", failed.len(), asked.load(SeqCst), failed.first());
+    // By a signal: the executable that is in place starts by itself.
+    load.goes_on().await;
+    for _ in 0..3 {
+        told.try_recv(&mut [0; 64]).expect("each that took over said so");
+    }
+    router.signal(Signal::SIGUSR2);
+    let mut said = [0; 64];
+    let n = tokio::time::timeout(DEADLINE, told.recv(&mut said)).await.unwrap().unwrap();
+    let pid = std::str::from_utf8(&said[..n]).unwrap().strip_prefix("MAINPID=").unwrap().parse().unwrap();
+    let _stray = Stray(Pid::from_raw(pid));
+    assert!(router.ended().await);
+    load.goes_on().await;
+    load.none_failed().await;
     serving.task.abort();
+}
+
+/// Two routers on one port of one machine. What is lost with the one that is killed are the requests that it had; a
+/// client that tries again is answered by the other.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn one_of_two_is_killed_and_the_other_serves() {
+    let instance = instance("ok").await;
+    let (_tables, watched) = watch::channel(Arc::new(RouteTable::new(5, [app(1, instance)])));
+    let server = Server::of(watched);
+    let serving = serve(&server, "127.0.0.1:0").await;
+    let dirs = [tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap()];
+    let port = Port::reserve();
+    let at = port.local();
+    let start = |n: usize| Process::start(serving.address, ["one", "two"][n], dirs[n].path(), at);
+    let mut routers = [start(0), start(1)];
+    let both = async || server.statuses.lock().unwrap().values().filter(|s| s.revision == 5).count() == 2;
+    until("both have the table", both).await;
+    for dir in &dirs {
+        until("it is on disk", async || dir.path().join("router/routes.json").exists()).await;
+    }
+    // The control plane dies first: nothing of what follows needs it.
+    serving.task.abort();
+    let (done, asked) = (Arc::new(AtomicBool::new(false)), Arc::new(AtomicUsize::new(0)));
+    let mut clients = tokio::task::JoinSet::new();
+    for _ in 0..4 {
+        let (done, asked) = (done.clone(), asked.clone());
+        clients.spawn(async move {
+            let mut tries = Vec::new();
+            while !done.load(SeqCst) {
+                let begun = Instant::now();
+                let mut failed = 0;
+                while !says(at, "a1.test", "200 ok").await {
+                    failed += 1;
+                    assert!(begun.elapsed() < DEADLINE, "{failed} tries failed");
+                }
+                if failed > 0 {
+                    tries.push(failed);
+                }
+                asked.fetch_add(1, SeqCst);
+            }
+            tries
+        });
+    }
+    for n in [0, 1, 0, 1] {
+        let before = asked.load(SeqCst);
+        until("requests go on", async || asked.load(SeqCst) > before + 100).await;
+        routers[n].0.kill().unwrap();
+        routers[n].0.wait().unwrap();
+        // By the table on its disk.
+        let before = asked.load(SeqCst);
+        until("requests go on with the other alone", async || asked.load(SeqCst) > before + 100).await;
+        routers[n] = start(n);
+        until("it serves by its disk", async || {
+            let sockets = std::fs::read_to_string("/proc/net/tcp").unwrap();
+            let port = format!(":{:04X} 00000000:0000 0A", at.port());
+            sockets.lines().filter(|l| l.contains(&port)).count() >= 2 * std::thread::available_parallelism().unwrap().get()
+        })
+        .await;
+    }
+    done.store(true, SeqCst);
+    let tries = clients.join_all().await.concat();
+    println!("of {} requests {} had to be tried again: {tries:?}", asked.load(SeqCst), tries.len());
+    // One of each client at each kill; one more where the kernel took its time to close the dead one's sockets, one by one.
+    assert!(tries.len() <= 2 * 4 * 4, "{tries:?}");
 }

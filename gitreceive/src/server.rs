@@ -40,6 +40,8 @@ pub const MAX_SESSIONS: usize = 200;
 pub struct GitSettings {
     /// Where to listen for SSH.
     pub listen: SocketAddr,
+    /// A socket that listens there already.
+    pub listener: Option<Arc<std::net::TcpListener>>,
     /// The host key's file; made when it is not there.
     pub host_key_path: PathBuf,
     /// The program that calls [`crate::run_hook`] when its `argv[0]` ends in `pre-receive`: flexd itself.
@@ -60,6 +62,7 @@ impl GitSettings {
     pub fn new(listen: SocketAddr, host_key_path: PathBuf, hook_program: PathBuf, socket_path: PathBuf) -> Self {
         Self {
             listen,
+            listener: None,
             host_key_path,
             hook_program,
             socket_path,
@@ -145,7 +148,8 @@ impl Drop for Ticket {
 impl GitServer {
     /// Takes the address, the socket and the host key; serves nothing yet.
     pub async fn bind(settings: GitSettings, gate: Arc<dyn Gate>) -> Result<Self, BindError> {
-        let GitSettings { listen: address, host_key_path, hook_program, socket_path, limits, connections, .. } = settings;
+        let GitSettings { listen: address, listener, host_key_path, hook_program, socket_path, limits, connections, .. } =
+            settings;
         let key = host_key::load_or_make(&host_key_path, &rand::random())?;
         let public_key = key.public_key().to_openssh().map_err(BindError::PublicKey)?;
         let hooks = listen(&socket_path).map_err(|source| BindError::Socket { path: socket_path.clone(), source })?;
@@ -155,7 +159,11 @@ impl GitServer {
             program: hook_program,
             source,
         })?;
-        let listener = TcpListener::bind(address).await.map_err(|source| BindError::Listen { address, source })?;
+        let listener = match listener {
+            Some(listener) => listener.try_clone().and_then(TcpListener::from_std),
+            None => TcpListener::bind(address).await,
+        };
+        let listener = listener.map_err(|source| BindError::Listen { address, source })?;
         let login_grace = connections.login_grace;
         let shared = Shared {
             gate,
@@ -186,6 +194,11 @@ impl GitServer {
     /// Where it listens: the port that was taken when the settings said 0.
     pub fn local_addr(&self) -> io::Result<SocketAddr> {
         self.listener.local_addr()
+    }
+
+    /// The socket that it listens on.
+    pub fn listener(&self) -> &TcpListener {
+        &self.listener
     }
 
     /// The public host key, `ssh-ed25519 AAAA…`: behind `[host]:port ` it is a line of `known_hosts`.

@@ -5,6 +5,7 @@ use crate::{
     AccessSink, Metrics, RouterSettings,
     clients::Clients,
     h3::endpoint::{self as quic, Http3},
+    handover::{self, Book, Handover, Predecessor, Rest},
     io::Clock,
     l4,
     metrics::Counters,
@@ -24,7 +25,7 @@ use std::{
     path::PathBuf,
     sync::{
         Arc, Mutex, PoisonError,
-        atomic::{AtomicU64, AtomicUsize, Ordering::SeqCst},
+        atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering::SeqCst},
     },
     time::{Duration, Instant},
 };
@@ -87,6 +88,9 @@ pub struct Router {
     table: watch::Receiver<Arc<RouteTable>>,
     passed: tokio::sync::mpsc::UnboundedReceiver<l4::Passed>,
     status: watch::Sender<RouterStatus>,
+    predecessor: Option<Predecessor>,
+    handed: watch::Sender<bool>,
+    rest: tokio::sync::mpsc::UnboundedReceiver<(flex_model::AppId, String)>,
 }
 
 impl Router {
@@ -95,6 +99,17 @@ impl Router {
     ///
     /// A table of revision 0 means that nobody has made one yet. Later tables are taken as they come.
     pub async fn bind(
+        settings: RouterSettings,
+        table: watch::Receiver<Arc<RouteTable>>,
+        access: Arc<dyn AccessSink>,
+    ) -> Result<Self, RouterError> {
+        Self::bind_after(None, settings, table, access).await
+    }
+
+    /// As [`Router::bind`], with the sockets of the process before this one where there are some of the same addresses. That
+    /// process accepts no more once [`Router::serve`] has begun here.
+    pub async fn bind_after(
+        predecessor: Option<Predecessor>,
         settings: RouterSettings,
         mut table: watch::Receiver<Arc<RouteTable>>,
         access: Arc<dyn AccessSink>,
@@ -106,8 +121,10 @@ impl Router {
             0 => std::thread::available_parallelism().map_or(1, usize::from),
             n => n,
         };
-        let (plain, local) = listen(&settings.listen, workers)?;
-        let ((secure, local_tls), quic) = listen_tls(&settings, workers)?;
+        let book = Book::new(settings.hand_over && settings.state_dir.is_some());
+        let opening = Opening { workers, book: &book, before: predecessor.as_ref() };
+        let (plain, local) = opening.listen(handover::HTTP, &settings.listen)?;
+        let ((secure, local_tls), quic) = listen_tls(&settings, &opening)?;
         let listeners = plain.into_iter().zip(secure).map(|(plain, tls)| Listeners { plain, tls, quic: None }).collect();
         let tls = Tls::new(settings.tls.min)?;
         let http3 = match local_tls.first() {
@@ -135,6 +152,7 @@ impl Router {
         let counters: Vec<_> = (0..=workers).map(|worker| Arc::new(Counters { worker, ..Counters::default() })).collect();
         let stats = StatsBook::new(counters.len(), settings.limits.metrics_apps);
         let (pass, passed) = tokio::sync::mpsc::unbounded_channel();
+        let (tell, rest) = tokio::sync::mpsc::unbounded_channel();
         let shared = Arc::new(Shared {
             pass,
             settings,
@@ -152,6 +170,11 @@ impl Router {
             https_port: local_tls.first().map(SocketAddr::port),
             own_ports: local.iter().chain(&local_tls).map(SocketAddr::port).collect(),
             port_problems: Mutex::default(),
+            keeping: Mutex::default(),
+            book: Arc::new(book),
+            inherited: Mutex::default(),
+            rest: tell,
+            handed_over: AtomicBool::new(false),
             tls,
             http3,
             certificates,
@@ -163,7 +186,22 @@ impl Router {
             revision: first.revision,
             ..RouterStatus::default()
         });
-        Ok(Self { shared, counters, listeners, local, local_tls, quic, registry, table, status, passed })
+        let handed = watch::Sender::new(false);
+        Ok(Self {
+            shared,
+            counters,
+            listeners,
+            local,
+            local_tls,
+            quic,
+            registry,
+            table,
+            status,
+            passed,
+            predecessor,
+            handed,
+            rest,
+        })
     }
 
     /// The first address that it listens on, with the port that was taken.
@@ -186,21 +224,29 @@ impl Router {
         self.status.subscribe()
     }
 
+    /// How the process that follows gets more than the router's sockets, and word of it.
+    pub fn handover(&self) -> Handover {
+        Handover::new(self.shared.book.clone(), self.handed.subscribe())
+    }
+
     /// The counters.
     pub fn metrics(&self) -> Metrics {
         Metrics { counters: self.counters.clone(), shared: self.shared.clone() }
     }
 
     /// Serves until `shutdown` ends; then accepts no more, closes idle connections, lets running requests end (for at
-    /// most the `drain` time), and returns.
+    /// most the `drain` time), and returns. So it does when another process has taken over.
     pub async fn serve(self, shutdown: impl Future<Output = ()>) -> Result<(), RouterError> {
-        let Self { shared, mut counters, mut listeners, quic, registry, table, status, passed, .. } = self;
+        let Self {
+            shared, mut counters, mut listeners, quic, registry, table, status, passed, predecessor, handed, rest, ..
+        } = self;
         let (stop, ended_all) = (watch::Sender::new(false), watch::Sender::new(false));
         let mut threads = Vec::new();
         let (ended, mut end) = tokio::sync::mpsc::channel::<()>(1);
         let apart = counters.pop().unwrap_or_default();
         let quic = serve_quic(&shared, &apart, quic, &mut listeners, &stop, &ended_all)?;
-        let l4 = l4::run(shared.clone(), apart, passed, stop.subscribe());
+        let (opened, open) = tokio::sync::oneshot::channel();
+        let l4 = l4::run(shared.clone(), apart, passed, predecessor, opened, stop.subscribe());
         let l4 = tokio::spawn(l4);
         for (n, (listeners, counters)) in listeners.into_iter().zip(counters).enumerate() {
             let (shared, stop, ended) = (shared.clone(), stop.subscribe(), ended.clone());
@@ -215,17 +261,25 @@ impl Router {
             let mut tables = table.clone();
             // The first table is to be kept too.
             tables.mark_changed();
-            tokio::spawn(keep_tables(dir, tables, stop.subscribe()))
+            tokio::spawn(keep_tables(shared.clone(), dir, tables, stop.subscribe()))
         });
+        let kept = table.clone();
         let tables = tokio::spawn(follow_tables(shared.clone(), registry.clone(), table));
         let certificates = shared.settings.tls.certificates.clone().map(|c| tokio::spawn(tls::follow(shared.clone(), c)));
-        let statuses = tokio::spawn(publish_status(shared, registry, status));
+        let shown = status.subscribe();
+        let statuses = tokio::spawn(publish_status(shared.clone(), registry, status));
+        let (given, mut taken, over) = (handed.clone(), handed.subscribe(), watch::Sender::new(false));
+        let rest = Rest { status: shown, lines: rest, over: over.subscribe() };
+        let door = tokio::spawn(take_turns(shared.clone(), kept, open, given, rest, stop.subscribe()));
         tokio::select! {
             () = shutdown => {}
             // Workers end by themselves only by a fault.
             _ = end.recv() => {}
+            _ = taken.wait_for(|taken| *taken) => {}
         }
+        shared.handed_over.store(*handed.borrow(), SeqCst);
         stop.send_replace(true);
+        shared.book.close();
         let joined = tokio::task::spawn_blocking(move || {
             let results: Vec<_> = threads.into_iter().map(std::thread::JoinHandle::join).collect();
             results.into_iter().try_for_each(|r| r.map_err(|_| RouterError::Panicked)?.map_err(RouterError::Worker))
@@ -236,6 +290,8 @@ impl Router {
             let _ = tokio::task::spawn_blocking(move || quic.join()).await;
         }
         let _ = l4.await;
+        over.send_replace(true);
+        let _ = door.await;
         tables.abort();
         statuses.abort();
         if let Some(certificates) = certificates {
@@ -246,6 +302,31 @@ impl Router {
         }
         result?
     }
+}
+
+/// Tells the process before that this one accepts, once that is so, and then waits for the one after.
+async fn take_turns(
+    shared: Arc<Shared>,
+    table: watch::Receiver<Arc<RouteTable>>,
+    open: tokio::sync::oneshot::Receiver<Option<Predecessor>>,
+    handed: watch::Sender<bool>,
+    rest: Rest,
+    stop: watch::Receiver<bool>,
+) {
+    if let Ok(Some(predecessor)) = open.await
+        && let Some(stream) = predecessor.ready().await
+    {
+        tokio::spawn(handover::listen(shared.clone(), stream));
+    }
+    let Some(dir) = shared.settings.state_dir.clone().filter(|_| shared.settings.hand_over) else { return };
+    let state_dir = dir.clone();
+    let (book, shared) = (shared.book.clone(), shared.clone());
+    let keep = move || {
+        if let Err(e) = keep_newest(&shared, &dir, &table) {
+            tracing::error!(error = &e as &dyn std::error::Error, "the process that follows may route by an older table");
+        }
+    };
+    handover::serve(book, state_dir, keep, handed, rest, stop).await;
 }
 
 /// What the control plane says, or what it said last.
@@ -270,10 +351,10 @@ async fn first_certificates(settings: &RouterSettings) -> Arc<CertificateTable> 
 type Sets = (Vec<Vec<StdListener>>, Vec<SocketAddr>);
 
 /// The HTTPS listeners, and beside each the UDP port of the same number where HTTP/3 is on.
-fn listen_tls(settings: &RouterSettings, workers: usize) -> Result<(Sets, Vec<quic::Port>), RouterError> {
+fn listen_tls(settings: &RouterSettings, opening: &Opening) -> Result<(Sets, Vec<quic::Port>), RouterError> {
     let tls = &settings.tls;
     if !tls.http3 {
-        return Ok((listen(&tls.listen, workers)?, Vec::new()));
+        return Ok((opening.listen(handover::HTTPS, &tls.listen)?, Vec::new()));
     }
     if tls.listen.is_empty() {
         return Err(RouterError::QuicAlone);
@@ -283,13 +364,16 @@ fn listen_tls(settings: &RouterSettings, workers: usize) -> Result<(Sets, Vec<qu
     }
     let mut tries = 1;
     loop {
-        let secure = listen(&tls.listen, workers)?;
+        let secure = opening.listen(handover::HTTPS, &tls.listen)?;
         let open = |address: &SocketAddr| quic::Port { address: *address, socket: quic::bind(*address).ok() };
         let ports: Vec<_> = secure.1.iter().map(open).collect();
         // A port that the kernel chose for TCP may be somebody else's for UDP; one that was asked for may come free later.
         let unlucky = ports.iter().zip(&tls.listen).any(|(port, asked)| port.socket.is_none() && asked.port() == 0);
         if !unlucky || tries == FREE_PORTS {
             return Ok((secure, ports));
+        }
+        for port in &ports {
+            opening.book.remove(handover::HTTPS, port.address);
         }
         tries += 1;
     }
@@ -319,38 +403,50 @@ fn serve_quic(
     Ok(Some(thread))
 }
 
-/// One set of listening sockets for each worker, all on the same addresses: the kernel spreads connections over them.
-fn listen(addresses: &[SocketAddr], workers: usize) -> Result<Sets, RouterError> {
-    let mut sets: Vec<Vec<StdListener>> = (0..workers).map(|_| Vec::new()).collect();
-    let mut local = Vec::new();
-    for &asked in addresses {
-        let mut tries = FREE_PORT_TRIES;
-        let (listeners, address) = loop {
-            match listen_on(asked, workers) {
-                // Somebody else was given the same free port at the same moment, and was faster to listen.
-                Err((_, e)) if asked.port() == 0 && e.kind() == io::ErrorKind::AddrInUse && tries > 0 => tries -= 1,
-                Err((address, source)) => return Err(RouterError::Listen { address, source }),
-                Ok(found) => break found,
-            }
-        };
-        for (set, listener) in sets.iter_mut().zip(listeners) {
-            set.push(listener);
-        }
-        local.push(address);
-    }
-    Ok((sets, local))
+/// How listening sockets are had.
+struct Opening<'a> {
+    workers: usize,
+    book: &'a Book,
+    before: Option<&'a Predecessor>,
 }
 
-/// A socket for each worker on one address. Port 0: the first finds a free one, the others join it.
-fn listen_on(asked: SocketAddr, workers: usize) -> Result<(Vec<StdListener>, SocketAddr), (SocketAddr, io::Error)> {
-    let mut address = asked;
-    let mut listeners = Vec::with_capacity(workers);
-    for _ in 0..workers {
-        let listener = bind_one(address).map_err(|e| (address, e))?;
-        address = listener.local_addr().map_err(|e| (address, e))?;
-        listeners.push(listener);
+impl Opening<'_> {
+    /// One set of listening sockets for each worker, all on the same addresses: the kernel spreads connections over them.
+    fn listen(&self, kind: &str, addresses: &[SocketAddr]) -> Result<Sets, RouterError> {
+        let mut sets: Vec<Vec<StdListener>> = (0..self.workers).map(|_| Vec::new()).collect();
+        let mut local = Vec::new();
+        for &asked in addresses {
+            let mut tries = FREE_PORT_TRIES;
+            let (listeners, address) = loop {
+                match self.listen_on(kind, asked) {
+                    // Somebody else was given the same free port at the same moment, and was faster to listen.
+                    Err((_, e)) if asked.port() == 0 && e.kind() == io::ErrorKind::AddrInUse && tries > 0 => tries -= 1,
+                    Err((address, source)) => return Err(RouterError::Listen { address, source }),
+                    Ok(found) => break found,
+                }
+            };
+            for (n, listener) in listeners.into_iter().enumerate() {
+                self.book.add(kind, address, &listener).map_err(|source| RouterError::Listen { address, source })?;
+                sets[n % self.workers].push(listener);
+            }
+            local.push(address);
+        }
+        Ok((sets, local))
     }
-    Ok((listeners, address))
+
+    /// A socket for each worker on one address. Port 0: the first finds a free one, the others join it. Those of the process
+    /// before are taken all, be they more than workers: who waits in their queues is to be served.
+    fn listen_on(&self, kind: &str, asked: SocketAddr) -> Result<(Vec<StdListener>, SocketAddr), (SocketAddr, io::Error)> {
+        let mut address = asked;
+        let taken = self.before.map(|b| b.take(kind, asked)).unwrap_or_default();
+        let mut listeners: Vec<StdListener> = taken.into_iter().map(StdListener::from).collect();
+        while listeners.len() < self.workers {
+            let listener = bind_one(address).map_err(|e| (address, e))?;
+            address = listener.local_addr().map_err(|e| (address, e))?;
+            listeners.push(listener);
+        }
+        Ok((listeners, address))
+    }
 }
 
 pub(crate) fn bind_one(address: SocketAddr) -> io::Result<StdListener> {
@@ -400,24 +496,43 @@ async fn follow_tables(shared: Arc<Shared>, registry: Arc<Mutex<Registry>>, mut 
 
 /// Keeps the newest table on disk. A large one takes long to write, so writing never holds up the table that requests
 /// read, and takes at most a small share of the time.
-async fn keep_tables(dir: PathBuf, mut tables: watch::Receiver<Arc<RouteTable>>, mut stop: watch::Receiver<bool>) {
+async fn keep_tables(
+    shared: Arc<Shared>,
+    dir: PathBuf,
+    mut tables: watch::Receiver<Arc<RouteTable>>,
+    mut stop: watch::Receiver<bool>,
+) {
     loop {
         tokio::select! {
             changed = tables.changed() => if changed.is_err() { return },
             _ = stop.wait_for(|stop| *stop) => if !tables.has_changed().unwrap_or(false) { return },
         }
-        let table = tables.borrow_and_update().clone();
-        if table.revision == 0 {
+        // What is on disk is the next process's now.
+        if shared.handed_over.load(SeqCst) {
+            return;
+        }
+        if tables.borrow_and_update().revision == 0 {
             continue;
         }
-        let (dir, begun) = (dir.clone(), Instant::now());
-        match tokio::task::spawn_blocking(move || persist::save(&dir, &table)).await {
+        let (shared, dir, newest, begun) = (shared.clone(), dir.clone(), tables.clone(), Instant::now());
+        match tokio::task::spawn_blocking(move || keep_newest(&shared, &dir, &newest)).await {
             Ok(Ok(())) => {}
             Ok(Err(e)) => tracing::error!(error = &e as &dyn std::error::Error, "a restart would route by an older table"),
             Err(_) => tracing::error!("writing the routing table failed by a fault in the program"),
         }
         let _ = tokio::time::timeout(begun.elapsed() * WRITE_SHARE, stop.wait_for(|stop| *stop)).await;
     }
+}
+
+/// Writes what is the newest table by then, one writer at a time: an older one never replaces a newer one.
+fn keep_newest(
+    shared: &Shared,
+    dir: &std::path::Path,
+    tables: &watch::Receiver<Arc<RouteTable>>,
+) -> Result<(), persist::PersistError> {
+    let _turn = shared.keeping.lock().unwrap_or_else(PoisonError::into_inner);
+    let table = tables.borrow().clone();
+    if table.revision == 0 { Ok(()) } else { persist::save(dir, &table) }
 }
 
 async fn publish_status(shared: Arc<Shared>, registry: Arc<Mutex<Registry>>, status: watch::Sender<RouterStatus>) {
@@ -432,7 +547,10 @@ async fn publish_status(shared: Arc<Shared>, registry: Arc<Mutex<Registry>>, sta
             let mut registry = registry.lock().unwrap_or_else(PoisonError::into_inner);
             // Under the registry's lock: a table that is being applied shows up wholly or not at all.
             let revision = shared.routes.revision.load(SeqCst);
-            let (in_flight, out) = registry.busy(&shared.dirty, shared.clock.now_ms());
+            let (mut in_flight, out) = registry.busy(&shared.dirty, shared.clock.now_ms());
+            for (instance, n) in shared.inherited.lock().unwrap_or_else(PoisonError::into_inner).iter() {
+                *in_flight.entry(*instance).or_insert(0) += n;
+            }
             let mut problems = registry.problems();
             problems.extend(shared.port_problems.lock().unwrap_or_else(PoisonError::into_inner).iter().cloned());
             let certificates = shared.certificates.load(SeqCst);

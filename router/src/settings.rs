@@ -33,6 +33,8 @@ pub struct RouterSettings {
     /// The same for the ports of TCP routes.
     pub proxy_protocol_tcp: Vec<Cidr>,
     pub tls: TlsSettings,
+    /// A process that follows may take over this one's sockets, at a door in `state_dir`.
+    pub hand_over: bool,
     /// How access lines are written, where an app says nothing else.
     pub lines: flex_model::LineForm,
 }
@@ -51,6 +53,7 @@ impl Default for RouterSettings {
             proxy_protocol_http: Vec::new(),
             proxy_protocol_tcp: Vec::new(),
             tls: TlsSettings::default(),
+            hand_over: false,
             lines: flex_model::LineForm::default(),
         }
     }

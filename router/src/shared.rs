@@ -4,6 +4,7 @@ use crate::{
     AccessSink, RouterSettings, access,
     clients::{ClientPlace, Clients},
     h3::endpoint::Http3,
+    handover::Book,
     io::Clock,
     persist,
     policy::Buckets,
@@ -11,15 +12,16 @@ use crate::{
     table::{Backend, Routes},
     tls::Tls,
 };
-use flex_model::{AppId, CertificateTable, LineForm, RouteProblem};
+use flex_model::{AppId, CertificateTable, InstanceId, LineForm, RouteProblem};
 use std::{
+    collections::BTreeMap,
     net::IpAddr,
     sync::{
         Arc, Mutex, PoisonError,
         atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering::SeqCst},
     },
 };
-use tokio::sync::{Notify, watch};
+use tokio::sync::{Notify, mpsc, watch};
 
 pub(crate) struct Shared {
     pub(crate) settings: RouterSettings,
@@ -49,6 +51,16 @@ pub(crate) struct Shared {
     pub(crate) certificates: AtomicU64,
     /// Ports that the router itself listens on.
     pub(crate) own_ports: Vec<u16>,
+    /// Whose turn it is to write the table to disk.
+    pub(crate) keeping: Mutex<()>,
+    /// Copies of the listening sockets, for the process that follows.
+    pub(crate) book: Arc<Book>,
+    /// What the process before this one still has under way.
+    pub(crate) inherited: Mutex<BTreeMap<InstanceId, u32>>,
+    /// Takes lines to the process that follows, once it has taken over.
+    pub(crate) rest: mpsc::UnboundedSender<(AppId, String)>,
+    /// That process accepts from them now: what waits in their queues is its.
+    pub(crate) handed_over: AtomicBool,
     /// Ports of routes that could not be opened.
     pub(crate) port_problems: Mutex<Vec<RouteProblem>>,
 }
@@ -83,7 +95,17 @@ impl Shared {
         }
         let json = form.json.or(own.json).unwrap_or(false);
         let line = line();
-        self.access.line(app, if json { access::as_json(&line) } else { line });
+        let line = if json { access::as_json(&line) } else { line };
+        if self.handed_over.load(SeqCst) {
+            let _ = self.rest.send((app, line));
+        } else {
+            self.access.line(app, line);
+        }
+    }
+
+    pub(crate) fn set_inherited(&self, now: BTreeMap<InstanceId, u32>) {
+        *self.inherited.lock().unwrap_or_else(PoisonError::into_inner) = now;
+        self.dirty.mark();
     }
 
     pub(crate) fn set_port_problems(&self, problems: Vec<RouteProblem>) {

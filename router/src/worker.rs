@@ -15,7 +15,7 @@ use std::{
     io,
     net::{SocketAddr, TcpListener as StdListener},
     rc::Rc,
-    sync::Arc,
+    sync::{Arc, atomic::Ordering::SeqCst},
     time::Duration,
 };
 use tokio::{
@@ -251,8 +251,10 @@ async fn accept(worker: Rc<Worker>, listener: TcpListener, tls: bool, mut stop: 
         };
         admit(&worker, accepted, local, tls).await;
     }
-    // Who connected before the listener closes must not be lost with its queue.
-    while let Ok(accepted) = tokio::time::timeout(Duration::ZERO, listener.accept()).await {
+    // Who connected before the listener closes must not be lost with its queue, unless another process has that.
+    while !worker.shared.handed_over.load(SeqCst)
+        && let Ok(accepted) = tokio::time::timeout(Duration::ZERO, listener.accept()).await
+    {
         admit(&worker, accepted, local, tls).await;
     }
 }

@@ -67,6 +67,9 @@ StartLimitIntervalSec=0
 ExecStart="${FLEXD//%/%%}"
 Restart=always
 RestartSec=1
+# An upgrade without a failed request: a new process takes over from the one that runs, and says so itself.
+ExecReload=/bin/kill -USR2 \$MAINPID
+NotifyAccess=all
 # Apps are the engine's children, not flexd's: stopping flexd leaves them running.
 KillMode=process
 LimitNOFILE=1048576
@@ -80,6 +83,7 @@ TEXT
   printf '\n[Install]\nWantedBy=multi-user.target\n'
 }
 
+# start_server [FLAG]: starts flexd (again, under systemd), and waits until it serves.
 start_server() {
   local started=
   mkdir -p "$DATA_DIR"
@@ -90,7 +94,7 @@ start_server() {
     systemctl restart flexd
   else
     # A new session of its own, so that it outlives this terminal.
-    FLEXD_DATA_DIR=$DATA_DIR setsid "$FLEXD" </dev/null >>"$LOG_FILE" 2>&1 &
+    FLEXD_DATA_DIR=$DATA_DIR setsid "$FLEXD" "$@" </dev/null >>"$LOG_FILE" 2>&1 &
     started=$!
     printf '%s\n' "$started" >"$PID_FILE"
   fi
@@ -103,6 +107,42 @@ start_server() {
   done
   if uses_systemd; then journalctl -u flexd -n 20 --no-pager >&2; else tail -n 20 "$LOG_FILE" >&2; fi
   die "flexd did not start; its last lines are above."
+}
+
+# upgrade_server: another process takes over from the flexd that runs, with no failed request. One that has no door for that, or
+# a unit with other settings, is restarted.
+upgrade_server() {
+  local old i
+  old=$(server_pid)
+  if [ ! -S "$DATA_DIR/router/handover.sock" ]; then
+    stop_server
+    start_server
+    return
+  fi
+  if uses_systemd; then
+    if [ "$(unit_text)" != "$(cat "$UNIT" 2>/dev/null)" ]; then
+      start_server
+      return
+    fi
+    systemctl reload flexd
+  else
+    start_server --take-over
+  fi
+  # It ends when its last request has: within half a minute, and pushes have as long before.
+  for i in $(seq 1 900); do
+    readlink "/proc/$old/exe" >/dev/null || break
+    if ! uses_systemd && ! readlink "/proc/$(cat "$PID_FILE")/exe" >/dev/null; then
+      printf '%s\n' "$old" >"$PID_FILE"
+      break
+    fi
+    sleep 0.1
+  done
+  if readlink "/proc/$old/exe" >/dev/null; then die "The flexd that runs (pid $old) was not taken over from; see its log."; fi
+  for i in $(seq 1 300); do
+    healthy && server_pid >/dev/null && return 0
+    sleep 0.1
+  done
+  die "flexd did not start; see its log: journalctl -u flexd, or $LOG_FILE."
 }
 
 stop_server() {

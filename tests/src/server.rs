@@ -119,6 +119,21 @@ impl Server {
 
     /// As [`Server::up`]; what it said, if it ended instead of serving.
     pub fn try_up(&mut self) -> Result<(), String> {
+        self.start_process(&[])
+    }
+
+    /// Starts another process that takes over from the one that runs; when it serves, does this; waits until the old one has ended.
+    pub fn upgrade_while(&mut self, work: impl FnOnce(&Self)) {
+        let mut old = self.child.take().expect("one that runs");
+        if let Err(said) = self.start_process(&["--take-over"]) {
+            panic!("flexd ended: {said}");
+        }
+        work(self);
+        let ended = wait_for("the process before to end", Duration::from_secs(60), || old.try_wait().unwrap());
+        assert!(ended.success(), "{ended:?}");
+    }
+
+    fn start_process(&mut self, more: &[&str]) -> Result<(), String> {
         let log = std::fs::OpenOptions::new().create(true).append(true).open(self.dir.path().join("flexd.log")).unwrap();
         let before = log.metadata().unwrap().len();
         let out = std::fs::File::create(self.dir.path().join("flexd.out")).unwrap();
@@ -134,6 +149,7 @@ impl Server {
                 "--ssh",
                 &self.ssh.to_string(),
             ])
+            .args(more)
             .stdout(out)
             .stderr(log)
             .spawn()

@@ -130,6 +130,15 @@ fn up_ends_with_a_served_app_and_purge_with_nothing() {
     assert!(began.elapsed() < Duration::from_secs(60), "{:?}", began.elapsed());
     assert_eq!(std::fs::read_to_string(operator.data().join("flexd.pid")).unwrap(), pid);
 
+    // An upgrade: another process has it, and the one before is gone.
+    let upgrade =
+        format!("cd {}; . scripts/lib/common.sh; . scripts/lib/server.sh; upgrade_server; server_pid", root().display());
+    let (ok, said) = operator.command(Path::new("bash"), &["-euc", &upgrade]);
+    let now = std::fs::read_to_string(operator.data().join("flexd.pid")).unwrap();
+    assert!(ok && now != pid && said.trim().ends_with(now.trim()), "{pid} {now} {said}");
+    assert!(std::fs::read_link(format!("/proc/{}/exe", pid.trim())).is_err());
+    assert_eq!(get(operator.http.local(), "flex-hello.localhost", "/").expect("the router answers").status, 200);
+
     // Down ends flexd and the apps, and keeps the data: up brings them back.
     let cluster = std::fs::read_to_string(operator.data().join("cluster")).unwrap();
     let label = format!("label=flex.cluster={}", cluster.trim());

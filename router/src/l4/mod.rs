@@ -13,6 +13,7 @@ pub(crate) use relay::keep_alive;
 
 use crate::{
     Code,
+    handover::{self, Predecessor},
     metrics::Counters,
     shared::{Place, Shared},
     table::{App, L4, Route},
@@ -29,7 +30,11 @@ use std::{
     },
     time::{Duration, Instant},
 };
-use tokio::{net::TcpStream, sync::watch, task::AbortHandle};
+use tokio::{
+    net::TcpStream,
+    sync::{oneshot, watch},
+    task::AbortHandle,
+};
 
 /// How often a port that could not be opened is tried again.
 const AGAIN: Duration = Duration::from_secs(1);
@@ -42,6 +47,17 @@ const CUT: Duration = Duration::from_secs(1);
 enum Port {
     Tcp(u16),
     Udp(u16),
+}
+
+impl Port {
+    /// What its socket is for, and where it is.
+    fn name(self, ground: &Ground) -> (&'static str, SocketAddr) {
+        let (kind, port) = match self {
+            Self::Tcp(port) => (handover::TCP, port),
+            Self::Udp(port) => (handover::UDP, port),
+        };
+        (kind, SocketAddr::new(ground.shared.settings.l4_address, port))
+    }
 }
 
 /// What connections of all ports share.
@@ -93,11 +109,14 @@ pub(crate) struct Passed {
     pub(crate) ahead: Vec<u8>,
 }
 
-/// Follows the table until `stop` turns true, then lets connections end for at most the time to drain.
+/// Follows the table until `stop` turns true, then lets connections end for at most the time to drain. `before` gives what
+/// sockets it has for the ports of the first table, and goes to `opened` when these are open.
 pub(crate) async fn run(
     shared: Arc<Shared>,
     counters: Arc<Counters>,
     mut passed: tokio::sync::mpsc::UnboundedReceiver<Passed>,
+    before: Option<Predecessor>,
+    opened: oneshot::Sender<Option<Predecessor>>,
     mut stop: watch::Receiver<bool>,
 ) {
     let ground = Arc::new(Ground {
@@ -111,9 +130,10 @@ pub(crate) async fn run(
     });
     let mut listening: BTreeMap<Port, AbortHandle> = BTreeMap::new();
     let mut changes = ground.shared.changes.subscribe();
+    changes.borrow_and_update();
+    let mut complete = follow(&ground, &mut listening, before.as_ref());
+    let _ = opened.send(before);
     loop {
-        changes.borrow_and_update();
-        let complete = follow(&ground, &mut listening);
         let again = tokio::time::Instant::now() + AGAIN;
         let stopped = loop {
             tokio::select! {
@@ -126,6 +146,8 @@ pub(crate) async fn run(
         if stopped {
             break;
         }
+        changes.borrow_and_update();
+        complete = follow(&ground, &mut listening, None);
     }
     while let Ok(passed) = passed.try_recv() {
         tcp::pass(&ground, passed);
@@ -144,19 +166,28 @@ pub(crate) async fn run(
         ground.cut.send_replace(true);
         drained(CUT).await;
     }
+    // Listeners end by themselves, those of UDP when the last answers have had their time.
+    let _ = tokio::time::timeout(udp::LAST_ANSWERS, async {
+        while listening.values().any(|task| !task.is_finished()) {
+            tokio::time::sleep(DRAIN_LOOK).await;
+        }
+    })
+    .await;
     for task in listening.into_values() {
         task.abort();
     }
 }
 
 /// Opens and closes ports as the table says. False if one could not be opened.
-fn follow(ground: &Arc<Ground>, listening: &mut BTreeMap<Port, AbortHandle>) -> bool {
+fn follow(ground: &Arc<Ground>, listening: &mut BTreeMap<Port, AbortHandle>, before: Option<&Predecessor>) -> bool {
     let l4 = ground.shared.routes.l4.load_full();
     let wanted = wanted(&l4);
     listening.retain(|port, task| {
         let stays = wanted.contains_key(port) && !task.is_finished();
         if !stays {
             task.abort();
+            let (kind, address) = port.name(ground);
+            ground.shared.book.remove(kind, address);
         }
         stays
     });
@@ -165,7 +196,7 @@ fn follow(ground: &Arc<Ground>, listening: &mut BTreeMap<Port, AbortHandle>) -> 
         if listening.contains_key(&port) {
             continue;
         }
-        match open(ground, port) {
+        match open(ground, port, before) {
             Ok(task) => {
                 listening.insert(port, task);
             }
@@ -192,22 +223,23 @@ fn wanted(l4: &L4) -> BTreeMap<Port, Arc<Route>> {
     tcp.chain(l4.udp.iter().map(|(port, route)| (Port::Udp(*port), route.clone()))).collect()
 }
 
-fn open(ground: &Arc<Ground>, port: Port) -> io::Result<AbortHandle> {
-    let settings = &ground.shared.settings;
+fn open(ground: &Arc<Ground>, port: Port, before: Option<&Predecessor>) -> io::Result<AbortHandle> {
+    let (kind, address) = port.name(ground);
+    let mut taken = before.map(|b| b.take(kind, address)).unwrap_or_default();
     match port {
         Port::Tcp(port) => {
             // The kernel would let us share it with ourselves, and split the connections between the two.
             if ground.shared.own_ports.contains(&port) {
                 return Err(io::Error::new(io::ErrorKind::AddrInUse, "the router itself listens there"));
             }
-            let address = SocketAddr::new(settings.l4_address, port);
-            let listener = tokio::net::TcpListener::from_std(crate::router::bind_one(address)?)?;
+            let listener = taken.pop().map_or_else(|| crate::router::bind_one(address), |fd| Ok(fd.into()))?;
+            ground.shared.book.add(kind, address, &listener)?;
+            let listener = tokio::net::TcpListener::from_std(listener)?;
             Ok(tokio::spawn(tcp::listen(ground.clone(), listener, port)).abort_handle())
         }
         Port::Udp(port) => {
-            let address = SocketAddr::new(settings.l4_address, port);
-            let socket = std::net::UdpSocket::bind(address)?;
-            socket.set_nonblocking(true)?;
+            let socket = taken.pop().map_or_else(|| udp::bind(address), |fd| Ok(fd.into()))?;
+            ground.shared.book.add(kind, address, &socket)?;
             let socket = tokio::net::UdpSocket::from_std(socket)?;
             Ok(tokio::spawn(udp::listen(ground.clone(), Arc::new(socket), port)).abort_handle())
         }

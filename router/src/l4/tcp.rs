@@ -46,8 +46,10 @@ pub(super) async fn listen(ground: Arc<Ground>, listener: TcpListener, port: u16
             }
         }
     }
-    // Who connected before the listener closes must not be lost with its queue.
-    while let Ok(Ok((stream, peer))) = tokio::time::timeout(Duration::ZERO, listener.accept()).await {
+    // Who connected before the listener closes must not be lost with its queue, unless another process has that.
+    while !ground.shared.handed_over.load(SeqCst)
+        && let Ok(Ok((stream, peer))) = tokio::time::timeout(Duration::ZERO, listener.accept()).await
+    {
         admit(&ground, stream, peer, port);
     }
 }

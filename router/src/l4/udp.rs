@@ -13,14 +13,20 @@ use std::{
     collections::HashMap,
     io,
     net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr},
+    os::fd::AsRawFd as _,
     sync::{
         Arc, Mutex, PoisonError,
-        atomic::{AtomicU64, Ordering::Relaxed},
+        atomic::{
+            AtomicU64,
+            Ordering::{Relaxed, SeqCst},
+        },
     },
     time::{Duration, Instant},
 };
 use tokio::net::UdpSocket;
 
+/// So long do answers still go out by a port whose datagrams another process takes now.
+pub(super) const LAST_ANSWERS: Duration = Duration::from_secs(2);
 /// The largest datagram there is.
 const DATAGRAM: usize = 65_535;
 
@@ -48,7 +54,7 @@ pub(super) async fn listen(ground: Arc<Ground>, socket: Arc<UdpSocket>, port: u1
         let received = tokio::select! {
             received = socket.recv_from(&mut buf) => received,
             Some(_) = tasks.join_next() => continue,
-            _ = stop.wait_for(|stop| *stop) => return,
+            _ = stop.wait_for(|stop| *stop) => break,
         };
         // An error is about an earlier datagram of ours.
         let Ok((n, client)) = received else { continue };
@@ -69,6 +75,20 @@ pub(super) async fn listen(ground: Arc<Ground>, socket: Arc<UdpSocket>, port: u1
             session.count.fetch_add(1, Relaxed);
         }
     }
+    if ground.shared.handed_over.load(SeqCst) {
+        let _ = tokio::time::timeout(LAST_ANSWERS, async { while tasks.join_next().await.is_some() {} }).await;
+    }
+}
+
+/// A port that several routers on one machine may have: the kernel keeps each client's datagrams with one of them.
+pub(super) fn bind(address: SocketAddr) -> io::Result<std::net::UdpSocket> {
+    use nix::sys::socket::{self, AddressFamily, SockFlag, SockType, SockaddrStorage, sockopt};
+    let family = if address.is_ipv4() { AddressFamily::Inet } else { AddressFamily::Inet6 };
+    let flags = SockFlag::SOCK_CLOEXEC | SockFlag::SOCK_NONBLOCK;
+    let fd = socket::socket(family, SockType::Datagram, flags, None)?;
+    socket::setsockopt(&fd, sockopt::ReusePort, &true)?;
+    socket::bind(fd.as_raw_fd(), &SockaddrStorage::from(address))?;
+    Ok(fd.into())
 }
 
 async fn begin(ground: &Ground, sessions: &Sessions, client: SocketAddr, port: u16) -> Option<Arc<Session>> {
@@ -88,6 +108,8 @@ async fn begin(ground: &Ground, sessions: &Sessions, client: SocketAddr, port: u
     let any: IpAddr = if backend.address.is_ipv4() { Ipv4Addr::UNSPECIFIED.into() } else { Ipv6Addr::UNSPECIFIED.into() };
     let socket = UdpSocket::bind((any, 0)).await.ok()?;
     socket.connect(backend.address).await.ok()?;
+    // It always is; but until the runtime has seen that, nothing would be sent, and the first datagram be lost.
+    socket.writable().await.ok()?;
     Counters::add(&ground.counters.connections, 1);
     let session = Arc::new(Session {
         socket,

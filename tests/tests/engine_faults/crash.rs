@@ -6,10 +6,11 @@
 //! had its effect and before its answer arrives. (What lies before a call is what follows the commit or the call before.)
 
 use crate::proxy::Proxy;
-use crate::world::{Steady, WEB, files, is_sound, kill_now, list, noise, push_in_background, push_page, world};
+use crate::world::{COMPILE, Steady, WEB, files, is_sound, kill_now, list, noise, push_in_background, push_page, world};
 use flex_tests::{Repo, Server, Setup, get, wait_for};
 use nix::sys::signal::Signal;
 use nix::unistd::Pid;
+use std::io::{Read, Write};
 use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -109,6 +110,58 @@ fn killed_in_a_release_phase() {
     push_page(&server, &app, "three");
     is_sound(&server, &app, &["three"]);
     client.none_wrong();
+}
+
+/// Bytes of an answer, more than sockets buffer.
+const LONG: usize = 32 << 20;
+
+/// Another process takes over, twice: no request to an app fails, and none to the API; a request that takes long is answered by
+/// the process that it came to, while the next one has the data directory.
+#[test]
+fn an_upgrade_fails_no_request() {
+    let (mut server, user) = world(Setup::default());
+    let app = user.repo("kept", &files("one"));
+    app.commit(&[("bin/compile", &format!("{COMPILE}head -c {LONG} /dev/zero >\"$1/www/long\"\n"))]);
+    app.push().ok();
+    let before = server.containers();
+    let clients: Vec<_> = (0..4).map(|_| Steady::on(server.http, "kept", &["one", "two"])).collect();
+    // An answer that is not read yet keeps the process before from ending.
+    let mut slow = std::net::TcpStream::connect(server.http).unwrap();
+    write!(slow, "GET /long HTTP/1.1\r\nHost: kept.localhost\r\nConnection: close\r\n\r\n").unwrap();
+    let mut first = [0];
+    slow.read_exact(&mut first).unwrap();
+    let api = server.api;
+    let asked = std::thread::spawn(move || {
+        let ended = Instant::now() + Duration::from_secs(3);
+        let mut failed = 0;
+        while Instant::now() < ended {
+            failed += usize::from(flex_tests::get(api, "localhost", "/health").is_none_or(|a| a.status != 200));
+            std::thread::sleep(Duration::from_millis(20));
+        }
+        failed
+    });
+    let began = Instant::now();
+    server.upgrade_while(|_| {
+        // By now the new process serves everything, and the old one still has this request.
+        println!("the new process served after {:?}", began.elapsed());
+        let mut rest = Vec::new();
+        slow.read_to_end(&mut rest).unwrap();
+        let head = rest.windows(4).position(|w| w == b"\r\n\r\n").unwrap();
+        assert_eq!(rest.len() - head - 4, LONG, "{}", String::from_utf8_lossy(&rest[..head]));
+    });
+    // A connection that has not brought its request when the API stops is closed.
+    assert!(asked.join().unwrap() <= 1, "failed requests to the API");
+    // What the old process answered last is in the log that the new one keeps.
+    wait_for("the line of the long answer", Duration::from_secs(20), || {
+        app.flex(&["logs", "-s", "router", "-n", "1000"]).out.contains("path=\"/long\"").then_some(())
+    });
+    push_page(&server, &app, "two");
+    server.upgrade_while(|_| ());
+    is_sound(&server, &app, &["two"]);
+    assert_eq!(before.len(), server.containers().len());
+    for client in clients {
+        client.none_failed();
+    }
 }
 
 /// Bytes of the pack that is being received.
