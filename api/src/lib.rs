@@ -40,6 +40,6 @@ pub use log::{AddLogDrain, CreateLogSession, LogDrain, LogDrainStatus, LogRetent
 pub use process::{CheckKind, CheckSource, DynoSize, LockApp, PastInstance, ProcessCheck, Rollout, SetCheck, TransferApp};
 pub use refs::{AppRef, NameRef, ReleaseRef, SlugRef, UserRef};
 pub use release::{ConfigChanges, ConfigVars, Release, ReleaseStatus, Rollback};
-pub use route::{AddRoute, ErrorPage, Route, RouteKind, Routing, UpdateRoute, UpdateRouting};
+pub use route::{AddRoute, ErrorPage, PasswordsOf, Route, RouteKind, Routing, UpdateRoute, UpdateRouting};
 pub use schema::{Quantity, Time};
 pub use server::{Check, Event, Health, Host, ImageTags, Nothing, Provider, Region, Server, SshServer, Stack};

@@ -77,6 +77,18 @@ pub struct AddRoute {
     #[serde(default)]
     #[schema(value_type = Object)]
     pub policy: serde_json::Map<String, serde_json::Value>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub passwords_of: Option<PasswordsOf>,
+}
+
+/// Where passwords that are given as `[hidden]` are taken from: each becomes what the user of that name has there.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct PasswordsOf {
+    /// Name or id of another app that the caller may change.
+    pub app: String,
+    /// One of its routes, by name or id; left out: what holds for all of them.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub route: Option<String>,
 }
 
 /// What to change of a route.
@@ -124,4 +136,6 @@ pub struct UpdateRouting {
     /// HTML by name; null removes a page.
     #[schema(value_type = Option<Object>)]
     pub pages: Option<BTreeMap<PageKind, Option<String>>>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub passwords_of: Option<PasswordsOf>,
 }

@@ -20,6 +20,7 @@ mod hostnames;
 pub mod http;
 mod loops;
 mod owners;
+mod passwords;
 pub mod ports;
 mod processes;
 mod pushes;

@@ -190,10 +190,22 @@ impl Server {
 
     /// The most memory that this run of it has had, in MiB (`VmHWM`).
     pub fn peak_memory_mib(&self) -> u64 {
+        self.memory_mib("VmHWM")
+    }
+
+    /// What it has now, in MiB (`VmRSS`); [`Server::peak_memory_mib`] begins anew with it.
+    pub fn begin_peak_mib(&self) -> u64 {
+        let id = self.child.as_ref().unwrap().id();
+        // proc(5): 5 sets the peak to what is in use now.
+        std::fs::write(format!("/proc/{id}/clear_refs"), "5").unwrap();
+        self.memory_mib("VmRSS")
+    }
+
+    fn memory_mib(&self, field: &str) -> u64 {
         let id = self.child.as_ref().unwrap().id();
         let status = std::fs::read_to_string(format!("/proc/{id}/status")).unwrap();
-        let peak = status.lines().find_map(|l| l.strip_prefix("VmHWM:")).unwrap();
-        peak.split_whitespace().next().unwrap().parse::<u64>().unwrap() >> 10
+        let found = status.lines().find_map(|l| l.strip_prefix(field)?.strip_prefix(':')).unwrap();
+        found.split_whitespace().next().unwrap().parse::<u64>().unwrap() >> 10
     }
 
     /// The first user: an administrator, signed in, with an SSH key.

@@ -35,7 +35,7 @@ pub async fn set_all(cx: &Context, args: &SetRoute, changes: Map<String, Value>)
         }
     }
     let progress = Progress::start(format!("Changing all routes of {}", cx.app()?));
-    let body = UpdateRouting { http: Some(http), pages: None };
+    let body = UpdateRouting { http: Some(http), ..UpdateRouting::default() };
     let changed: Value = cx.client.patch(&cx.path("/routing")?, &body).await?;
     progress.done();
     cx.show_or::<Routing>(changed).map(drop)

@@ -3,7 +3,7 @@
 //! Code, domains, drains and people are no part of it: code is in git, a domain can be of one app only, a drain's URL is a
 //! secret that the server keeps, and who works on an app is its owner's decision.
 
-use super::portable_ways::{self, Ways};
+use super::portable_ways::{self, Original, Ways};
 use crate::context::{Context, typed};
 use crate::error::{CliError, Result, while_doing};
 use crate::output::{self, Progress};
@@ -168,15 +168,17 @@ pub async fn import(cx: &Context, file: &Path, name: Option<&str>) -> Result<()>
         return Err(CliError::usage(format!("{} was written by a newer flex. Update this one.", file.display())));
     }
     let document: Document = serde_json::from_str(&text).map_err(unknown)?;
-    make(cx, document, name).await
+    make(cx, document, name, None).await
 }
 
 pub async fn clone(cx: &Context, name: &str, no_config: bool) -> Result<()> {
+    let app: App = cx.client.get(&cx.path("")?).await?;
+    let original = Original { own: portable_ways::own_host(&app)?, app: app.name };
     let document = read(cx, !no_config).await?;
-    make(cx, document, Some(name)).await
+    make(cx, document, Some(name), Some(&original)).await
 }
 
-async fn make(cx: &Context, document: Document, name: Option<&str>) -> Result<()> {
+async fn make(cx: &Context, document: Document, name: Option<&str>, original: Option<&Original>) -> Result<()> {
     let name: AppName = match name {
         Some(n) => n.parse().map_err(|e: flex_model::Invalid| CliError::usage(e.to_string()))?,
         None => document.name.clone(),
@@ -185,7 +187,7 @@ async fn make(cx: &Context, document: Document, name: Option<&str>) -> Result<()
     let created: Value = cx.client.post("/apps", &CreateApp { name: Some(name.clone()), stack: document.stack.clone() }).await?;
     progress.done();
     let own = portable_ways::own_host(&typed(created.clone())?)?;
-    if let Err(e) = fill(cx, &name, &own, &document).await {
+    if let Err(e) = fill(cx, (&name, &own), &document, original).await {
         // Half an app would have to be found and removed by hand.
         let undone = cx.client.delete(&format!("/apps/{name}")).await;
         let left = if undone.is_ok() { "It was removed again." } else { "Remove it: flex apps:destroy" };
@@ -200,7 +202,12 @@ async fn make(cx: &Context, document: Document, name: Option<&str>) -> Result<()
     Ok(())
 }
 
-async fn fill(cx: &Context, name: &AppName, own: &DomainName, document: &Document) -> Result<()> {
+async fn fill(
+    cx: &Context,
+    (name, own): (&AppName, &DomainName),
+    document: &Document,
+    original: Option<&Original>,
+) -> Result<()> {
     let path = |rest: &str| format!("/apps/{name}{rest}");
     let progress = Progress::start("Copying its settings");
     let settings = UpdateApp {
@@ -243,7 +250,7 @@ async fn fill(cx: &Context, name: &AppName, own: &DomainName, document: &Documen
         cx.client.patch::<LogRetention>(&path("/log-retention"), kept).await?;
     }
     // After the formation, which says what routes may lead to.
-    portable_ways::write(cx, name, own, &document.ways).await?;
+    portable_ways::write(cx, name, own, &document.ways, original).await?;
     if document.acm
         && let Err(e) = cx.client.post::<App>(&path("/acm"), &Nothing {}).await
     {

@@ -1,14 +1,16 @@
 //! The ways into an app in a document of its settings: what holds for all its routes, its own pages, and the routes that
 //! somebody made for its own name or for ports.
 //!
-//! Left out, and said so: passwords, which the server shows to nobody, and routes of other names, which are of one app only.
+//! Passwords are shown to nobody: a document has [`HIDDEN`] for each. A clone has those of its first app; an app from a file
+//! asks for ones that nobody knows, until they are set. Left out, and said so: routes of other names, which are of one app
+//! only.
 
 use crate::context::Context;
 use crate::error::{CliError, Result};
 use crate::output;
-use flex_api::{AddRoute, Route, RouteKind, Routing, UpdateRouting};
-use flex_model::http_policy::PageKind;
-use flex_model::{AppName, DomainName, PathPrefix, Target};
+use flex_api::{AddRoute, PasswordsOf, Route, RouteKind, Routing, UpdateRouting};
+use flex_model::http_policy::{HIDDEN, PageKind};
+use flex_model::{AppName, DomainName, PathPrefix, Target, Uuid};
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 use std::collections::BTreeMap;
@@ -25,6 +27,9 @@ pub struct Ways {
     pages: BTreeMap<PageKind, String>,
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     routes: Vec<Way>,
+    /// The route that the passwords of all routes are of, where they are of one that is left out.
+    #[serde(skip)]
+    passwords_of: Option<String>,
 }
 
 /// A route. Its host, where it has one, is the app's own name.
@@ -43,6 +48,13 @@ struct Way {
     policy: Map<String, Value>,
 }
 
+impl Way {
+    /// Of a route by host and path.
+    fn name(&self, own: &DomainName) -> String {
+        format!("{own}{}", self.path.clone().unwrap_or_default())
+    }
+}
+
 impl Ways {
     pub fn is_empty(&self) -> bool {
         *self == Self::default()
@@ -59,13 +71,10 @@ fn object(value: &impl Serialize) -> Map<String, Value> {
     serde_json::to_value(value).ok().and_then(|v| v.as_object().cloned()).unwrap_or_default()
 }
 
-/// Takes passwords out of settings of HTTP; whether there were any.
-fn without_passwords(http: &mut Map<String, Value>) -> bool {
-    let asks = http.get("basic_auth").is_some_and(Value::is_object);
-    if asks {
-        http.remove("basic_auth");
-    }
-    asks
+/// The passwords that settings of HTTP ask for and do not tell, by their users.
+fn hidden(http: &mut Map<String, Value>) -> impl Iterator<Item = (&String, &mut Value)> {
+    let users = http.get_mut("basic_auth").and_then(|a| a.get_mut("users")).and_then(Value::as_object_mut);
+    users.into_iter().flatten().filter(|(_, password)| password.as_str() == Some(HIDDEN))
 }
 
 /// Takes out the name that requests are sent to: it would lead away from the new app.
@@ -76,31 +85,51 @@ fn without_host(http: &mut Map<String, Value>) {
     }
 }
 
-fn warn_of_passwords(what: &str, route: &str) {
-    output::warn(format!("{what} asked for a password, which is not carried over: the new app lets everybody in."));
-    output::warn(format!("Set it there: flex routes:set {route} --basic-auth USER"));
+/// Where there is no app to take passwords from: puts ones there that nobody knows, and says how to set others.
+fn shut(http: &mut Map<String, Value>, route: &str, app: &AppName) {
+    for (user, password) in hidden(http) {
+        let unknown = [Uuid::new_v4(), Uuid::new_v4()].map(|id| id.simple().to_string()).concat();
+        *password = unknown.into();
+        output::warn(format!("The password of {user} is not in the file: nobody gets in until one is set."));
+        output::warn(format!("Set it: flex routes:set {route} --basic-auth {user} -a {app}"));
+    }
+}
+
+/// The app that a copy is made of.
+pub struct Original {
+    pub app: AppName,
+    pub own: DomainName,
+}
+
+impl Original {
+    /// Where it has the passwords of one of its routes; none: of all.
+    fn passwords(&self, route: Option<String>) -> PasswordsOf {
+        PasswordsOf { app: self.app.to_string(), route }
+    }
 }
 
 pub async fn read(cx: &Context, own: &DomainName) -> Result<Ways> {
     let all: Routing = cx.client.get(&cx.path("/routing")?).await?;
     let mut http = object(&all.http);
-    if without_passwords(&mut http) {
-        warn_of_passwords(&format!("Each route of {}", cx.app()?), "--all");
-    }
     without_host(&mut http);
     let pages = all.pages.into_iter().map(|p| (p.name, p.text)).collect();
     let made: Vec<Route> = cx.client.list(&cx.path("/routes")?).await?;
-    let mut routes = Vec::new();
+    let (mut routes, mut passwords_of) = (Vec::new(), None);
     for r in made.into_iter().filter(|r| r.id.is_some()) {
+        let mut policy = object(&r.policy);
         if r.host.as_ref().is_some_and(|h| h != own) {
             output::warn(format!("The route {} is left out: a domain is of one app only.", r.name));
+            let auth = policy.get("http").and_then(|h| h.get("basic_auth")).filter(|a| a.is_object());
+            let is_first = !http.contains_key("basic_auth") && r.path.as_ref().is_some_and(PathPrefix::is_root);
+            // What is behind it would be open at the copy's own name.
+            if let Some(auth) = auth.filter(|_| is_first) {
+                output::warn("It asks for a password: every route of the copy does.");
+                http.insert("basic_auth".into(), auth.clone());
+                passwords_of = Some(r.name);
+            }
             continue;
         }
-        let mut policy = object(&r.policy);
         if let Some(http) = policy.get_mut("http").and_then(Value::as_object_mut) {
-            if without_passwords(http) {
-                warn_of_passwords(&format!("The route {}", r.name), "ROUTE");
-            }
             without_host(http);
         }
         policy.retain(|_, v| v.as_object().is_none_or(|o| !o.is_empty()));
@@ -113,14 +142,20 @@ pub async fn read(cx: &Context, own: &DomainName) -> Result<Ways> {
         }
         routes.push(Way { kind: r.kind, path: r.path, port: r.port, tls: r.tls, targets, policy });
     }
-    Ok(Ways { http, pages, routes })
+    Ok(Ways { http, pages, routes, passwords_of })
 }
 
-pub async fn write(cx: &Context, name: &AppName, own: &DomainName, ways: &Ways) -> Result<()> {
+/// Gives an app these ways; `original` is the app that they were read from, if that was just now and there.
+pub async fn write(cx: &Context, name: &AppName, own: &DomainName, ways: &Ways, original: Option<&Original>) -> Result<()> {
     let path = |rest: &str| format!("/apps/{name}{rest}");
     if !ways.http.is_empty() || !ways.pages.is_empty() {
         let pages = ways.pages.iter().map(|(k, v)| (k.clone(), Some(v.clone()))).collect();
-        let body = UpdateRouting { http: Some(ways.http.clone()), pages: Some(pages) };
+        let mut http = ways.http.clone();
+        let passwords_of = original.map(|o| o.passwords(ways.passwords_of.clone()));
+        if original.is_none() {
+            shut(&mut http, "--all", name);
+        }
+        let body = UpdateRouting { http: Some(http), pages: Some(pages), passwords_of };
         cx.client.patch::<Routing>(&path("/routing"), &body).await?;
     }
     for way in &ways.routes {
@@ -133,7 +168,11 @@ pub async fn write(cx: &Context, name: &AppName, own: &DomainName, ways: &Ways) 
             tls: way.tls,
             targets: way.targets.clone(),
             policy: way.policy.clone(),
+            passwords_of: original.filter(|_| named).map(|o| o.passwords(Some(way.name(&o.own)))),
         };
+        if let (None, Some(Value::Object(http))) = (original, body.policy.get_mut("http")) {
+            shut(http, &way.name(own), name);
+        }
         let made: Result<Route> = cx.client.post(&path("/routes"), &body).await;
         let made = match made {
             // The port is most likely the first app's: another does as well, but its clients must know.
@@ -157,11 +196,14 @@ mod tests {
     use super::*;
 
     #[test]
-    fn passwords_are_taken_out_and_nothing_else() {
-        let mut http = object(&serde_json::json!({ "timeout_seconds": 5, "basic_auth": { "users": { "a": "[hidden]" } } }));
-        assert!(without_passwords(&mut http));
-        assert_eq!(Value::Object(http), serde_json::json!({ "timeout_seconds": 5 }));
+    fn passwords_that_are_not_told_are_found_and_shut() {
+        let mut http = object(&serde_json::json!({ "timeout_seconds": 5, "basic_auth": { "users": { "a": HIDDEN, "b": "x" } } }));
+        assert_eq!(hidden(&mut http).map(|(user, _)| user.clone()).collect::<Vec<_>>(), ["a"]);
+        shut(&mut http, "--all", &"shop".parse().unwrap());
+        let users = &http["basic_auth"]["users"];
+        assert!(users["a"].as_str().is_some_and(|p| p.len() == 64) && users["b"] == "x", "{users}");
+        assert_eq!(hidden(&mut http).count(), 0);
         // One that takes away what app.json asks for is no password.
-        assert!(!without_passwords(&mut object(&serde_json::json!({ "basic_auth": false }))));
+        assert_eq!(hidden(&mut object(&serde_json::json!({ "basic_auth": false }))).count(), 0);
     }
 }

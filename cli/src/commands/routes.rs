@@ -78,6 +78,7 @@ async fn add(cx: &Context, path: &str, args: AddRoute) -> Result<()> {
         tls: args.tls,
         targets: to(&args.to)?.unwrap_or_default(),
         policy: changes(&args.policy, &[])?,
+        passwords_of: None,
     };
     let progress = Progress::start(format!("Adding a route to {}", cx.app()?));
     let made: Value = cx.client.post(path, &body).await?;
@@ -131,6 +132,7 @@ async fn change(cx: &Context, path: &str, name: &str, body: UpdateRoute) -> Resu
                 tls: false,
                 targets,
                 policy,
+                passwords_of: None,
             };
             cx.client.post(path, &add).await?
         }

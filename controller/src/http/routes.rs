@@ -147,7 +147,11 @@ pub async fn add(
     Body(body): Body<AddRoute>,
 ) -> Answer<Made<Route>> {
     let wanted = wanted(&body)?;
-    let policy = merged_policy(None, body.policy)?;
+    let mut policy = body.policy;
+    if let (Some(of), Some(serde_json::Value::Object(http))) = (&body.passwords_of, policy.get_mut("http")) {
+        c.carry_passwords(&caller.user, of, http).await?;
+    }
+    let policy = merged_policy(None, policy)?;
     let made = c.add_route(&caller.actor(), Some(&caller.user), &app, wanted, body.targets, policy).await?;
     Ok(Made(View::of(&c, &app).await?.render(&made)))
 }

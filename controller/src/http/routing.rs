@@ -37,6 +37,10 @@ pub async fn set(
     Body(body): Body<UpdateRouting>,
 ) -> Answer<Shown<Routing>> {
     let pages = body.pages.unwrap_or_default();
-    let changed = c.set_routing(&caller.actor(), &app, body.http, &pages).await?;
+    let mut http = body.http;
+    if let (Some(of), Some(http)) = (&body.passwords_of, &mut http) {
+        c.carry_passwords(&caller.user, of, http).await?;
+    }
+    let changed = c.set_routing(&caller.actor(), &app, http, &pages).await?;
     Ok(Shown(render(&c, &app, &changed).await?))
 }
