@@ -127,7 +127,7 @@ pub(super) async fn trees(
     };
     let (script, certs) = prepare().map_err(|e| failed("preparing the directory", &e))?;
     let absolute = |p: Option<PathBuf>| p.and_then(|p| fs::canonicalize(p).ok()).unwrap_or_default();
-    let mut command = Command::new("mmdebstrap");
+    let mut command = confined("mmdebstrap").await;
     command
         .args(arguments(recipe, &script, mirrors_of(recipe), &machine_proxies(), lock.map(|_| work.join(PREFERENCES)).as_deref()))
         .env_clear()
@@ -170,10 +170,26 @@ pub(super) async fn trees(
     }
     let status = child.wait().await.map_err(|e| failed("waiting for mmdebstrap", &e))?;
     if !status.success() {
-        let tail: Vec<String> = last.into();
-        return Err(failed("mmdebstrap failed; its last lines", &format!("\n{}", tail.join("\n"))));
+        let tail = Vec::from(last).join("\n");
+        if tail.contains("failed to execute mmdebstrap") {
+            return Err(failed("starting mmdebstrap", &"it is not there: install the Debian package mmdebstrap"));
+        }
+        return Err(failed("mmdebstrap failed; its last lines", &format!("\n{tail}")));
     }
     Ok(Trees { out: work.join("out") })
+}
+
+/// A program in a mount namespace of its own, where one may be made: what it mounts below its directory goes with it, also when
+/// it is killed, and nobody who removes that directory walks into the machine's `/dev`, `/proc` and `/sys`.
+async fn confined(program: &str) -> Command {
+    let mut unshare = Command::new("unshare");
+    let tried = unshare.args(["--mount", "--", "true"]).stdin(Stdio::null()).output().await;
+    if !tried.is_ok_and(|o| o.status.success()) {
+        return Command::new(program);
+    }
+    let mut command = Command::new("unshare");
+    command.args(["--mount", "--", program]);
+    command
 }
 
 /// The recipe's mirror, else the machine's own.

@@ -122,15 +122,15 @@ async fn heads_have_a_number_of_fields_and_connections_have_times() {
         client.send(&format!("GET / HTTP/1.1\r\nHost: aa.test\r\n{more}\r\n")).await;
         assert_eq!(client.answer().await.status, status, "{fields}");
     }
-    assert_eq!(hits(&world), [("headers", 1)]);
+    let hit = |name| hits(&world).iter().find(|(limit, _)| *limit == name).map_or(0, |(_, n)| *n);
+    assert_eq!(hit("headers"), 1);
     let mut idle = world.client().await;
     assert_eq!(served(&mut idle).await, 200);
     assert!(idle.rest().await.is_empty(), "closed without a word");
     let mut silent = Client::new(world.https.unwrap()).await;
     assert!(silent.rest().await.is_empty());
-    let hit = |name| hits(&world).iter().find(|(limit, _)| *limit == name).map_or(0, |(_, n)| *n);
-    // The first client may still be there, and end in the same way.
-    assert!((1..=2).contains(&hit("keep_alive_time")) && hit("handshake_time") == 1, "{:?}", hits(&world));
+    // The first client may still be there, and end in the same way. What is counted is counted after the end.
+    eventually(async || (1..=2).contains(&hit("keep_alive_time")) && hit("handshake_time") == 1).await;
     world.stop().await;
 }
 

@@ -446,7 +446,10 @@ fn values_are_nobodys_business() {
         (lines[0].split(' ').next(), lines[1], lines[2]),
         (wanted.split(' ').next(), "1", secret.len().to_string().as_str())
     );
-    app.flex(&["exec", "test -n \"$A\" && test -n \"$KEY\""]).ok();
+    // The instance of before, in which it may begin, is stopped when the new one is up.
+    wait_for("an instance with the variables", Duration::from_secs(30), || {
+        (app.flex(&["exec", "test -n \"$A\" && test -n \"$KEY\""]).status == 0).then_some(())
+    });
 
     // Slips of the hand.
     let mut said = String::new();
