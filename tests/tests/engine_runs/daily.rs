@@ -189,22 +189,14 @@ fn set_password(app: &Repo<'_>, name: &str, route: &str, user: &str, password: &
 /// How instances ended, and a release that can be had once what it missed is there.
 fn what_failed_is_remembered_and_retried(app: &Repo<'_>) {
     let past = |args: &[&str]| json(&app.flex(&[&["ps:history", "--json"], args].concat()).ok().out).as_array().unwrap().clone();
-    let worker = wait_for("the worker's end to be known", SOON, || past(&["worker"]).first().cloned());
-    assert_eq!(
-        (&worker["name"], &worker["exit_status"], &worker["stopped"], &worker["oom"]),
-        (&"worker.1".into(), &0.into(), &false.into(), &false.into()),
-        "{worker}"
-    );
-    assert!(worker["lines"].as_array().unwrap().iter().any(|l| l == "worker says"), "{worker}");
-    let lines = app.flex(&["ps:history", "worker", "-n", "1", "--lines"]).ok().out;
-    assert!(lines.starts_with("=== worker.1 v") && lines.contains("\n  worker says\n"), "{lines}");
     let web = wait_for("the first instance's end to be known", SOON, || {
         past(&["web.1"]).into_iter().find(|e| e["version"] == 1 && e["stopped"] == true)
     });
     assert!(web["reason"].as_str().is_some_and(|r| !r.is_empty()), "{web}");
     let table = app.flex(&["ps:history"]).ok().out;
     assert!(table.lines().any(|l| l.starts_with("web.1 ") && l.contains(" v1 ") && l.contains(" stopped ")), "{table}");
-    assert!(table.lines().any(|l| l.starts_with("worker.1 ") && l.contains(" crashed ")), "{table}");
+    let lines = app.flex(&["ps:history", "web.1", "-n", "1", "--lines"]).ok().out;
+    assert!(lines.starts_with("=== web.1 v"), "{lines}");
     assert_eq!(past(&["-n", "2"]).len(), 2);
 
     let newest = || json(&app.flex(&["releases", "--json", "-n", "1"]).ok().out)[0].clone();
@@ -218,11 +210,16 @@ fn what_failed_is_remembered_and_retried(app: &Repo<'_>) {
     app.flex(&["config:set", "MAY=yes"]).ok();
     let retried = app.flex(&["releases:retry", &version(&failed)]).ok();
     let made = newest();
-    assert!(retried.err.starts_with(&format!("Retrying {} on demo... {}", version(&failed), version(&made))), "{}", retried.err);
+    assert!(
+        retried.err.starts_with(&format!("Retrying {} on demo... done, {}", version(&failed), version(&made))),
+        "{}",
+        retried.err
+    );
     assert_eq!((&made["status"], &made["current"]), (&"succeeded".into(), &true.into()), "{made}");
     assert!(made["description"].as_str().unwrap().starts_with(&format!("Retry of {}: ", version(&failed))), "{made}");
-    assert_eq!(app.flex(&["releases:output"]).ok().out, "may=yes\n");
-    assert_eq!(app.flex(&["releases:output", &version(&failed)]).ok().out, "may=\n");
+    let printed = |args: &[&str]| app.flex(&[&["releases:output"], args].concat()).ok().out;
+    assert!(printed(&[]).lines().any(|l| l == "may=yes"));
+    assert!(printed(&[&version(&failed)]).lines().any(|l| l == "may="));
     assert_eq!(app.flex(&["releases:retry"]).fails_with("did not fail").status, 2);
 }
 
